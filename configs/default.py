@@ -1,0 +1,80 @@
+"""Every key of a training run, once, with its default; the other configs are differences.
+
+A budget (eps, step_size) is in units of the [0, 1] pixel range; 8/255 is written `8 / 255`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Returns the complete config of a training run."""
+    config = ConfigDict()
+    config.mode = "train"  # train | evaluate
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = "cifar10"  # cifar10 | digits
+    config.data.data_dir = placeholder(str)  # TFDS directory; None: TFDS's own default
+    config.data.validation_fraction = 0.04  # of the train split, held out to choose the best
+    config.data.augmentation = "none"  # none | flip | flip_crop_jitter
+
+    config.model = ConfigDict()
+    config.model.name = "bignet"  # net | bignet | biggernet | wrn_<depth>_<width> | vit_<...>
+    config.model.activation = placeholder(str)  # relu | gelu; None: the architecture's own
+    config.model.dropout = placeholder(float)  # rate in [0, 1); None: the architecture's own
+
+    config.train = ConfigDict()
+    config.train.num_epochs = 10
+    config.train.batch_size = 64  # over all devices together
+    config.train.ema_decay = 0.0  # of the weights; 0: evaluate the raw weights
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw | sgd
+    config.optimizer.learning_rate = 1e-3  # the peak of the schedule
+    config.optimizer.schedule = "constant"  # constant | cosine | piecewise
+    config.optimizer.warmup_epochs = 0.0  # linear warm-up from 0 before the schedule
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.momentum = 0.9  # of sgd
+
+    # The adversary of training. Equal start and end make it fixed; fraction 0 is natural training.
+    config.attack = ConfigDict()
+    config.attack.fraction = 0.5  # of each batch that is replaced by adversarial examples
+    config.attack.norm = "linf"  # linf | l2
+    config.attack.loss = "cross_entropy"  # cross_entropy | margin
+    config.attack.random_start = False
+    config.attack.step_size = 0.01
+    config.attack.eps_start = 0.01
+    config.attack.eps_end = 0.1
+    config.attack.num_steps_start = 10
+    config.attack.num_steps_end = 40
+
+    # After each epoch, on the held-out part of the train split: chooses the best checkpoint.
+    config.validation = ConfigDict()
+    config.validation.eps = 0.03
+    config.validation.step_size = 0.01
+    config.validation.num_steps = 10
+
+    # The final evaluation on the test split: one attack for each name, one result for each eps.
+    config.evaluation = ConfigDict()
+    config.evaluation.batch_size = 512  # over all devices together
+    config.evaluation.num_examples = placeholder(int)  # the first n; None: the whole split
+    config.evaluation.attacks = battery()
+    return config
+
+
+def battery() -> ConfigDict:
+    """Returns the attacks of the final evaluation: the keys of each are arguments of its function.
+
+    Every name is evaluated at every eps of its tuple. The study's grid is `pgd40`.
+    """
+    grid = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
+    pgd = {"attack": "pgd", "step_size": 0.01, "num_steps": 40}
+    return ConfigDict(
+        {
+            "fgsm": {"attack": "fgsm", "eps": grid},
+            "pgd40": {**pgd, "eps": grid, "random_start": False},
+            "pgd40_restarts": {**pgd, "eps": (0.03,), "num_restarts": 5},
+            "pgd40_margin": {**pgd, "eps": (0.03,), "loss": "margin"},
+        }
+    )

@@ -1,0 +1,22 @@
+"""PGD adversarial training (Madry et al. 2018): every image attacked at eps 8/255."""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = default.get_config()
+    config.data.augmentation = "flip"
+    config.train.num_epochs = 30
+    config.train.batch_size = 128
+    config.optimizer.schedule = "cosine"
+    config.attack.fraction = 1.0
+    config.attack.random_start = True
+    config.attack.eps_start = config.attack.eps_end = 8 / 255
+    config.attack.num_steps_start = config.attack.num_steps_end = 10
+    config.attack.step_size = 2 / 255
+    config.validation.eps = 8 / 255
+    config.validation.step_size = 2 / 255
+    return config

@@ -1,0 +1,14 @@
+"""Standard adversarial training of the study: half of each batch attacked at a fixed eps."""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = default.get_config()
+    config.attack.eps_start = config.attack.eps_end = 0.03
+    config.attack.num_steps_start = config.attack.num_steps_end = 10
+    config.attack.step_size = 0.008
+    return config

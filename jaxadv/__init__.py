@@ -1,0 +1,1 @@
+"""Adversarial attacks and adversarial training of image classifiers in JAX."""

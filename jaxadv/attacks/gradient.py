@@ -1,0 +1,220 @@
+"""Attacks that follow the gradient of a loss with respect to the image: FGSM and PGD."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from jaxadv.attacks.inputs import check_inputs
+from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.losses import LOSSES
+from jaxadv.prng import example_keys
+from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
+
+Objective = Callable[[Logits], PerExample]
+
+
+def fgsm(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    *,
+    eps: ArrayLike,
+    norm: str = "linf",
+    loss: str = "cross_entropy",
+    num_noise_samples: int = 1,
+    targets: Labels | None = None,
+) -> Images:
+    """Returns adversarial images after one step of size eps (Goodfellow et al. 2015).
+
+    The arguments are those of `pgd`, of which this is the single step from the clean image.
+    """
+    return pgd(
+        key,
+        logits_fn,
+        images,
+        labels,
+        eps=eps,
+        step_size=eps,
+        num_steps=1,
+        norm=norm,
+        loss=loss,
+        random_start=False,
+        num_noise_samples=num_noise_samples,
+        targets=targets,
+    )
+
+
+def pgd(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    *,
+    eps: ArrayLike,
+    step_size: ArrayLike,
+    num_steps: ArrayLike,
+    norm: str = "linf",
+    loss: str = "cross_entropy",
+    random_start: bool = True,
+    num_restarts: int = 1,
+    num_noise_samples: int = 1,
+    targets: Labels | None = None,
+    example_ids: Int[Array, "batch"] | None = None,
+) -> Images:
+    """Returns adversarial images found by projected gradient ascent (Madry et al. 2018).
+
+    Each step moves by `step_size` in the direction of steepest ascent of the norm, then
+    projects on the eps-ball around the clean image and on [0, 1]. A random start is uniform
+    in the ball. With several restarts the one with the largest margin is kept for each
+    example, scored under noise that the attack has not seen.
+
+    `norm`, `loss`, `random_start` and the two counts are static, and so is `logits_fn`: a
+    new function object is a new compilation. `eps`, `step_size` and `num_steps` are traced,
+    so a whole curriculum runs through one compilation.
+
+    Args:
+      key: randomness of the starts and of the model's noise.
+      logits_fn: `(key, images) -> logits`; a deterministic function ignores the key. It may
+        close over traced parameters inside a transformed function.
+      images: clean images in [0, 1], shape (batch, height, width, channels).
+      labels: true classes, shape (batch,).
+      eps: radius of the ball in units of the pixel range; 0 returns the clean images.
+      step_size: length of a step in the same norm and units.
+      num_steps: gradient steps; 0 returns the clean images.
+      norm: "linf" or "l2".
+      loss: "cross_entropy" or "margin", ascended for the labels.
+      random_start: start anywhere in the ball instead of at the clean image.
+      num_restarts: independent attempts for each example.
+      num_noise_samples: draws of the model's noise averaged in each gradient (EOT,
+        Athalye et al. 2018).
+      targets: classes to be predicted instead, shape (batch,): the loss is descended for them.
+      example_ids: distinct numbers of the examples, shape (batch,), by default their
+        positions. The start of an example follows from the key and its number alone, so it
+        does not depend on the batch it sits in.
+
+    Returns:
+      Images of the same shape, within eps of the clean ones and in [0, 1].
+
+    Raises:
+      ValueError: a shape, a range or a name that is not as above.
+
+    >>> logits_fn = lambda key, x: x.sum((1, 2)) @ jnp.array([[1.0, -1.0]])
+    >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+    >>> pgd(jax.random.key(0), logits_fn, x, y, eps=0.1, step_size=0.1, num_steps=3).min()
+    Array(0.4, dtype=float32)
+    """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    check_inputs(logits_fn, key, images, labels, targets, eps=eps, norm=norm, loss=loss)
+    if min(num_restarts, num_noise_samples) < 1:
+        raise ValueError("num_restarts and num_noise_samples are counts of at least 1")
+    if num_restarts > 1 and not random_start:
+        raise ValueError("num_restarts > 1 repeats the same attack unless random_start is True")
+    return _pgd(
+        key,
+        logits_fn,
+        images,
+        labels,
+        targets,
+        jnp.arange(len(images)) if example_ids is None else jnp.asarray(example_ids),
+        jnp.asarray(eps, images.dtype),
+        jnp.asarray(step_size, images.dtype),
+        jnp.asarray(num_steps, jnp.int32),
+        norm=norm,
+        loss=loss,
+        random_start=random_start,
+        num_restarts=num_restarts,
+        num_noise_samples=num_noise_samples,
+    )
+
+
+_STATIC = ("logits_fn", "norm", "loss", "random_start", "num_restarts", "num_noise_samples")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _pgd(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    targets: Labels | None,
+    example_ids: Int[Array, "batch"],
+    eps: Float[Array, ""],
+    step_size: Float[Array, ""],
+    num_steps: Int[Array, ""],
+    *,
+    norm: str,
+    loss: str,
+    random_start: bool,
+    num_restarts: int,
+    num_noise_samples: int,
+) -> Images:
+    threat = THREATS[norm]
+    objective = _objective(loss, labels, targets)
+    score = _objective("margin", labels, targets)
+
+    def attempt(key: PRNGKey) -> Images:
+        start_key, noise_key = jax.random.split(key)
+
+        def step(i: Int[Array, ""], adversarial: Images) -> Images:
+            gradient = _expected_gradient(
+                jax.random.fold_in(noise_key, i),
+                logits_fn,
+                objective,
+                adversarial,
+                num_noise_samples,
+            )
+            delta = adversarial + step_size * threat.steepest(gradient) - images
+            return perturb(threat, images, delta, eps)
+
+        start = images
+        if random_start:
+            keys = example_keys(start_key, example_ids)
+            draw = jax.vmap(threat.random_start, in_axes=(0, None, None))
+            delta = draw(keys, images.shape[1:], eps)
+            start = jnp.where(num_steps > 0, perturb(threat, images, delta, eps), images)
+        return lax.fori_loop(0, num_steps, step, start)
+
+    attempt_key, score_key = jax.random.split(key)
+    if num_restarts == 1:
+        return lax.stop_gradient(attempt(attempt_key))
+
+    def restart(i: Int[Array, ""], best: tuple[Images, PerExample]) -> tuple[Images, PerExample]:
+        images, scores = best
+        new_images = attempt(jax.random.fold_in(attempt_key, i))
+        new_scores = score(logits_fn(jax.random.fold_in(score_key, i), new_images))
+        better = new_scores > scores
+        images = jnp.where(better[:, None, None, None], new_images, images)
+        return images, jnp.where(better, new_scores, scores)
+
+    worst = jnp.full(len(images), -jnp.inf, images.dtype)
+    return lax.stop_gradient(lax.fori_loop(0, num_restarts, restart, (images, worst))[0])
+
+
+def _objective(loss: str, labels: Labels, targets: Labels | None) -> Objective:
+    """Returns what the attack ascends: the labels' loss, or minus that of the targets."""
+    loss_fn = LOSSES[loss]
+    if targets is None:
+        return lambda logits: loss_fn(logits, labels)
+    return lambda logits: -loss_fn(logits, targets)
+
+
+def _expected_gradient(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    objective: Objective,
+    images: Images,
+    num_noise_samples: int,
+) -> Images:
+    """Returns the gradient with respect to the images, averaged over draws of the noise."""
+
+    def gradient(key: PRNGKey) -> Images:
+        return jax.grad(lambda x: objective(logits_fn(key, x)).sum())(images)
+
+    if num_noise_samples == 1:
+        return gradient(key)
+    return jax.vmap(gradient)(jax.random.split(key, num_noise_samples)).mean(axis=0)

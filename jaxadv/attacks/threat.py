@@ -1,0 +1,76 @@
+"""Threat models: what an adversary of radius eps may do to an image, for each norm."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxadv.types import Images
+
+Scalar = Float[Array, ""]
+
+
+class Threat(NamedTuple):
+    """The geometry of one norm ball, for a batch of images.
+
+    `project(delta, eps)` is the nearest perturbation inside the ball,
+    `random_start(key, shape, eps)` draws one uniformly from it for a single image, and
+    `steepest(gradient)` is the perturbation of unit norm that gains most to first order.
+    """
+
+    project: Callable[[Images, Scalar], Images]
+    random_start: Callable[[Key[Array, ""], tuple[int, ...], Scalar], Float[Array, "..."]]
+    steepest: Callable[[Images], Images]
+
+
+def _linf_project(delta: Images, eps: Scalar) -> Images:
+    return jnp.clip(delta, -eps, eps)
+
+
+def _linf_random_start(
+    key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
+) -> Float[Array, "..."]:
+    return eps * jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+
+
+def _l2_norm(delta: Images) -> Images:
+    # The floor keeps the zero perturbation, and the zero gradient, at zero instead of NaN.
+    return jnp.maximum(jnp.sqrt((delta**2).sum(axis=(1, 2, 3), keepdims=True)), 1e-12)
+
+
+def _l2_project(delta: Images, eps: Scalar) -> Images:
+    return delta * jnp.minimum(1.0, eps / _l2_norm(delta))
+
+
+def _l2_random_start(
+    key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
+) -> Float[Array, "..."]:
+    return eps * jax.random.ball(key, d=_size(shape)).reshape(shape)
+
+
+def _l2_steepest(gradient: Images) -> Images:
+    return gradient / _l2_norm(gradient)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+THREATS = {
+    "linf": Threat(_linf_project, _linf_random_start, jnp.sign),
+    "l2": Threat(_l2_project, _l2_random_start, _l2_steepest),
+}
+
+
+def perturb(threat: Threat, images: Images, delta: Images, eps: Scalar) -> Images:
+    """Returns images + delta, inside the eps-ball around the images and inside [0, 1].
+
+    Clipping to the box after the projection leaves the ball intact: every image is in the
+    box, so the clip only moves a perturbed image nearer to it.
+    """
+    return jnp.clip(images + threat.project(delta, eps), 0.0, 1.0)

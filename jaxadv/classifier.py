@@ -1,0 +1,212 @@
+"""Train state of a classifier, and the pure functions that change or use it."""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
+from ml_collections import ConfigDict
+
+from jaxadv.attacks import pgd
+from jaxadv.curriculum import Budget
+from jaxadv.data.augment import AugmentFn
+from jaxadv.losses import cross_entropy
+from jaxadv.models import make_model
+from jaxadv.parallel import AXIS, positions
+from jaxadv.prng import example_keys, stream
+from jaxadv.types import Batch, ByteImages, Images, Labels, Logits, LogitsFn
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+      step: updates done.
+      variables: `params` and, where the model has batch norm, `batch_stats`.
+      ema: moving average of the variables; None where it is not kept.
+      opt_state: state of the optax chain.
+    """
+
+    step: Int[Array, ""]
+    variables: PyTree
+    ema: PyTree | None
+    opt_state: optax.OptState
+
+    @property
+    def weights(self) -> PyTree:
+        """The variables that predict: the average where one is kept."""
+        return self.variables if self.ema is None else self.ema
+
+
+class Recipe(NamedTuple):
+    """What is fixed for a whole run, and static in its step.
+
+    Attributes:
+      model: `(images, train) -> logits`.
+      optimizer: optax chain.
+      augment: `(keys, images) -> images`.
+      num_attacked: adversarial examples in each device's share of a batch.
+      attack: static arguments of `pgd`: norm, loss, random_start.
+      ema_decay: of the variables' average; 0 keeps none.
+      seed: of every key stream.
+    """
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    augment: AugmentFn
+    num_attacked: int
+    attack: dict
+    ema_decay: float
+    seed: int
+
+
+def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
+    """Returns the module of `config.model`, its batch norm synchronised over the devices."""
+    return make_model(
+        model.name,
+        num_classes,
+        activation=model.activation,
+        dropout=model.dropout,
+        axis_name=AXIS,
+    )
+
+
+def init_state(recipe: Recipe, images: Images) -> TrainState:
+    """Returns the state before the first step; `images` give the shape."""
+    variables = jax.jit(recipe.model.init)(stream(recipe.seed, "init"), images)
+    return TrainState(
+        step=jnp.int32(0),
+        variables=variables,
+        ema=jax.tree.map(jnp.copy, variables) if recipe.ema_decay else None,
+        opt_state=recipe.optimizer.init(variables["params"]),
+    )
+
+
+def make_logits_fn(model: nn.Module, weights: PyTree) -> LogitsFn:
+    """Returns the classifier as attacks see it: running batch statistics, no dropout."""
+
+    def logits_fn(key: jax.Array, images: Images) -> Logits:
+        return cast(Logits, model.apply(weights, images, rngs={"noise": key}))
+
+    return logits_fn
+
+
+def make_train_step(recipe: Recipe) -> Callable:
+    """Returns `(state, data, budget, indices) -> (state, metrics)`, to be mapped over devices.
+
+    `data` holds the whole train split as bytes, `indices` (share,) pick this device's part of
+    the batch. Gradients, batch statistics and metrics are averaged over the devices, so the
+    state stays the same on all of them. The first `num_attacked` examples are replaced by
+    adversarial ones and the loss is the mean over the mixed batch. They are crafted with
+    running batch statistics and without dropout, which keeps the attack's own batches out of
+    the statistics (Pang et al. 2021, "Bag of tricks for adversarial training").
+    """
+
+    def train_step(
+        state: TrainState, data: Batch, budget: Budget, indices: Int[Array, "share"]
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        place = positions(len(indices))
+        clean = recipe.augment(
+            example_keys(stream(recipe.seed, "augment", state.step), place),
+            to_float(data.images[indices]),
+        )
+        labels = data.labels[indices]
+        images = _attack_first(recipe, state, budget, clean, labels, place)
+        (_, (logits, batch_stats)), gradients = jax.value_and_grad(
+            lambda params: _loss(recipe, state, params, images, labels), has_aux=True
+        )(state.variables["params"])
+        gradients, batch_stats = lax.pmean((gradients, batch_stats), AXIS)
+        metrics = lax.pmean(_metrics(recipe, logits, labels), AXIS)
+        return _update(recipe, state, gradients, batch_stats), metrics
+
+    return train_step
+
+
+def make_predict_step(model: nn.Module) -> Callable:
+    """Returns `(weights, key, images) -> logits` on one device's share of a batch."""
+
+    def predict_step(weights: PyTree, key: jax.Array, images: Images) -> Logits:
+        return make_logits_fn(model, weights)(key, images)
+
+    return predict_step
+
+
+def to_float(images: ByteImages) -> Images:
+    """Returns bytes as floats in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def _attack_first(
+    recipe: Recipe,
+    state: TrainState,
+    budget: Budget,
+    clean: Images,
+    labels: Labels,
+    place: Int[Array, "share"],
+) -> Images:
+    n = recipe.num_attacked
+    if n == 0:
+        return clean
+    adversarial = pgd(
+        stream(recipe.seed, "attack", state.step),
+        make_logits_fn(recipe.model, state.variables),
+        clean[:n],
+        labels[:n],
+        example_ids=place[:n],
+        **budget._asdict(),
+        **recipe.attack,
+    )
+    return jnp.concatenate([adversarial, clean[n:]])
+
+
+def _loss(
+    recipe: Recipe, state: TrainState, params: PyTree, images: Images, labels: Labels
+) -> tuple[Float[Array, ""], tuple[Logits, PyTree]]:
+    rngs = {
+        name: jax.random.fold_in(stream(recipe.seed, name, state.step), lax.axis_index(AXIS))
+        for name in ("dropout", "noise")
+    }
+    logits, changed = recipe.model.apply(
+        {**state.variables, "params": params},
+        images,
+        train=True,
+        rngs=rngs,
+        mutable=["batch_stats"],
+    )
+    return cross_entropy(logits, labels).mean(), (logits, changed)
+
+
+def _metrics(recipe: Recipe, logits: Logits, labels: Labels) -> dict[str, Float[Array, ""]]:
+    n = recipe.num_attacked
+    losses = cross_entropy(logits, labels)
+    correct = (logits.argmax(axis=-1) == labels).astype(jnp.float32)
+    metrics = {"loss": losses.mean()}
+    if n > 0:
+        metrics |= {
+            "loss_adversarial": losses[:n].mean(),
+            "accuracy_adversarial": correct[:n].mean(),
+        }
+    if n < len(labels):
+        metrics |= {"loss_clean": losses[n:].mean(), "accuracy_clean": correct[n:].mean()}
+    return metrics
+
+
+def _update(
+    recipe: Recipe, state: TrainState, gradients: PyTree, batch_stats: PyTree
+) -> TrainState:
+    params = state.variables["params"]
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, params)
+    variables = {**state.variables, **batch_stats, "params": optax.apply_updates(params, updates)}
+    step = state.step + 1
+    ema = state.ema
+    if ema is not None:
+        # The average starts as that of the few weights there are, not of the initial ones.
+        decay = jnp.minimum(recipe.ema_decay, step / (step + 10))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
+    return TrainState(step=step, variables=variables, ema=ema, opt_state=opt_state)

@@ -1,0 +1,160 @@
+"""What a config may hold, and the config that a workdir remembers."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxadv.attacks import ATTACKS
+from jaxadv.attacks.threat import THREATS
+from jaxadv.losses import LOSSES
+from jaxadv.optimizer import OPTIMIZERS, SCHEDULES
+from jaxadv.types import UserError
+
+Rule = tuple[Callable[[float], bool], str]
+
+_COUNT: Rule = (lambda value: value >= 1, "at least 1")
+_STEPS: Rule = (lambda value: value >= 0, "0 or more")
+_RADIUS: Rule = (lambda value: 0 <= value < math.inf, "0 or more")
+_POSITIVE: Rule = (lambda value: 0 < value < math.inf, "above 0")
+_SHARE: Rule = (lambda value: 0 <= value <= 1, "from 0 to 1")
+_DECAY: Rule = (lambda value: 0 <= value < 1, "from 0 to below 1")
+
+_RULES: dict[str, Rule] = {
+    "seed": _STEPS,
+    "data.validation_fraction": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "model.dropout": _DECAY,
+    "train.num_epochs": _COUNT,
+    "train.batch_size": _COUNT,
+    "train.ema_decay": _DECAY,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.warmup_epochs": _RADIUS,
+    "optimizer.weight_decay": _RADIUS,
+    "optimizer.momentum": _DECAY,
+    "attack.fraction": _SHARE,
+    "attack.step_size": _RADIUS,
+    "attack.eps_start": _RADIUS,
+    "attack.eps_end": _RADIUS,
+    "attack.num_steps_start": _STEPS,
+    "attack.num_steps_end": _STEPS,
+    "validation.eps": _RADIUS,
+    "validation.step_size": _RADIUS,
+    "validation.num_steps": _STEPS,
+    "evaluation.batch_size": _COUNT,
+    "evaluation.num_examples": _COUNT,
+}
+
+_CHOICES = {
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+    "attack.norm": THREATS,
+    "attack.loss": LOSSES,
+}
+
+_ATTACK_RULES: dict[str, Rule] = {
+    "step_size": _RADIUS,
+    "num_steps": _STEPS,
+    "num_restarts": _COUNT,
+    "num_noise_samples": _COUNT,
+}
+
+_ATTACK_CHOICES = {"attack": ATTACKS, "norm": THREATS, "loss": LOSSES}
+
+# Where files lie, which another machine may change without changing the experiment.
+_LOCATIONS = ("data.data_dir",)
+
+
+def check(config: ConfigDict, num_devices: int) -> None:
+    """Raises a UserError that names the first key whose value cannot be meant.
+
+    Names of models, data sets and augmentations are checked where they are looked up.
+    """
+    _check_values(_flatten(config), _RULES, _CHOICES)
+    for name, attack in config.evaluation.attacks.items():
+        _check_values(attack, _ATTACK_RULES, _ATTACK_CHOICES, f"evaluation.attacks.{name}.")
+        for eps in attack.eps:
+            _check_rule(f"evaluation.attacks.{name}.eps", eps, _RADIUS)
+    for key in ("train.batch_size", "evaluation.batch_size"):
+        batch_size = _flatten(config).get(key, num_devices)
+        if batch_size % num_devices:
+            raise UserError(
+                f"config.{key} is {batch_size}, not divisible by the {num_devices} devices: "
+                f"take {batch_size // num_devices * num_devices or num_devices}"
+            )
+
+
+def _check_values(values: dict, rules: dict, choices: dict, prefix: str = "") -> None:
+    for key, rule in rules.items():
+        if values.get(key) is not None:
+            _check_rule(prefix + key, values[key], rule)
+    for key, options in choices.items():
+        if key in values and values[key] not in options:
+            raise UserError(
+                f"config.{prefix}{key} is {values[key]!r}: it must be one of {', '.join(options)}"
+            )
+
+
+def _check_rule(key: str, value: float, rule: Rule) -> None:
+    holds, words = rule
+    if not holds(value):
+        raise UserError(f"config.{key} is {value}: it must be {words}")
+
+
+def read(workdir: Path) -> ConfigDict:
+    """Returns the config that a run left in its workdir.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    path = workdir / "config.json"
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is not the workdir of a run: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes the workdir this config's own, or finds that it is already.
+
+    Raises:
+      UserError: it belongs to another config, or cannot be written.
+    """
+    if (workdir / "config.json").exists():
+        different = _differences(read(workdir), config)
+        if different:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(different)}): "
+                "give another --workdir, or the config it was started with"
+            )
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = workdir / "config.json.partial"
+        partial.write_text(config.to_json(indent=2) + "\n")
+        partial.replace(workdir / "config.json")
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written ({error.strerror})") from None
+
+
+def _differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
+    old = _flatten(stored)
+    new = _flatten(ConfigDict(json.loads(asked.to_json())))
+    return [
+        f"config.{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in _LOCATIONS and old.get(key) != new.get(key)
+    ]
+
+
+def _flatten(config: ConfigDict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

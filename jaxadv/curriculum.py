@@ -1,0 +1,38 @@
+"""The adversary's budget over the epochs of training."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class Budget(NamedTuple):
+    """What the adversary may spend on an image: all traced by the attack."""
+
+    eps: float
+    step_size: float
+    num_steps: int
+
+
+def linear_budget(attack: ConfigDict, epoch: int, num_epochs: int) -> Budget:
+    """Returns the budget of one epoch under the linear curriculum of the study.
+
+    eps(t) = eps_start (1 - t) + eps_end t and num_steps(t) = int(num_steps_start (1 - t) +
+    num_steps_end t) with t = epoch / num_epochs. `epoch` counts the finished epochs, so t
+    never reaches 1. Equal start and end give a fixed budget.
+
+    Args:
+      attack: `config.attack`; see configs/default.py.
+      epoch: finished epochs, from 0 to num_epochs - 1.
+      num_epochs: epochs in all.
+    """
+    t = epoch / num_epochs
+
+    def ramp(start: float, end: float) -> float:
+        return start * (1 - t) + end * t
+
+    return Budget(
+        eps=ramp(attack.eps_start, attack.eps_end),
+        step_size=attack.step_size,
+        # The small term undoes float rounding just below an integer: 10 (1 - t) + 10 t is 10.
+        num_steps=int(ramp(attack.num_steps_start, attack.num_steps_end) + 1e-9),
+    )

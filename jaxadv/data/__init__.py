@@ -1,0 +1,5 @@
+"""Images in memory: where they come from, and their augmentation on the device."""
+
+from jaxadv.data.datasets import Dataset, load
+
+__all__ = ["Dataset", "load"]

@@ -1,0 +1,72 @@
+"""Random augmentation of a batch, on the device."""
+
+from collections.abc import Callable
+
+import dm_pix as pix
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxadv.types import Images, PRNGKey, UserError
+
+Image = Float[Array, "height width channels"]
+AugmentFn = Callable[[Key[Array, "batch"], Images], Images]
+"""`(keys, images) -> images` in [0, 1], with one key for each example."""
+
+_CROP_PADDING = 4  # pixels on each side
+_JITTER = 0.2  # the study names the jitter without its strength; a usual one
+
+
+def make_augment(name: str) -> AugmentFn:
+    """Returns an augmentation of a batch, to run inside a jitted step.
+
+    - "none": the images as they are.
+    - "flip": mirrored left to right with probability 1/2.
+    - "flip_crop_jitter": flip; a crop of the original size out of the image with 4 black
+      pixels around it; brightness shifted by up to 0.2, contrast and saturation
+      multiplied by up to 1 ± 0.2; clipped to [0, 1].
+
+    What an example becomes depends on its key alone, not on the rest of the batch.
+
+    Raises:
+      UserError: unknown name.
+    """
+    if name not in _AUGMENTATIONS:
+        known = ", ".join(_AUGMENTATIONS)
+        raise UserError(f"data.augmentation={name!r} is not known: use one of {known}")
+    return jax.vmap(_AUGMENTATIONS[name])
+
+
+def _none(_: PRNGKey, image: Image) -> Image:
+    return image
+
+
+def _flip(key: PRNGKey, image: Image) -> Image:
+    return pix.random_flip_left_right(key, image)
+
+
+def _flip_crop_jitter(key: PRNGKey, image: Image) -> Image:
+    flip_key, crop_key, jitter_key = jax.random.split(key, 3)
+    return _jitter(jitter_key, _crop(crop_key, _flip(flip_key, image)))
+
+
+def _crop(key: PRNGKey, image: Image) -> Image:
+    padding = (_CROP_PADDING, _CROP_PADDING)
+    return pix.random_crop(key, jnp.pad(image, (padding, padding, (0, 0))), image.shape)
+
+
+def _jitter(key: PRNGKey, image: Image) -> Image:
+    brightness_key, contrast_key, saturation_key = jax.random.split(key, 3)
+    image = pix.random_brightness(brightness_key, image, _JITTER)
+    image = pix.random_contrast(contrast_key, image, 1 - _JITTER, 1 + _JITTER)
+    # Saturation goes through HSV, which is defined in the colour cube only.
+    image = jnp.clip(image, 0, 1)
+    image = pix.random_saturation(saturation_key, image, 1 - _JITTER, 1 + _JITTER)
+    return jnp.clip(image, 0, 1)
+
+
+_AUGMENTATIONS: dict[str, Callable[[PRNGKey, Image], Image]] = {
+    "none": _none,
+    "flip": _flip,
+    "flip_crop_jitter": _flip_crop_jitter,
+}

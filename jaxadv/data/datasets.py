@@ -1,0 +1,187 @@
+"""The data sets as arrays in memory: CIFAR-10 in TFDS's format, and the embedded digits."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from jaxadv.types import Batch, UserError
+
+_Source = tuple[str, tuple[str, ...], Batch, Batch]  # name, class names, train and test split
+_CACHE_PREFIX = "jaxadv-cache-"
+
+
+class Dataset(NamedTuple):
+    """A labelled image data set on the host.
+
+    The batches hold numpy arrays: uint8 images of shape (n, 32, 32, 3) and int32 labels of
+    shape (n,). The test split is for the final evaluation only.
+    """
+
+    name: str  # as every report shows it
+    class_names: tuple[str, ...]
+    train: Batch
+    validation: Batch
+    test: Batch
+
+
+def load(name: str, *, data_dir: str | None, validation_fraction: float) -> Dataset:
+    """Loads a data set; CIFAR-10 is downloaded and prepared where it is missing.
+
+    Args:
+      name: "cifar10" or "digits".
+      data_dir: TFDS directory of the prepared data set; None: TFDS's own default. The
+        digits come with scikit-learn and ignore it.
+      validation_fraction: in (0, 1); this last part of the train split is held out.
+
+    Raises:
+      UserError: unknown name, fraction out of range, or a data set that cannot be had.
+    """
+    if name not in _SOURCES:
+        known = ", ".join(_SOURCES)
+        raise UserError(f"data.name={name!r} is not a known data set: use one of {known}")
+    if not 0 < validation_fraction < 1:
+        raise UserError(
+            f"data.validation_fraction={validation_fraction} must lie between 0 and 1, exclusive"
+        )
+    shown_name, class_names, (images, labels), test = _SOURCES[name](data_dir)
+    num_validation = round(validation_fraction * len(labels))
+    boundary = len(labels) - min(max(num_validation, 1), len(labels) - 1)
+    return Dataset(
+        name=shown_name,
+        class_names=class_names,
+        train=Batch(images[:boundary], labels[:boundary]),
+        validation=Batch(images[boundary:], labels[boundary:]),
+        test=test,
+    )
+
+
+def _digits(_: str | None) -> _Source:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.stack([_enlarge(image) for image in grey])
+    labels = digits.target.astype(np.int32)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=0.2, random_state=0, stratify=labels
+    )
+    return (
+        "digits, not CIFAR",
+        tuple("0123456789"),
+        Batch(train_images, train_labels),
+        Batch(test_images, test_labels),
+    )
+
+
+def _enlarge(grey: np.ndarray) -> np.ndarray:
+    large = Image.fromarray(grey).resize((32, 32), Image.Resampling.BILINEAR)
+    return np.asarray(large.convert("RGB"))
+
+
+def _cifar10(data_dir: str | None) -> _Source:
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    root = root.expanduser().absolute()
+    directory = root / "cifar10" / "3.0.2"
+    # TFDS takes seconds to import and misleads about a missing directory: look for it first.
+    if not (directory / "dataset_info.json").exists():
+        from jaxadv.data.cifar10 import prepare
+
+        prepare(root)
+    try:
+        return _read_prepared(directory)
+    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{directory} cannot be read ({reason}): delete it to have it prepared again, "
+            "or set --config.data.data_dir=DIR to another directory"
+        ) from error
+
+
+def _read_prepared(directory: Path) -> _Source:
+    file_format = json.loads((directory / "dataset_info.json").read_text()).get("fileFormat")
+    if file_format != "array_record":
+        raise UserError(
+            f"{directory} holds CIFAR-10 as {file_format or 'tfrecord'}, which only TensorFlow "
+            "reads: set --config.data.data_dir=DIR to another directory"
+        )
+    features = json.loads((directory / "features.json").read_text())["featuresDict"]["features"]
+    is_jpeg = features["image"]["image"].get("encodingFormat") == "jpeg"
+    arrays = _cached_arrays(directory)
+    return (
+        "CIFAR-10, JPEG copy" if is_jpeg else "CIFAR-10",
+        tuple((directory / "label.labels.txt").read_text().split()),
+        Batch(arrays["train_images"], arrays["train_labels"]),
+        Batch(arrays["test_images"], arrays["test_labels"]),
+    )
+
+
+_SOURCES: dict[str, Callable[[str | None], _Source]] = {"cifar10": _cifar10, "digits": _digits}
+
+
+def _cached_arrays(directory: Path) -> dict[str, Any]:
+    path = _cache_path(directory)
+    try:
+        # Reading an array to its end verifies the checksum that the file keeps of it.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
+            return dict(cache)
+    except (OSError, EOFError, ValueError, BadZipFile):
+        arrays = _decode(directory)
+    try:
+        _write_cache(path, arrays)
+    except OSError as error:
+        logging.warning("No cache of the decoded images (%s): every start decodes again", error)
+    return arrays
+
+
+def _cache_path(directory: Path) -> Path:
+    files = sorted(f for f in directory.iterdir() if not f.name.startswith(_CACHE_PREFIX))
+    identity = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    name = f"{_CACHE_PREFIX}{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.npz"
+    # Root may write everywhere: a directory without write bits is left alone all the same.
+    if os.access(directory, os.W_OK) and directory.stat().st_mode & 0o222:
+        return directory / name
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxadv" / name
+
+
+def _write_cache(path: Path, arrays: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _decode(directory: Path) -> dict[str, Any]:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    # PIL decodes everywhere: TFDS takes OpenCV where it is installed, whose JPEGs differ.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    arrays: dict[str, Any] = {}
+    for split in ("train", "test"):
+        source = builder.as_data_source(split, decoders=decoders)
+        images = np.empty((len(source), 32, 32, 3), np.uint8)
+        labels = np.empty(len(source), np.int32)
+        with tqdm(total=len(source), desc=f"Decode CIFAR-10 {split}", unit=" images") as progress:
+            for start in range(0, len(source), 1000):
+                examples = source.__getitems__(range(start, min(start + 1000, len(source))))
+                for index, example in enumerate(examples, start):
+                    images[index] = np.asarray(Image.open(io.BytesIO(example["image"])))
+                    labels[index] = example["label"]
+                progress.update(len(examples))
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    return arrays

@@ -1,0 +1,105 @@
+"""Evaluation of a trained classifier: restore, attack, report."""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxadv import checkpoint, report
+from jaxadv import config as configs
+from jaxadv.battery import run_battery
+from jaxadv.classifier import make_classifier
+from jaxadv.data import Dataset, load
+from jaxadv.parallel import replicate
+from jaxadv.provenance import provenance
+from jaxadv.types import Batch, UserError
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Restores a checkpoint from the workdir of a training run alone, and evaluates it.
+
+    Args:
+      config: of configs/evaluate.py.
+      workdir: where the results go.
+
+    Raises:
+      UserError: there is nothing to restore, or the config or workdir is not right.
+    """
+    configs.check(config, jax.device_count())
+    if not config.checkpoint:
+        raise UserError("config.checkpoint is not set: give the workdir of a training run")
+    source = Path(config.checkpoint)
+    trained = configs.read(source)
+    trained.data.data_dir = config.data.data_dir or trained.data.data_dir
+    dataset = load_dataset(trained.data)
+    configs.claim(workdir, config)
+    evaluate_checkpoint(
+        trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir
+    )
+    print(f"Report: {report.write(workdir)}")
+
+
+def load_dataset(data: ConfigDict) -> Dataset:
+    """Returns the data set of `config.data`."""
+    return load(data.name, data_dir=data.data_dir, validation_fraction=data.validation_fraction)
+
+
+def evaluate_checkpoint(
+    trained: ConfigDict,
+    dataset: Dataset,
+    evaluation: ConfigDict,
+    *,
+    source: Path,
+    which: str,
+    workdir: Path,
+    suffix: str = "",
+) -> None:
+    """Evaluates a checkpoint on the test split; writes the results and prints their table.
+
+    Args:
+      trained: config of the run that left the checkpoint.
+      dataset: of that run.
+      evaluation: `config.evaluation`.
+      source: workdir of the run.
+      which: "best" or "last".
+      workdir: where `evaluation<suffix>.json` and `examples<suffix>.npz` go.
+      suffix: of these names.
+
+    Raises:
+      UserError: no checkpoint can be restored.
+    """
+    began = time.monotonic()
+    model = make_classifier(trained.model, len(dataset.class_names))
+    image = jax.ShapeDtypeStruct((1, *dataset.test.images.shape[1:]), np.float32)
+    target = jax.eval_shape(model.init, jax.random.key(0), image)
+    restored = checkpoint.restore(source, which, {"weights": target})
+    if restored is None:
+        raise UserError(f"{source} has no checkpoint yet: its run has not finished an epoch")
+    weights = restored.items["weights"]
+    test = Batch(*(array[: evaluation.num_examples] for array in dataset.test))
+    results, examples = run_battery(model, replicate(weights), test, evaluation, trained.seed)
+    results = {
+        "checkpoint": {
+            "workdir": str(source),
+            "which": which,
+            "epoch": restored.epoch,
+            "sha256": restored.sha256["weights"],
+        },
+        "model": trained.model.name,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(weights["params"])),
+        "dataset": dataset.name,
+        "n": len(test.labels),
+        **results,
+        "provenance": provenance(time.monotonic() - began),
+    }
+    names = np.array(dataset.class_names)
+    np.savez_compressed(workdir / f"examples{suffix}.npz", class_names=names, **examples)
+    # The JSON comes last and whole: where it stands, the evaluation is complete.
+    partial = workdir / f"evaluation{suffix}.json.partial"
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    partial.replace(workdir / f"evaluation{suffix}.json")
+    Console().print(report.table(results))

@@ -1,0 +1,231 @@
+"""The figures of a report: inline SVG that takes its colours and its font from the page.
+
+Matplotlib draws with the colours of `_COLORS`; in the SVG each of them becomes a CSS variable,
+so one drawing serves a light page, a dark page and paper. Text stays text.
+"""
+
+import base64
+import io
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+
+_INK, _RULE = "#111111", "#dddddd"
+_CLEAN, _ROBUST = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
+_SERIES = (_ROBUST, _CLEAN, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = "osD^vP"
+_COLORS = {
+    _INK: "currentColor",
+    _RULE: "var(--rule)",
+    **{color: f"var(--series-{i})" for i, color in enumerate(_SERIES, start=1)},
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_ID = re.compile(r'(\bid="|href="#|url\(#)([^")]+)')
+_WIDTH = 9.0  # inches, which a browser shows as 864 pixels
+
+
+def accuracy_over_eps(
+    clean: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]], worst: str
+) -> str:
+    """Draws accuracy over the radius, with the interval of each point.
+
+    Args:
+      clean: entry of the clean accuracy; where every curve begins.
+      curves: for each name its entries with `eps`, `accuracy` and `ci95`, by ascending eps. A
+        single radius is a point with an error bar.
+      worst: name of the curve that is drawn in ink, over the others.
+
+    Returns:
+      An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained")
+        axes = figure.subplots()
+        colors = {name: _SERIES[i % len(_SERIES)] for i, name in enumerate(curves)}
+        for i, (name, entries) in enumerate(curves.items()):
+            ink = {"color": _INK, "linestyle": "--", "zorder": 3} if name == worst else {}
+            style = {"color": colors[name], "marker": _MARKERS[i % len(_MARKERS)], **ink}
+            if len(entries) == 1:
+                _point(axes, entries[0], name, style)
+            else:
+                _curve(axes, [{**clean, "eps": 0.0}, *entries], name, style)
+        radii = {entry["eps"] for entries in curves.values() for entry in entries}
+        axes.set_xticks(sorted({0.0, *radii}))
+        axes.set_xlabel("eps")
+        axes.set_ylabel("accuracy")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figure.legend(loc="outside right upper")
+        return _svg(figure)
+
+
+def training_curves(metrics: Sequence[Mapping[str, Any]], best_epoch: int | None) -> str:
+    """Draws accuracies, losses and the curriculum's budget over the epochs.
+
+    Args:
+      metrics: the lines of `metrics.jsonl`; a value that is None leaves a gap.
+      best_epoch: epoch of the best checkpoint, which is marked.
+
+    Returns:
+      An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 7.2), layout="constrained")
+        panels = figure.subplots(4, sharex=True, height_ratios=(3.2, 2.4, 1, 1))
+        accuracy, loss, eps, num_steps = panels
+        train, validation = {"linestyle": "--", "linewidth": 1.1}, {"marker": "."}
+        _over_epochs(accuracy, metrics, {
+            "validation_accuracy_clean": ("clean, validation", {"color": _CLEAN, **validation}),
+            "train_accuracy_clean": ("clean, train", {"color": _CLEAN, **train}),
+            "validation_accuracy_robust":
+                ("attacked, validation", {"color": _ROBUST, **validation}),
+            "train_accuracy_adversarial": ("attacked, train", {"color": _ROBUST, **train}),
+        })  # fmt: skip
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _over_epochs(loss, metrics, {
+            "train_loss": ("train", {"color": _INK, "linewidth": 1.1}),
+            "validation_loss": ("clean, validation", {"color": _CLEAN, **validation}),
+            "train_loss_clean": ("clean, train", {"color": _CLEAN, **train}),
+            "train_loss_adversarial": ("attacked, train", {"color": _ROBUST, **train}),
+        })  # fmt: skip
+        budget = {"color": _INK, "drawstyle": "steps-mid", "marker": "."}
+        _over_epochs(eps, metrics, {"eps": (None, budget)})
+        _over_epochs(num_steps, metrics, {"num_steps": (None, budget)})
+        for axes, label in zip(panels, ("accuracy", "loss", "training eps", "steps"), strict=True):
+            axes.set_ylabel(label)
+            if best_epoch is not None:
+                axes.axvline(best_epoch, color=_INK, linewidth=0.8, linestyle=":")
+        if best_epoch is not None:
+            _note(accuracy, best_epoch, "best")
+        num_steps.set_xlabel("epoch")
+        num_steps.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.align_ylabels()
+        return _svg(figure)
+
+
+def margin_histogram(margins: Mapping[str, Float[np.ndarray, "n"]]) -> str:
+    """Draws how far examples are from the decision, under each of one or two conditions.
+
+    Args:
+      margins: name of the condition -> largest other logit minus the true one, for each example;
+        above 0 the example is misclassified. The outer half per cent is drawn in the end bins.
+
+    Returns:
+      An `<svg>` element.
+    """
+    low, high = np.quantile(np.concatenate(list(margins.values())), (0.005, 0.995))
+    bins = np.linspace(min(low, -1e-3), max(high, 1e-3), 61).tolist()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+        axes = figure.subplots()
+        for (name, values), color in zip(margins.items(), (_CLEAN, _ROBUST), strict=False):
+            share = np.full(len(values), 100 / len(values))
+            values = np.clip(values, bins[0], bins[-1])
+            axes.hist(values, bins, weights=share, color=color, alpha=0.3)
+            axes.hist(values, bins, weights=share, color=color, label=name, histtype="step")
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        _note(axes, 0, "misclassified →")
+        axes.set_xlabel("largest other logit minus true logit")
+        axes.set_ylabel("examples, %")
+        figure.legend(loc="outside right upper")
+        return _svg(figure)
+
+
+def amplify(
+    perturbations: Float[np.ndarray, "k height width 3"],
+) -> tuple[Float[np.ndarray, "k height width 3"], float]:
+    """Returns perturbations as images around grey, and the factor that makes them fill [0, 1]."""
+    largest = float(np.abs(perturbations).max())
+    factor = 0.5 / largest if largest else 1.0
+    return np.clip(0.5 + factor * perturbations, 0, 1), factor
+
+
+def data_uri(image: Float[np.ndarray, "height width 3"]) -> str:
+    """Returns an image with values in [0, 1] as the `data:` address of a PNG."""
+    png = io.BytesIO()
+    Image.fromarray(np.round(image * 255).astype(np.uint8)).save(png, format="png")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+
+
+def _curve(
+    axes: Axes, entries: Sequence[Mapping[str, Any]], name: str, style: Mapping[str, Any]
+) -> None:
+    eps = [entry["eps"] for entry in entries]
+    low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
+    axes.fill_between(eps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    axes.plot(eps, [entry["accuracy"] for entry in entries], label=name, **style)
+
+
+def _point(axes: Axes, entry: Mapping[str, Any], name: str, style: Mapping[str, Any]) -> None:
+    low, high = entry["ci95"]
+    below_above = [[entry["accuracy"] - low], [high - entry["accuracy"]]]
+    axes.errorbar(
+        [entry["eps"]], [entry["accuracy"]], below_above, label=name, capsize=3,
+        **{**style, "linestyle": "none", "zorder": 4},
+    )  # fmt: skip
+
+
+def _over_epochs(
+    axes: Axes,
+    metrics: Sequence[Mapping[str, Any]],
+    series: Mapping[str, tuple[str | None, Mapping[str, Any]]],
+) -> None:
+    epochs = [line["epoch"] for line in metrics]
+    for key, (label, style) in series.items():
+        values = np.array([line.get(key) for line in metrics], dtype=float)  # None becomes NaN
+        if not np.isnan(values).all():
+            axes.plot(epochs, values, label=label, **style)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def _note(axes: Axes, x: int, text: str) -> None:
+    """Writes a text above the panel, from `x` on."""
+    axes.annotate(
+        text, (x, 1), xycoords=axes.get_xaxis_transform(), xytext=(0, 2),
+        textcoords="offset points", fontsize=8.5,
+    )  # fmt: skip
+
+
+def _svg(figure: Figure) -> str:
+    """Returns the figure as an `<svg>` element, the same bytes for the same figure."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Matplotlib's ids are random, and a page of several figures needs them to differ.
+    numbers: dict[str, int] = {}
+    svg = _ID.sub(lambda found: f"{found[1]}{numbers.setdefault(found[2], len(numbers))}", svg)
+    svg = _ID.sub(rf"\g<1>f{zlib.crc32(svg.encode()):08x}-\g<2>", svg)
+    for color, variable in _COLORS.items():
+        svg = svg.replace(color, variable)
+    return svg

@@ -1,0 +1,71 @@
+"""Image classifiers as Flax Linen modules, made by name."""
+
+import re
+from typing import Any, get_args
+
+from flax import linen as nn
+
+from jaxadv.models.layers import Activation
+from jaxadv.models.nets import ARCHITECTURES, ConvNet
+from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
+from jaxadv.models.wrn import WideResNet
+from jaxadv.types import UserError
+
+
+def make_model(
+    name: str,
+    num_classes: int,
+    *,
+    activation: str | None = None,
+    dropout: float | None = None,
+    axis_name: str | None = None,
+) -> nn.Module:
+    """Returns the model of that name: a module from images in [0, 1] to logits.
+
+    >>> make_model("wrn_13_10", num_classes=10).depth
+    13
+
+    Args:
+      name: `net`, `bignet`, `biggernet`, `wrn_<depth>_<width>` or `vit_<depth>_<width>`.
+      num_classes: number of logits.
+      activation: `relu` or `gelu` everywhere in the model; None is the architecture's own.
+      dropout: rate in [0, 1); None is the architecture's own.
+      axis_name: name of the pmapped axis over which batch norm averages its statistics
+        in training; None outside pmap. A model without batch norm ignores it.
+
+    Raises:
+      UserError: for an unknown name, or an impossible size, activation or dropout rate.
+    """
+    if activation not in (None, *get_args(Activation)):
+        raise UserError(f"Unknown activation {activation!r}: use relu or gelu.")
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UserError(f"Impossible dropout {dropout}: use a rate in [0, 1).")
+    options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    if name in ARCHITECTURES:
+        if activation is not None:
+            options["activations"] = (activation, activation)
+        return ConvNet(num_classes, **(ARCHITECTURES[name] | options))
+    if activation is not None:
+        options["activation"] = activation
+    family, depth, width = _parse_name(name)
+    if family == "wrn":
+        return WideResNet(num_classes, depth, width, axis_name=axis_name, **options)
+    return VisionTransformer(num_classes, depth, width, **options)
+
+
+def _parse_name(name: str) -> tuple[str, int, int]:
+    match = re.fullmatch(r"(wrn|vit)_([1-9]\d*)_([1-9]\d*)", name)
+    if match is None:
+        raise UserError(
+            f"Unknown model {name!r}: use net, bignet, biggernet, "
+            "wrn_<depth>_<width> or vit_<depth>_<width>."
+        )
+    family, depth, width = match[1], int(match[2]), int(match[3])
+    if family == "wrn" and (depth < 7 or depth % 6 != 1):
+        raise UserError(f"Impossible depth in model {name!r}: use 6 n + 1, such as wrn_13_10.")
+    if family == "vit" and width % HEAD_WIDTH:
+        raise UserError(
+            f"Impossible width in model {name!r}: use a multiple of {HEAD_WIDTH}, "
+            "such as vit_3_128."
+        )
+    return family, depth, width

@@ -1,0 +1,54 @@
+"""The study's small convolutional nets: `net`, `bignet` and `biggernet`."""
+
+from typing import Any
+
+from flax import linen as nn
+
+from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, max_pool
+from jaxadv.types import Images, Logits
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "net": {"channels": (6, 16), "widths": (120, 84), "activations": ("relu", "relu")},
+    "bignet": {"channels": (12, 32), "widths": (248, 160, 84), "activations": ("relu", "gelu")},
+    "biggernet": {
+        "channels": (32, 64),
+        "widths": (248, 160, 100, 84),
+        "activations": ("gelu", "gelu"),
+        "dropout": 0.3,
+    },
+}
+
+
+class ConvNet(nn.Module):
+    """5x5 convolutions, each followed by a 2x2 max pool, then dense layers.
+
+    Convolutions start He normal, dense layers LeCun normal, biases at zero.
+
+    Attributes:
+      num_classes: number of logits.
+      channels: features of each convolution.
+      widths: features of each hidden dense layer.
+      activations: name of the activation after convolutions, and of that after dense layers.
+      dropout: rate, after the first pool.
+    """
+
+    num_classes: int
+    channels: tuple[int, ...]
+    widths: tuple[int, ...]
+    activations: tuple[Activation, Activation]
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Logits:
+        """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
+        conv_activation, dense_activation = (ACTIVATIONS[name] for name in self.activations)
+        hidden = images
+        for index, features in enumerate(self.channels):
+            hidden = conv_activation(Conv(features, size=5, padding="VALID")(hidden))
+            hidden = max_pool(hidden)
+            if index == 0:
+                hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        hidden = hidden.reshape(hidden.shape[0], -1)
+        for width in self.widths:
+            hidden = dense_activation(nn.Dense(width)(hidden))
+        return nn.Dense(self.num_classes)(hidden)

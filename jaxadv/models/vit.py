@@ -1,0 +1,73 @@
+"""Vision transformers (Dosovitskiy et al. 2021) whose tokens are made by convolutions."""
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, max_pool
+from jaxadv.types import Images, Logits
+
+Tokens = Float[Array, "batch tokens width"]
+
+HEAD_WIDTH = 32
+_MLP_RATIO = 4
+
+
+class VisionTransformer(nn.Module):
+    """Convolutional tokenizer, pre-norm transformer blocks, mean of the tokens, dense.
+
+    Two 3x3 convolutions with 2x2 max pools make a token of every 4x4 pixels (Xiao et al.
+    2021: early convolutions help transformers see better); positions are learned. Convolutions
+    start He normal, dense layers LeCun normal, positions normal with deviation 0.02.
+
+    Attributes:
+      num_classes: number of logits.
+      depth: number of transformer blocks.
+      width: features of a token, a multiple of the 32 features of an attention head.
+      activation: name of the activation.
+      dropout: rate, after the attention projection and after the MLP.
+    """
+
+    num_classes: int
+    depth: int
+    width: int
+    activation: Activation = "gelu"
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Logits:
+        """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
+        hidden = images
+        for features in (self.width // 2, self.width):
+            hidden = max_pool(ACTIVATIONS[self.activation](Conv(features, size=3)(hidden)))
+        tokens = hidden.reshape(hidden.shape[0], -1, self.width)
+        tokens += self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])
+        for _ in range(self.depth):
+            tokens = Block(self.activation, self.dropout)(tokens, train)
+        return nn.Dense(self.num_classes)(nn.LayerNorm()(tokens).mean(1))
+
+
+class Block(nn.Module):
+    """Self-attention, then an MLP four times as wide; each after a norm and with a shortcut.
+
+    Attributes:
+      activation: name of the activation of the MLP.
+      dropout: rate, at the end of each half.
+    """
+
+    activation: Activation
+    dropout: float
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, train: bool) -> Tokens:
+        """Maps `[batch, tokens, width]` to the same shape; `train` (static) drops out."""
+        width = tokens.shape[-1]
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        hidden = nn.Dense(3 * width)(nn.LayerNorm()(tokens))
+        heads = hidden.reshape(*tokens.shape[:2], 3, width // HEAD_WIDTH, HEAD_WIDTH)
+        query, key, value = (heads[:, :, part] for part in range(3))
+        attended = jax.nn.dot_product_attention(query, key, value).reshape(tokens.shape)
+        tokens += dropout(nn.Dense(width)(attended))
+        hidden = nn.Dense(_MLP_RATIO * width)(nn.LayerNorm()(tokens))
+        hidden = nn.Dense(width)(ACTIVATIONS[self.activation](hidden))
+        return tokens + dropout(hidden)

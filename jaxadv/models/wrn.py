@@ -1,0 +1,83 @@
+"""Wide residual networks (Zagoruyko & Komodakis 2016) with pre-activation blocks."""
+
+from collections.abc import Callable
+from functools import partial
+
+from flax import linen as nn
+from jaxtyping import Array
+
+from jaxadv.models.layers import ACTIVATIONS, Activation, Conv
+from jaxadv.types import Images, Logits
+
+
+class WideResNet(nn.Module):
+    """A 3x3 convolution, three stages of residual blocks, average pool, dense.
+
+    Convolutions start He normal, the dense layer LeCun normal, batch norm as the identity.
+    Batch norm uses its running averages (collection `batch_stats`) unless in training.
+
+    Attributes:
+      num_classes: number of logits.
+      depth: number of layers, 6 n + 1 for n blocks in a stage.
+      width: factor on the 16, 32 and 64 features of the stages.
+      activation: name of the activation.
+      dropout: rate, between the two convolutions of a block.
+      axis_name: pmapped axis over which batch norm averages its statistics in training.
+    """
+
+    num_classes: int
+    depth: int
+    width: int
+    activation: Activation = "gelu"
+    dropout: float = 0.3
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Logits:
+        """Returns the logits of images in [0, 1]; `train` (static) as in Flax."""
+        activation = ACTIVATIONS[self.activation]
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            axis_name=self.axis_name if train else None,
+        )
+        dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
+        hidden = Conv(16, size=3)(images)
+        for stage, features in enumerate((16, 32, 64)):
+            for block in range((self.depth - 1) // 6):
+                strides = 2 if stage > 0 and block == 0 else 1
+                residual_block = Block(features * self.width, strides, activation, norm, dropout)
+                hidden = residual_block(hidden)
+        hidden = activation(norm()(hidden)).mean((1, 2))
+        return nn.Dense(self.num_classes)(hidden)
+
+
+class Block(nn.Module):
+    """Norm, activation, convolution, twice; the second convolution carries the stride.
+
+    Attributes:
+      features: number of output channels.
+      strides: of the second convolution and of the shortcut.
+      activation: the function itself.
+      norm: makes the norm layer, set to training or evaluation.
+      dropout: makes the dropout layer, likewise.
+    """
+
+    features: int
+    strides: int
+    activation: Callable[[Array], Array]
+    norm: Callable[[], nn.Module]
+    dropout: Callable[[], nn.Module]
+
+    @nn.compact
+    def __call__(self, images: Images) -> Images:
+        """Adds the block's output to the images, which a 1x1 convolution fits in shape."""
+        hidden = self.activation(self.norm()(images))
+        hidden = Conv(self.features, size=3)(hidden)
+        hidden = self.dropout()(self.activation(self.norm()(hidden)))
+        hidden = Conv(self.features, size=3, strides=self.strides)(hidden)
+        if hidden.shape != images.shape:
+            images = Conv(self.features, size=1, strides=self.strides)(images)
+        return images + hidden

@@ -1,0 +1,111 @@
+"""Devices and pmap: the only file that knows how many devices there are."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree
+
+AXIS = "device"
+
+
+def use_all_cores() -> None:
+    """Makes one CPU device for each core; call it before JAX runs anything.
+
+    XLA runs a convolution on about one core, so a batch split over devices uses them all.
+    Accelerators are not affected. A number already asked for through XLA_FLAGS stands.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+        num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", num_cores)
+
+
+def describe_devices() -> str:
+    """Returns the devices in words, as in "2 x cpu (AMD EPYC)"."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        kind = f"cpu ({_cpu_name()})"
+    return f"{jax.device_count()} x {kind}"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            names = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else "unknown"
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """Puts a copy of every array on every device, so that no step has to send it."""
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def pmap_batches(
+    fn: Callable,
+    *,
+    num_replicated: int,
+    num_batches: int,
+    donate_first: bool = False,
+    sharded_output: bool = False,
+) -> Callable:
+    """Maps `fn(*replicated, *batches)` over all devices, along an axis named `AXIS`.
+
+    The leading axis of each batch is split over the devices in turns: device d of D gets the
+    examples d, d + D, d + 2 D, ... So the first half of every device's share is the first half
+    of the batch, however many devices there are.
+
+    Args:
+      fn: a pure function. Replicated arguments and outputs have no device axis of their own;
+        inside, `fn` makes replicated outputs agree with collectives over `AXIS`.
+      num_replicated: how many leading arguments every device gets whole.
+      num_batches: how many arguments after them are split.
+      donate_first: reuse the memory of the first argument for the result.
+      sharded_output: the outputs are batches, merged back in order, instead of replicated.
+
+    Returns:
+      A function of the same arguments whose results are ready on the CPU backend, where
+      queued collectives deadlock, and asynchronous elsewhere.
+    """
+    mapped = jax.pmap(
+        fn,
+        axis_name=AXIS,
+        in_axes=(None,) * num_replicated + (0,) * num_batches,
+        out_axes=0 if sharded_output else None,
+        donate_argnums=(0,) if donate_first else (),
+    )
+
+    def call(*args: Any) -> Any:
+        replicated, batches = args[:num_replicated], args[num_replicated:]
+        output = mapped(*replicated, *map(_split, batches))
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(output)
+        return jax.tree.map(_merge, output) if sharded_output else output
+
+    return call
+
+
+def positions(share: int) -> Int[Array, "share"]:
+    """Returns where this device's examples stand in the whole batch; only inside `pmap_batches`.
+
+    Keys that follow from a position give the same numbers on any count of devices.
+    """
+    return jnp.arange(share) * lax.axis_size(AXIS) + lax.axis_index(AXIS)
+
+
+def _split(batch: np.ndarray) -> np.ndarray:
+    num_devices = jax.device_count()
+    return batch.reshape(-1, num_devices, *batch.shape[1:]).swapaxes(0, 1)
+
+
+def _merge(batch: jax.Array) -> np.ndarray:
+    array = np.asarray(batch)
+    return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])

@@ -1,0 +1,43 @@
+"""Where a figure comes from: the command, the code, the device and the time."""
+
+import datetime
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from jaxadv.parallel import describe_devices
+
+
+def provenance(seconds: float) -> dict:
+    """Returns what a reader needs to measure a figure again.
+
+    Args:
+      seconds: how long the measurement took.
+    """
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "device": describe_devices(),
+        "jax": jax.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Returns what git says of this source tree; None where it is not a checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,292 @@
+"""The report of a run: one self-contained HTML page, and the table of the terminal."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from jaxadv import figures
+from jaxadv.types import UserError
+
+_WORST_CASE = "worst case"
+_NUM_PICTURES = 6
+_DEFAULT_EPS = 8 / 255  # the radius of the L-inf leaderboards, where no config names another
+_NORMS = {"linf": "L∞", "l2": "L2"}
+_DATASETS = {"cifar10": "CIFAR-10", "digits": "digits, not CIFAR"}
+
+
+def write(workdir: str | os.PathLike, *, prefix: str = "") -> Path:
+    """Writes `report.html` from the files of a run's workdir, and from nothing else.
+
+    A file that is not there leaves out its part of the page, which says so.
+
+    Args:
+      workdir: folder with any of `config.json`, `metrics.jsonl`, `evaluation.json`,
+        `evaluation_last.json` and `examples.npz`.
+      prefix: stands before the name of every file read and written.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: there is no such folder, or one of the files cannot be read.
+    """
+    folder = Path(workdir)
+    if not folder.is_dir():
+        raise UserError(f"no workdir {folder}: give the folder of a run")
+    config = _read(folder / f"{prefix}config.json", _json, {})
+    metrics = _read(folder / f"{prefix}metrics.jsonl", _json_lines, [])
+    evaluation = _read(folder / f"{prefix}evaluation.json", _json, {})
+    last = _read(folder / f"{prefix}evaluation_last.json", _json, {})
+    examples = _read(folder / f"{prefix}examples.npz", _arrays, {})
+    best_epoch = evaluation["checkpoint"]["epoch"] if evaluation else None
+    page = _template().render(
+        name=folder.resolve().name,
+        prefix=prefix,
+        config=config and json.dumps(config, indent=2),
+        model=_either(evaluation, "model", config, "model"),
+        dataset=_either(evaluation, "dataset", config, "data"),
+        evaluation=evaluation,
+        last=last,
+        num_epochs=len(metrics),
+        train_seconds=sum(line["seconds"] for line in metrics),
+        training=metrics and figures.training_curves(metrics, best_epoch),
+        **(_evaluated(evaluation, examples, config) if evaluation else {}),
+        have_examples=bool(examples),
+    )
+    path = folder / f"{prefix}report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def table(evaluation: dict[str, Any]) -> Table:
+    """Returns the table that ends a run in the terminal.
+
+    Args:
+      evaluation: content of `evaluation.json`.
+    """
+    checkpoint = evaluation["checkpoint"]
+    rows = Table(
+        title=Text(
+            f"{evaluation['model']} on {evaluation['dataset']}, "
+            f"{checkpoint['which']} checkpoint (epoch {checkpoint['epoch']}), n = {evaluation['n']}"
+        )
+    )
+    rows.add_column("attack")
+    rows.add_column("norm")
+    for heading in ("eps", "accuracy", "95 % interval", "seconds"):
+        rows.add_column(heading, justify="right")
+    clean = evaluation["clean"]
+    rows.add_row("clean", "", "", _percent(clean["accuracy"]), _interval(clean["ci95"]), "")
+    for name, entries in {**_by_name(evaluation["attacks"]), **_worst_cases(evaluation)}.items():
+        rows.add_section()
+        for entry in entries:
+            rows.add_row(
+                Text(name),
+                _norm(entry["norm"]),
+                _eps(entry["eps"]),
+                _percent(entry["accuracy"]),
+                _interval(entry["ci95"]),
+                f"{entry['seconds']:.1f}" if "seconds" in entry else "",
+            )
+    rows.add_section()
+    for name, (score, num_radii) in _scores(evaluation).items():
+        rows.add_row(Text(f"{name}, aggregated"), "", "", f"{score:.3f} of {num_radii}", "", "")
+    return rows
+
+
+def _evaluated(
+    evaluation: Mapping[str, Any], examples: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what the page shows of the evaluation of the best checkpoint."""
+    groups = _by_name(evaluation["attacks"])
+    headline = _headline(evaluation, config)
+    return {
+        "groups": groups,
+        "worst_cases": _worst_cases(evaluation),
+        "headline": headline,
+        "scores": _scores(evaluation),
+        "over_eps": _over_eps(evaluation, groups),
+        "margins": headline and _margins(evaluation, examples, headline),
+        "pictures": _pictures(groups, examples),
+    }
+
+
+def _by_name(attacks: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the entries of each attack by ascending eps; `pgd40/0.03` belongs to `pgd40`."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for key, entry in attacks.items():
+        groups.setdefault(key.rsplit("/", 1)[0], []).append({**entry, "key": key})
+    return {name: sorted(group, key=lambda entry: entry["eps"]) for name, group in groups.items()}
+
+
+def _worst_cases(evaluation: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the worst cases of each norm by ascending eps."""
+    groups = _by_name(evaluation["worst_case"])
+    one = len(groups) == 1
+    return {
+        _WORST_CASE if one else f"{_WORST_CASE}, {_norm(norm)}": entries
+        for norm, entries in groups.items()
+    }
+
+
+def _scores(evaluation: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
+    """Returns for each name, lowest first, its aggregated score and how many radii it sums."""
+    groups = _by_name(evaluation["attacks"])
+    scores = sorted(evaluation["aggregated_score"].items(), key=lambda item: item[1])
+    return {name: (score, len(groups[name])) for name, score in scores}
+
+
+def _headline(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the worst case nearest to the radius that chose the checkpoint."""
+    eps = config.get("validation", {}).get("eps", _DEFAULT_EPS)
+    return min(
+        evaluation["worst_case"].values(), key=lambda entry: abs(entry["eps"] - eps), default=None
+    )
+
+
+def _over_eps(evaluation: Mapping[str, Any], groups: Mapping[str, list]) -> dict[str, str]:
+    """Returns for each norm the figure of accuracy over eps."""
+    drawn = {}
+    for name, worst in _worst_cases(evaluation).items():
+        norm = worst[0]["norm"]
+        curves = {key: group for key, group in groups.items() if group[0]["norm"] == norm}
+        drawn[norm] = figures.accuracy_over_eps(
+            evaluation["clean"], {**curves, name: worst}, worst=name
+        )
+    return drawn
+
+
+def _margins(
+    evaluation: Mapping[str, Any],
+    examples: Mapping[str, np.ndarray],
+    headline: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Returns the margins' figure for the strongest single attack at the headline's radius."""
+    at_radius = {
+        key: entry["accuracy"]
+        for key, entry in evaluation["attacks"].items()
+        if (entry["norm"], entry["eps"]) == (headline["norm"], headline["eps"])
+        and f"margin/{key}" in examples
+    }
+    if not at_radius:
+        return None
+    strongest = min(at_radius, key=lambda key: at_radius[key])
+    drawn = {"clean": "margin/clean", strongest: f"margin/{strongest}"}
+    margins = {name: examples[key] for name, key in drawn.items() if key in examples}
+    return {"attack": strongest, "figure": figures.margin_histogram(margins)}
+
+
+def _pictures(
+    groups: Mapping[str, list], examples: Mapping[str, np.ndarray]
+) -> dict[str, Any] | None:
+    """Returns the first sampled examples under the attack that has the most radii."""
+    drawn = {
+        name: [entry for entry in entries if f"sample/adversarial/{entry['key']}" in examples]
+        for name, entries in groups.items()
+    }
+    if not any(drawn.values()):
+        return None
+    # Among equally many radii the stronger attack.
+    name = max(drawn, key=lambda key: (len(drawn[key]), -sum(e["accuracy"] for e in drawn[key])))
+    ids = examples["sample/ids"][:_NUM_PICTURES]
+    images = examples["sample/images"][: len(ids)]
+    class_names = examples["class_names"]
+    columns = []
+    for entry in drawn[name]:
+        adversarial = examples[f"sample/adversarial/{entry['key']}"][: len(ids)]
+        predictions = examples[f"sample/predictions/{entry['key']}"][: len(ids)]
+        perturbations, factor = figures.amplify(adversarial - images)
+        columns.append(
+            {
+                "eps": entry["eps"],
+                "factor": factor,
+                "images": [figures.data_uri(image) for image in adversarial],
+                "perturbations": [figures.data_uri(image) for image in perturbations],
+                "predictions": class_names[predictions].tolist(),
+            }
+        )
+    return {
+        "name": name,
+        "ids": ids.tolist(),
+        "labels": class_names[examples["labels"][ids]].tolist(),
+        "images": [figures.data_uri(image) for image in images],
+        "predictions": class_names[examples["predictions/clean"][ids]].tolist(),
+        "columns": columns,
+    }
+
+
+def _either(evaluation: Mapping[str, Any], key: str, config: Mapping[str, Any], part: str) -> str:
+    """Returns what the evaluation says, else what the config names, else nothing."""
+    name = config.get(part, {}).get("name", "")
+    return evaluation.get(key, _DATASETS.get(name, name))
+
+
+def _read(path: Path, parse: Callable[[Path], Any], missing: Any) -> Any:
+    if not path.exists():
+        return missing
+    try:
+        return parse(path)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}): evaluate again") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.2f} %"
+
+
+def _interval(ci95: Sequence[float]) -> str:
+    low, high = ci95
+    return f"{100 * low:.1f} \N{EN DASH} {100 * high:.1f}"
+
+
+def _norm(norm: str) -> str:
+    return _NORMS.get(norm, norm)
+
+
+def _eps(eps: float) -> str:
+    """Returns a radius, with the fraction of 255 that it is, if it is one."""
+    decimal = max(f"{eps:.2f}", f"{eps:.4g}", key=len)
+    numerator = round(255 * eps)
+    is_fraction = numerator and abs(255 * eps - numerator) < 1e-6
+    return f"{decimal} = {numerator}/255" if is_fraction else decimal
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = divmod(round(seconds / 60), 60)[::-1]
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxadv", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    filters = (_percent, _interval, _norm, _eps, _duration)
+    environment.filters |= {function.__name__[1:]: function for function in filters}
+    return environment.get_template("report.html")

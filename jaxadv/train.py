@@ -1,0 +1,275 @@
+"""Adversarial training: the host loop, its checkpoints, and the evaluation that ends it."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from jaxadv import checkpoint, report
+from jaxadv import config as configs
+from jaxadv.battery import attack_examples
+from jaxadv.classifier import (
+    Recipe,
+    TrainState,
+    init_state,
+    make_classifier,
+    make_train_step,
+    to_float,
+)
+from jaxadv.curriculum import Budget, linear_budget
+from jaxadv.data import Dataset
+from jaxadv.data.augment import make_augment
+from jaxadv.evaluate import evaluate_checkpoint, load_dataset
+from jaxadv.optimizer import make_optimizer, make_schedule
+from jaxadv.parallel import pmap_batches, replicate
+from jaxadv.prng import stream
+from jaxadv.types import Batch, UserError
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains, evaluates the best and the last checkpoint on the test split, and reports.
+
+    Whatever of it the workdir already holds is not done again.
+
+    Args:
+      config: of configs/default.py.
+      workdir: of the run; one that was stopped goes on where it stopped.
+
+    Raises:
+      UserError: the config, the data or the workdir is not right, or the loss diverged.
+    """
+    configs.check(config, jax.device_count())
+    dataset = load_dataset(config.data)
+    configs.claim(workdir, config)
+    train(config, dataset, workdir)
+    for which, suffix in _checkpoints_to_evaluate(workdir):
+        if not (workdir / f"evaluation{suffix}.json").exists():
+            evaluate_checkpoint(
+                config,
+                dataset,
+                config.evaluation,
+                source=workdir,
+                which=which,
+                workdir=workdir,
+                suffix=suffix,
+            )
+    print(f"Report: {report.write(workdir)}")
+
+
+def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
+    """Trains to the last epoch, from the last checkpoint if there is one.
+
+    Every random number follows from the seed and the step, so a run that was killed ends in
+    the same bits as one that was not.
+
+    Args:
+      config: of configs/default.py, checked.
+      dataset: its train split is learned, its validation split chooses the best checkpoint.
+      workdir: where checkpoints, metrics.jsonl and TensorBoard's event files go.
+
+    Returns:
+      The state after the last epoch.
+    """
+    num_epochs, batch_size = config.train.num_epochs, config.train.batch_size
+    steps_per_epoch = len(dataset.train.labels) // batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"config.train.batch_size is {batch_size}: the train split has only "
+            f"{len(dataset.train.labels)} images"
+        )
+    schedule = make_schedule(config.optimizer, num_epochs, steps_per_epoch)
+    recipe = _make_recipe(config, len(dataset.class_names), schedule)
+    state, first_epoch = _start(recipe, dataset, workdir)
+    train_step = pmap_batches(
+        make_train_step(recipe), num_replicated=3, num_batches=1, donate_first=True
+    )
+    data = replicate(dataset.train)
+    budgets = [linear_budget(config.attack, epoch, num_epochs) for epoch in range(num_epochs)]
+    since = time.monotonic()
+    with (
+        checkpoint.open_manager(workdir) as manager,
+        SummaryWriter(str(workdir / "tensorboard"), purge_step=first_epoch + 1) as writer,
+        (workdir / "metrics.jsonl").open("a") as metrics_file,
+    ):
+        for epoch in range(first_epoch, num_epochs):
+            began = time.monotonic()
+            order = _epoch_order(config.seed, epoch, len(dataset.train.labels))
+            batches = order[: steps_per_epoch * batch_size].reshape(-1, batch_size)
+            title = f"Epoch {epoch + 1}/{num_epochs}"
+            state, means = _train_epoch(train_step, state, data, budgets[epoch], batches, title)
+            seconds = time.monotonic() - began
+            line = {
+                "epoch": epoch + 1,
+                "step": int(state.step),
+                **budgets[epoch]._asdict(),
+                "learning_rate": float(schedule(int(state.step) - 1)),
+                **means,
+                **_validate(recipe, state.weights, dataset.validation, config),
+                "seconds": seconds,
+                "images_per_second": batches.size / seconds,
+            }
+            checkpoint.save(manager, epoch + 1, _to_items(state), line)
+            metrics_file.write(json.dumps(line) + "\n")
+            metrics_file.flush()
+            for name, value in line.items():
+                if value is not None:
+                    writer.add_scalar(name, value, epoch + 1)
+            left = _seconds_left(budgets, config.attack.fraction, first_epoch, epoch + 1, since)
+            print(_summary(line, num_epochs, left), flush=True)
+    return state
+
+
+def _make_recipe(config: ConfigDict, num_classes: int, schedule: Callable) -> Recipe:
+    share = config.train.batch_size // jax.device_count()
+    attack = {name: config.attack[name] for name in ("norm", "loss", "random_start")}
+    return Recipe(
+        model=make_classifier(config.model, num_classes),
+        optimizer=make_optimizer(config.optimizer, schedule),
+        augment=make_augment(config.data.augmentation),
+        num_attacked=round(config.attack.fraction * share),
+        attack=attack,
+        ema_decay=config.train.ema_decay,
+        seed=config.seed,
+    )
+
+
+def _start(recipe: Recipe, dataset: Dataset, workdir: Path) -> tuple[TrainState, int]:
+    """Returns the state to go on from, and the epochs that led to it."""
+    state = init_state(recipe, to_float(dataset.train.images[:1]))
+    restored = checkpoint.restore(workdir, "last", _to_items(state))
+    epoch = 0
+    if restored is not None:
+        state, epoch = _from_items(restored.items, state), restored.epoch
+        print(f"Going on after epoch {epoch} of {workdir}", flush=True)
+    checkpoint.set_aside_after(workdir, epoch)
+    _forget_after(workdir / "metrics.jsonl", epoch)
+    return replicate(state), epoch
+
+
+def _train_epoch(
+    train_step: Callable,
+    state: TrainState,
+    data: Batch,
+    budget: Budget,
+    batches: np.ndarray,
+    title: str,
+) -> tuple[TrainState, dict[str, float | None]]:
+    """Returns the state after an epoch and the means of its metrics.
+
+    Raises:
+      UserError: the loss is no longer finite.
+    """
+    history: list[dict[str, jax.Array]] = []
+    with tqdm(total=batches.size, desc=title, unit="img", leave=False, disable=None) as bar:
+        for batch in batches:
+            state, metrics = train_step(state, data, budget, batch)
+            history.append(metrics)
+            # A step late, so that an accelerator never waits for the host.
+            _check_finite(history[-2:-1], title, len(history) - 1)
+            bar.update(len(batch))
+    _check_finite(history[-1:], title, len(history))
+    names = ("loss", "loss_clean", "loss_adversarial", "accuracy_clean", "accuracy_adversarial")
+    host = jax.device_get(history)
+    return state, {
+        f"train_{name}": float(np.mean([m[name] for m in host])) if name in host[0] else None
+        for name in names
+    }
+
+
+def _check_finite(metrics: list[dict[str, jax.Array]], title: str, step: int) -> None:
+    for values in metrics:
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"{title}, step {step}: the loss is {float(values['loss'])}; the checkpoint of the "
+                "epoch before is kept. Lower config.optimizer.learning_rate, in a new --workdir"
+            )
+
+
+def _validate(recipe: Recipe, weights: PyTree, split: Batch, config: ConfigDict) -> dict:
+    """Returns clean and robust accuracy on the held-out split."""
+    attack = {
+        "attack": "pgd",
+        **config.validation,
+        "norm": config.attack.norm,
+        "random_start": False,
+    }
+    size = config.evaluation.batch_size
+    everything = np.arange(len(split.labels))
+    clean = attack_examples(recipe.model, weights, split, None, everything, size, recipe.seed)
+    standing = np.flatnonzero(clean.predictions == split.labels)
+    robust = 0
+    if standing.size:
+        attacked = attack_examples(
+            recipe.model, weights, split, attack, standing, size, recipe.seed
+        )
+        robust = int((attacked.predictions == split.labels[standing]).sum())
+    return {
+        "validation_accuracy_clean": len(standing) / len(split.labels),
+        "validation_accuracy_robust": robust / len(split.labels),
+    }
+
+
+def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    return np.asarray(jax.random.permutation(stream(seed, "shuffle", epoch), num_examples))
+
+
+def _to_items(state: TrainState) -> dict[str, PyTree]:
+    """Returns the weights, which evaluation restores alone, and what only training needs."""
+    if state.ema is None:
+        return {"weights": state.variables, "training": replace(state, variables=None)}
+    return {"weights": state.ema, "training": replace(state, ema=None)}
+
+
+def _from_items(items: dict[str, PyTree], like: TrainState) -> TrainState:
+    if like.ema is None:
+        return replace(items["training"], variables=items["weights"])
+    return replace(items["training"], ema=items["weights"])
+
+
+def _forget_after(path: Path, epoch: int) -> None:
+    """Drops the lines of epochs that were not checkpointed: they are about to be repeated."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(lines[:epoch]))
+        partial.replace(path)
+
+
+def _checkpoints_to_evaluate(workdir: Path) -> list[tuple[str, str]]:
+    """Returns (which, suffix) of the evaluations: one where the last epoch is the best."""
+    best, last = (checkpoint.restore(workdir, which, {}) for which in ("best", "last"))
+    both = best and last and best.epoch != last.epoch
+    return [("best", ""), ("last", "_last")] if both else [("best", "")]
+
+
+def _summary(line: dict[str, Any], num_epochs: int, seconds_left: float) -> str:
+    return (
+        f"epoch {line['epoch']:>3}/{num_epochs}"
+        f"  eps {line['eps']:.4f} x {line['num_steps']:>2} steps"
+        f"  loss {line['train_loss']:.4f}"
+        f"  held-out clean {line['validation_accuracy_clean']:6.2%}"
+        f"  robust {line['validation_accuracy_robust']:6.2%}"
+        f"  {line['images_per_second']:,.0f} img/s  {seconds_left / 60:.1f} min left"
+    )
+
+
+def _seconds_left(
+    budgets: list[Budget], fraction: float, first: int, done: int, since: float
+) -> float:
+    """Foretells the time to the end from that since the first epoch of this session.
+
+    A curriculum's epochs grow: an image costs about three gradients for the update, and one
+    for each attack step on its share.
+    """
+    costs = [3 + fraction * budget.num_steps for budget in budgets]
+    return (time.monotonic() - since) * sum(costs[done:]) / sum(costs[first:done])

@@ -1,0 +1,112 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxadv.data import augment
+from jaxadv.data.augment import make_augment
+from jaxadv.prng import example_keys
+from jaxadv.types import UserError
+
+NAMES = ("none", "flip", "flip_crop_jitter")
+NUM = 64
+
+
+@functools.cache
+def compiled(name):
+    return jax.jit(make_augment(name))
+
+
+@functools.cache
+def compiled_jitter():
+    return jax.jit(jax.vmap(augment._jitter))
+
+
+def random_images(seed=0):
+    return jnp.asarray(np.random.default_rng(seed).random((NUM, 8, 8, 3), np.float32))
+
+
+def keys(num=NUM, seed=0):
+    return example_keys(jax.random.key(seed), jnp.arange(num))
+
+
+def test_none_is_the_identity():
+    images = random_images()
+    np.testing.assert_array_equal(compiled("none")(keys(), images), images)
+
+
+def test_flip_mirrors_about_half_of_the_examples_and_keeps_the_others():
+    images = random_images()
+    flipped = compiled("flip")(keys(), images)
+    mirrored = np.all(flipped == images[:, :, ::-1], axis=(1, 2, 3))
+    kept = np.all(flipped == images, axis=(1, 2, 3))
+    assert np.all(mirrored ^ kept)
+    assert 16 < mirrored.sum() < 48
+
+
+def test_crop_shifts_by_every_offset_up_to_the_padding_and_by_no_other():
+    image = random_images()[0]
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+    windows = np.stack([padded[y : y + 8, x : x + 8] for y in range(9) for x in range(9)])
+    crops = np.asarray(jax.jit(jax.vmap(augment._crop, in_axes=(0, None)))(keys(1000), image))
+    matches = np.all(crops[:, None] == windows, axis=(2, 3, 4))
+    assert np.all(matches.sum(axis=1) == 1)
+    assert np.all(matches.any(axis=0)), "one of the 9 x 9 shifts never happens"
+
+
+def jittered_copies(image, num=500):
+    return np.asarray(compiled_jitter()(keys(num), jnp.broadcast_to(image, (num, 4, 4, 3))))
+
+
+def test_jitter_shifts_brightness_by_up_to_a_fifth():
+    jittered = jittered_copies(jnp.full(3, 0.5))  # no contrast and no colour to change
+    assert np.all(np.ptp(jittered, axis=(1, 2, 3)) < 1e-6)
+    assert 0.3 - 1e-6 <= jittered.min() < 0.32
+    assert 0.68 < jittered.max() <= 0.7 + 1e-6
+
+
+def test_jitter_scales_contrast_by_up_to_a_fifth():
+    stripes = jnp.array([0.4, 0.6, 0.4, 0.6])[:, None, None]  # no colour to change
+    factor = np.ptp(jittered_copies(stripes), axis=(1, 2, 3)) / 0.2
+    assert 0.8 - 1e-4 <= factor.min() < 0.82
+    assert 1.18 < factor.max() <= 1.2 + 1e-4
+
+
+def test_jitter_scales_saturation_by_up_to_a_fifth():
+    jittered = jittered_copies(jnp.array([0.3, 0.5, 0.4]))[:, 0, 0]  # no contrast to change
+    chroma = np.ptp(jittered, axis=1)  # 0.2 before; the largest channel keeps its value
+    assert 0.8 - 1e-3 <= (chroma / 0.2).min() < 0.82
+    assert 1.18 < (chroma / 0.2).max() <= 1.2 + 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_stay_finite_and_in_the_unit_range(name):
+    extremes = random_images().at[:16].set(0.0).at[16:32].set(1.0)
+    augmented = compiled(name)(keys(), extremes)
+    assert augmented.shape == extremes.shape
+    assert augmented.dtype == extremes.dtype
+    assert np.all((augmented >= 0) & (augmented <= 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_depends_on_its_own_key_alone(name):
+    images, augment_fn = random_images(), compiled(name)
+    whole = augment_fn(keys(), images)
+    order = np.random.default_rng(1).permutation(NUM)
+    np.testing.assert_array_equal(augment_fn(keys()[order], images[order]), whole[order])
+    others = random_images(seed=1).at[:32].set(images[:32])
+    other_keys = jnp.concatenate([keys()[:32], keys(seed=1)[32:]])
+    np.testing.assert_array_equal(augment_fn(other_keys, others)[:32], whole[:32])
+
+
+def test_equal_examples_of_one_batch_are_augmented_differently():
+    same = jnp.broadcast_to(random_images()[0], (NUM, 8, 8, 3))
+    augmented = np.asarray(compiled("flip_crop_jitter")(keys(), same))
+    assert len(np.unique(augmented.reshape(NUM, -1), axis=0)) == NUM
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"'mixup'.*none, flip, flip_crop_jitter"):
+        make_augment("mixup")

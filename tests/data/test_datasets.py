@@ -1,0 +1,204 @@
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxadv.data.datasets import load
+from jaxadv.types import UserError
+
+
+def load_digits(validation_fraction=0.1):
+    return load("digits", data_dir=None, validation_fraction=validation_fraction)
+
+
+def load_cifar10(data_dir):
+    return load("cifar10", data_dir=str(data_dir), validation_fraction=0.25)
+
+
+def prepared(data_dir):
+    return data_dir / "cifar10" / "3.0.2"
+
+
+def caches(folder):
+    return list(folder.glob("jaxadv-cache-*"))
+
+
+def assert_same(first, second):
+    for one, other in zip(first[2:], second[2:], strict=True):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_digits_have_the_form_of_cifar10():
+    dataset = load_digits()
+    assert dataset.name == "digits, not CIFAR"
+    assert dataset.class_names == tuple("0123456789")
+    sizes = [len(dataset.train.labels), len(dataset.validation.labels), len(dataset.test.labels)]
+    assert sizes == [1293, 144, 360]
+    for images, labels in dataset[2:]:
+        assert images.shape == (len(labels), 32, 32, 3)
+        assert images.dtype == np.uint8
+        assert labels.dtype == np.int32
+        assert np.all(images == images[..., :1]), "grey"
+    assert (dataset.train.images.min(), dataset.train.images.max()) == (0, 255)
+    assert (
+        33 <= np.bincount(dataset.test.labels).min() <= np.bincount(dataset.test.labels).max() <= 38
+    )
+
+
+def test_every_digit_is_in_exactly_one_split():
+    from sklearn.datasets import load_digits as original
+
+    splits = load_digits()[2:]
+    seen = [image.tobytes() for split in splits for image in split.images]
+    assert len(seen) == len(set(seen)) == len(original().images)
+    labels = np.concatenate([split.labels for split in splits])
+    np.testing.assert_array_equal(np.bincount(labels), np.bincount(original().target))
+
+
+def test_the_last_part_of_the_train_split_is_held_out_whatever_its_size():
+    tenth, half = load_digits(0.1), load_digits(0.5)
+    for part in ("images", "labels"):
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(tenth.train, part), getattr(tenth.validation, part)]),
+            np.concatenate([getattr(half.train, part), getattr(half.validation, part)]),
+        )
+        np.testing.assert_array_equal(getattr(tenth.test, part), getattr(half.test, part))
+
+
+@pytest.mark.parametrize(("fraction", "num"), [(1e-9, 1), (1 - 1e-9, 1436)])
+def test_neither_part_of_the_train_split_is_ever_empty(fraction, num):
+    assert len(load_digits(fraction).validation.labels) == num
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_a_fraction_outside_the_unit_interval_is_refused(fraction):
+    with pytest.raises(UserError, match=f"validation_fraction={fraction} "):
+        load_digits(fraction)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"'mnist'.*cifar10, digits"):
+        load("mnist", data_dir=None, validation_fraction=0.1)
+
+
+def test_cifar10_is_what_the_archive_holds(data_dir, records):
+    dataset = load_cifar10(data_dir)
+    assert "tensorflow" not in sys.modules
+    assert dataset.name == "CIFAR-10"
+    assert dataset.class_names == tuple("abcdefghij")
+    assert [len(split.labels) for split in dataset[2:]] == [15, 5, 4]
+    for split, parts in (("train", dataset[2:4]), ("test", dataset[4:])):
+        loaded = {
+            (int(label), image.transpose(2, 0, 1).tobytes())
+            for images, labels in parts
+            for image, label in zip(images, labels, strict=True)
+        }
+        assert loaded == {(int(record[0]), record[1:].tobytes()) for record in records[split]}
+
+
+def test_a_jpeg_copy_is_named_as_one(data_dir):
+    features = prepared(data_dir) / "features.json"
+    features.write_text(features.read_text().replace('"png"', '"jpeg"'))
+    assert load_cifar10(data_dir).name == "CIFAR-10, JPEG copy"
+
+
+def test_tfds_own_default_directory_is_honoured(data_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    dataset = load("cifar10", data_dir=None, validation_fraction=0.25)
+    assert_same(dataset, load_cifar10(data_dir))
+
+
+def test_a_second_start_reads_the_cache_and_needs_no_tfds(data_dir, monkeypatch):
+    first = load_cifar10(data_dir)
+    assert len(caches(prepared(data_dir))) == 1
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert_same(first, load_cifar10(data_dir))
+
+
+def test_a_changed_directory_is_decoded_again(data_dir):
+    load_cifar10(data_dir)
+    os.utime(next(prepared(data_dir).glob("*train.array_record*")), ns=(0, 0))
+    load_cifar10(data_dir)
+    assert len(caches(prepared(data_dir))) == 2
+
+
+def test_a_directory_without_write_permission_is_cached_for_the_user(
+    data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    prepared(data_dir).chmod(0o555)
+    first = load_cifar10(data_dir)
+    assert not caches(prepared(data_dir))
+    assert len(caches(tmp_path / "home" / "jaxadv")) == 1
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert_same(first, load_cifar10(data_dir))
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(data_dir, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    prepared(data_dir).chmod(0o555)
+    assert_same(load_cifar10(data_dir), load_cifar10(data_dir))
+    assert "every start decodes again" in caplog.text
+
+
+def flip_a_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip_a_byte, lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"?"],
+    ids=["flipped", "truncated", "empty", "foreign"],
+)
+def test_a_damaged_cache_is_rebuilt(data_dir, damage):
+    first = load_cifar10(data_dir)
+    (cache,) = caches(prepared(data_dir))
+    intact = cache.read_bytes()
+    cache.write_bytes(damage(intact))
+    assert_same(first, load_cifar10(data_dir))
+    assert caches(prepared(data_dir)) == [cache]
+    assert len(cache.read_bytes()) == len(intact)
+
+
+def test_a_directory_prepared_for_tensorflow_is_refused(data_dir):
+    info = prepared(data_dir) / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match=r"^[^\n]*as tfrecord, which only TensorFlow[^\n]*$"):
+        load_cifar10(data_dir)
+
+
+@pytest.mark.parametrize("name", ["*train.array_record*", "features.json", "dataset_info.json"])
+def test_a_damaged_directory_is_one_clear_error(data_dir, name):
+    (file,) = prepared(data_dir).glob(name)
+    file.write_bytes(b"{")
+    with pytest.raises(UserError, match=r"^[^\n]*3.0.2 cannot be read[^\n]*$"):
+        load_cifar10(data_dir)
+
+
+@pytest.mark.parametrize("name", ["*test.array_record*", "features.json", "label.labels.txt"])
+def test_a_missing_file_is_one_clear_error(data_dir, name):
+    (file,) = prepared(data_dir).glob(name)
+    file.unlink()
+    with pytest.raises(UserError, match=r"^[^\n]*3.0.2 cannot be read[^\n]*$"):
+        load_cifar10(data_dir)
+
+
+@pytest.mark.cifar10
+@pytest.mark.skipif("JAXADV_CIFAR10" not in os.environ, reason="JAXADV_CIFAR10 is not set")
+def test_the_real_cifar10(tmp_path):
+    prepared(tmp_path).mkdir(parents=True)  # links, so that no cache is left beside the original
+    for file in prepared(Path(os.environ["JAXADV_CIFAR10"]).absolute()).iterdir():
+        if file not in caches(file.parent):
+            (prepared(tmp_path) / file.name).symlink_to(file)
+    dataset = load("cifar10", data_dir=str(tmp_path), validation_fraction=0.04)
+    train_labels = np.concatenate([dataset.train.labels, dataset.validation.labels])
+    assert [len(split.labels) for split in dataset[2:]] == [48000, 2000, 10000]
+    np.testing.assert_array_equal(np.bincount(train_labels), [5000] * 10)
+    np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1000] * 10)
+    assert dataset.class_names[:3] == ("airplane", "automobile", "bird")
+    assert 0.44 < dataset.train.images.mean() / 255 < 0.5

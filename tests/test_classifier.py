@@ -1,0 +1,184 @@
+"""The training step on a tiny model: what it learns from, and that devices do not matter."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from jaxadv.attacks import pgd
+from jaxadv.classifier import Recipe, init_state, make_logits_fn, make_train_step, to_float
+from jaxadv.curriculum import Budget
+from jaxadv.data.augment import make_augment
+from jaxadv.losses import cross_entropy
+from jaxadv.parallel import AXIS, pmap_batches, replicate
+from jaxadv.prng import stream
+from jaxadv.types import Batch
+
+BUDGET = Budget(eps=0.1, step_size=0.05, num_steps=3)
+
+
+class Tiny(nn.Module):
+    """A batch norm and a dense layer: all that a step has to keep."""
+
+    axis_name: str | None = AXIS
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        axis_name = self.axis_name if train else None
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name)(images)
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (32, 4, 4, 3), dtype=np.uint8)
+    return Batch(images, generator.integers(0, 10, 32).astype(np.int32))
+
+
+def make_recipe(num_devices=2, *, fraction=0.5, batch_size=8, **changes):
+    return Recipe(
+        **{
+            "model": Tiny(),
+            "optimizer": optax.sgd(0.1),
+            "augment": make_augment("none"),
+            "num_attacked": round(fraction * batch_size / num_devices),
+            "attack": {"norm": "linf", "loss": "cross_entropy", "random_start": True},
+            "ema_decay": 0.0,
+            "seed": 0,
+            **changes,
+        }
+    )
+
+
+def one_device_step(recipe):
+    """The same step on one device only, with the axis that it asks for."""
+    mapped = jax.pmap(
+        make_train_step(recipe),
+        axis_name=AXIS,
+        in_axes=(None, None, None, 0),
+        out_axes=None,
+        devices=jax.devices()[:1],
+    )
+    return lambda state, data, budget, batch: mapped(state, data, budget, batch[None])
+
+
+def two_device_step(recipe):
+    return pmap_batches(make_train_step(recipe), num_replicated=3, num_batches=1)
+
+
+def train(step, recipe, data, num_steps=3, budget=BUDGET):
+    state = init_state(recipe, to_float(data.images[:1]))
+    for i in range(num_steps):
+        state, metrics = step(state, data, budget, np.arange(8) + 8 * i)
+    return state, metrics
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip_crop_jitter"])
+def test_two_devices_do_what_one_does(data, augmentation):
+    one = make_recipe(1, augment=make_augment(augmentation))
+    two = make_recipe(2, augment=make_augment(augmentation))
+    expected = train(one_device_step(one), one, data)
+    actual = train(two_device_step(two), two, data)
+    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), atol=1e-5)
+
+
+def test_replicas_agree(data):
+    recipe = make_recipe()
+    every = jax.pmap(
+        make_train_step(recipe), axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=0
+    )
+    state = init_state(recipe, to_float(data.images[:1]))
+    output = jax.device_get(every(state, data, BUDGET, np.arange(8).reshape(2, 4)))
+    for leaf in jax.tree.leaves(output):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+
+
+def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
+    """Against the same written out on one device, with no pmap."""
+    recipe = make_recipe()
+    state = init_state(recipe, to_float(data.images[:1]))
+    new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8))
+
+    images, labels = to_float(data.images[:8]), data.labels[:8]
+    adversarial = pgd(
+        stream(0, "attack", 0),
+        make_logits_fn(recipe.model, state.variables),
+        images[:4],
+        labels[:4],
+        **BUDGET._asdict(),
+        **recipe.attack,
+    )
+    assert float(jnp.abs(adversarial - images[:4]).max()) > 0.05
+    mixed = jnp.concatenate([adversarial, images[4:]])
+
+    def loss(params):
+        logits, changed = Tiny(axis_name=None).apply(
+            {**state.variables, "params": params}, mixed, train=True, mutable=["batch_stats"]
+        )
+        return cross_entropy(logits, labels).mean(), changed
+
+    (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.variables["params"], gradient)
+    new_variables = jax.device_get(new_state.variables)
+    chex.assert_trees_all_close(new_variables["params"], expected, atol=1e-5)
+    chex.assert_trees_all_close(new_variables["batch_stats"], changed["batch_stats"], atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+
+
+def test_the_fraction_decides_which_metrics_there_are(data):
+    for fraction, names in [
+        (0.0, {"loss", "loss_clean", "accuracy_clean"}),
+        (1.0, {"loss", "loss_adversarial", "accuracy_adversarial"}),
+    ]:
+        recipe = make_recipe(fraction=fraction)
+        _, metrics = train(two_device_step(recipe), recipe, data, num_steps=1)
+        assert metrics.keys() == names
+
+
+def test_no_budget_is_natural_training(data):
+    natural = make_recipe(fraction=0.0)
+    nothing = make_recipe(fraction=1.0)
+    expected, _ = train(two_device_step(natural), natural, data)
+    for budget in (Budget(0.0, 0.05, 3), Budget(0.1, 0.05, 0)):
+        actual, _ = train(two_device_step(nothing), nothing, data, budget=budget)
+        chex.assert_trees_all_close(actual.variables, expected.variables, atol=1e-6)
+
+
+def test_the_average_follows_the_weights(data):
+    recipe = make_recipe(ema_decay=0.5)
+    states = [train(two_device_step(recipe), recipe, data, num_steps=n)[0] for n in (0, 1, 2)]
+    weights = [np.asarray(s.variables["params"]["Dense_0"]["kernel"]) for s in states]
+    first = 1 / 11 * weights[0] + 10 / 11 * weights[1]  # warm-up: the decay starts at 1/11
+    second = 2 / 12 * first + 10 / 12 * weights[2]
+    average = states[2].weights["params"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(average, second, atol=1e-6)
+
+
+def test_one_compilation_serves_a_whole_curriculum(data):
+    recipe = make_recipe()
+    chex.clear_trace_counter()
+    step = pmap_batches(
+        chex.assert_max_traces(make_train_step(recipe), n=1), num_replicated=3, num_batches=1,
+        donate_first=True,
+    )
+    state = replicate(init_state(recipe, to_float(data.images[:1])))
+    arrays = replicate(data)
+    for i in range(4):
+        budget = Budget(0.01 * i, 0.01, 2 + i)
+        state, _ = step(state, arrays, budget, np.arange(8))
+
+
+def test_dropout_differs_between_devices_and_steps():
+    keys = jax.pmap(
+        lambda step: jax.random.key_data(
+            jax.random.fold_in(stream(0, "dropout", step), lax.axis_index(AXIS))
+        ),
+        axis_name=AXIS,
+        in_axes=0,
+    )(jnp.array([1, 1]))
+    assert not np.array_equal(keys[0], keys[1])

@@ -1,0 +1,115 @@
+import re
+from functools import cache
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+
+from jaxadv import figures
+
+CLEAN = {"accuracy": 0.6, "ci95": [0.55, 0.65]}
+
+
+def point(eps, accuracy):
+    return {"eps": eps, "accuracy": accuracy, "ci95": [accuracy - 0.05, accuracy + 0.05]}
+
+
+def texts(svg):
+    return [text.text for text in ElementTree.fromstring(svg).iter() if text.tag.endswith("text")]
+
+
+@cache
+def draw_accuracy(name="pgd40"):
+    curves = {name: [point(0.01, 0.5), point(0.03, 0.3)], "single": [point(0.03, 0.25)]}
+    worst = [point(0.01, 0.5), point(0.03, 0.2)]
+    return figures.accuracy_over_eps(CLEAN, {**curves, "worst case": worst}, worst="worst case")
+
+
+@cache
+def draw_training(best_epoch=2, **changes):
+    lines = [
+        {"epoch": epoch, "eps": 0.01, "num_steps": 10, "train_loss": 2.0,
+         "train_accuracy_clean": 0.4, "validation_accuracy_clean": 0.5, **changes}
+        for epoch in (1, 2, 3)
+    ]  # fmt: skip
+    return figures.training_curves(lines, best_epoch)
+
+
+@cache
+def draw_margins():
+    return figures.margin_histogram(
+        {"clean": np.linspace(-3, 1, 50), "pgd": np.linspace(-1, 3, 50)}
+    )
+
+
+@pytest.mark.parametrize("draw", [draw_accuracy, draw_training, draw_margins])
+def test_colours_follow_the_page(draw):
+    svg = draw()
+    colors = set(re.findall(r"(?:fill|stroke): ?([^;\"]+)", svg))
+    assert colors <= {
+        "none",
+        "currentColor",
+        "var(--rule)",
+        *(f"var(--series-{i})" for i in range(9)),
+    }
+    assert "currentColor" in colors
+    assert "var(--series-1)" in colors or "var(--series-2)" in colors
+
+
+def test_ids_differ_between_figures_and_every_reference_is_resolved():
+    svgs = [draw_accuracy(), draw_training(), draw_margins()]
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in svgs]
+    assert not ids[0] & ids[1] | ids[0] & ids[2] | ids[1] & ids[2]
+    for svg, own in zip(svgs, ids, strict=True):
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= own
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    assert draw_accuracy.__wrapped__() == draw_accuracy()
+
+
+def test_accuracy_names_every_curve_and_radius():
+    written = texts(draw_accuracy())
+    assert {"pgd40", "single", "worst case", "0.00", "0.01", "0.03"} <= set(written)
+
+
+def test_names_are_text_and_not_mathematics():
+    assert "<b>$x_1$&" in texts(draw_accuracy("<b>$x_1$&"))
+
+
+def test_training_marks_the_best_epoch_and_skips_what_was_not_measured():
+    written = texts(draw_training())
+    assert "best" in written
+    assert {"clean, train", "clean, validation", "train"} <= set(written)
+    assert "attacked, train" not in written
+    assert "attacked, train" in texts(draw_training(train_accuracy_adversarial=0.3))
+    assert "best" not in texts(draw_training(best_epoch=None))
+
+
+def test_margins_all_on_one_side_still_show_the_boundary():
+    svg = figures.margin_histogram({"clean": np.full(20, -2.0)})
+    assert "misclassified →" in texts(svg)
+
+
+def test_amplified_perturbations_fill_the_range():
+    perturbations = np.zeros((1, 2, 2, 3))
+    perturbations[0, 0, 0] = 0.02
+    perturbations[0, 1, 1] = -0.01
+    images, factor = figures.amplify(perturbations)
+    assert factor == pytest.approx(25)
+    assert images[0, 0, 0] == pytest.approx(1.0)
+    assert images[0, 1, 1] == pytest.approx(0.25)
+    assert images[0, 0, 1] == pytest.approx(0.5)
+
+
+def test_no_perturbation_is_grey():
+    images, factor = figures.amplify(np.zeros((1, 2, 2, 3)))
+    assert factor == 1.0
+    assert images == pytest.approx(0.5)
+
+
+def test_settings_of_matplotlib_are_left_as_they_were():
+    before = dict(matplotlib.rcParams)
+    draw_accuracy.__wrapped__()
+    assert dict(matplotlib.rcParams) == before

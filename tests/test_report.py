@@ -1,0 +1,365 @@
+# ruff: noqa: RUF001 (the page is written with dashes and signs of its own)
+import base64
+import copy
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from jaxadv import figures, report
+from jaxadv.types import UserError
+
+CONFIG = {
+    "data": {"name": "cifar10"},
+    "model": {"name": "bignet"},
+    "validation": {"eps": 0.03},
+}
+N = 200
+
+
+def entry(accuracy, **attack):
+    interval = [max(0.0, accuracy - 0.0333), accuracy + 0.0333]
+    return {"accuracy": accuracy, "ci95": interval, "n": N, **attack}
+
+
+def pgd(accuracy, eps, **settings):
+    budget = {"eps": eps, "step_size": 0.005, "num_steps": 40, "queries": 4321, "seconds": 61.5}
+    return entry(accuracy, attack="pgd", norm="linf", loss="margin", **{**budget, **settings})
+
+
+def worst(accuracy, eps, *attacks):
+    return entry(accuracy, norm="linf", eps=eps, attacks=list(attacks))
+
+
+EVALUATION = {
+    "checkpoint": {"workdir": "runs/x", "which": "best", "epoch": 2, "sha256": "c0ffee"},
+    "model": "bignet",
+    "num_parameters": 263406,
+    "dataset": "CIFAR-10",
+    "n": N,
+    "clean": entry(0.5519),
+    "attacks": {
+        "pgd40/0.1": pgd(0.0123, 0.1),
+        "pgd40/0.03": pgd(0.2931, 0.03),
+        "fgsm/0.03": entry(
+            0.3377,
+            attack="fgsm",
+            norm="linf",
+            eps=0.03,
+            loss="cross_entropy",
+            queries=1,
+            seconds=1.0,
+        ),
+        "restarts/0.03": pgd(0.2871, 0.03, num_restarts=5, random_start=True),
+    },
+    "worst_case": {"linf/0.03": worst(0.2853, 0.03), "linf/0.1": worst(0.0119, 0.1)},
+    "aggregated_score": {"pgd40": 0.3054},
+    "warnings": [],
+    "provenance": {
+        "command": "python run.py --config configs/x.py",
+        "commit": "abc1234",
+        "dirty": False,
+        "device": "2 x cpu",
+        "jax": "0.10.2",
+        "date": "2026-11-22T20:00:00+00:00",
+        "seconds": 123.4,
+    },
+}
+
+
+def metrics_line(epoch):
+    budget = {"eps": 0.01 * epoch, "step_size": 0.01, "num_steps": 9 + epoch}
+    train = {"train_loss": 2.0, "train_loss_adversarial": None, "train_accuracy_clean": 0.4}
+    validation = {"validation_accuracy_clean": 0.5, "validation_accuracy_robust": 0.3}
+    return {"epoch": epoch, "step": epoch, **budget, **train, **validation, "seconds": 3700.0}
+
+
+def make_examples():
+    rng = np.random.default_rng(0)
+    images = np.full((2, 32, 32, 3), 0.5, np.float32)
+    arrays = {
+        "labels": np.zeros(N, int),
+        "class_names": np.array(["cat", "dog", "ship"]),
+        "predictions/clean": np.zeros(N, int),
+        "margin/clean": rng.normal(size=N),
+        "sample/ids": np.array([3, 5]),
+        "sample/images": images,
+    }
+    for name, attack in EVALUATION["attacks"].items():
+        signs = rng.choice([-1, 1], images.shape).astype(np.float32)
+        arrays[f"margin/{name}"] = rng.normal(size=N)
+        arrays[f"survived/{name}"] = np.ones(N, bool)
+        arrays[f"sample/adversarial/{name}"] = images + np.float32(attack["eps"]) * signs
+        arrays[f"sample/predictions/{name}"] = np.array([1, 2])
+    return arrays
+
+
+def fill(workdir):
+    """Writes every file of a workdir; the last checkpoint is worse than the best."""
+    last = copy.deepcopy(EVALUATION)
+    last["checkpoint"] |= {"which": "last", "epoch": 3}
+    last["clean"] = entry(0.5319)
+    contents = {"config": CONFIG, "evaluation": EVALUATION, "evaluation_last": last}
+    for name, content in contents.items():
+        (workdir / f"{name}.json").write_text(json.dumps(content))
+    lines = [json.dumps(metrics_line(epoch)) + "\n" for epoch in (1, 2, 3)]
+    (workdir / "metrics.jsonl").write_text("".join(lines))
+    np.savez(workdir / "examples.npz", **make_examples())
+    return workdir
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return fill(tmp_path)
+
+
+@pytest.fixture
+def undrawn(workdir, monkeypatch):
+    """A workdir whose figures cost no time: empty drawings stand for them."""
+    for name in ("accuracy_over_eps", "training_curves", "margin_histogram"):
+        monkeypatch.setattr(figures, name, lambda *args, **kwargs: "<svg></svg>")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return render(fill(tmp_path_factory.mktemp("run")))
+
+
+class Page(HTMLParser):
+    """The text, the table rows, the pictures and the addresses of a page."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, html):
+        super().__init__()
+        self.html = html
+        self.text, self.rows, self.images, self.addresses, self.tags = "", [], [], [], []
+        self._open = []
+        self.feed(html)
+        assert not self._open, "every element is closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        attributes = dict(attrs)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset")]
+        if tag == "img":
+            self.images.append(attributes["src"])
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if {"td", "th"} & set(self._open):
+            self.rows[-1][-1] += data.strip()
+
+
+def render(workdir):
+    return Page(report.write(workdir).read_text(encoding="utf-8"))
+
+
+def rewrite(workdir, change, name="evaluation.json"):
+    content = json.loads((workdir / name).read_text())
+    change(content)
+    (workdir / name).write_text(json.dumps(content))
+
+
+def printed(evaluation):
+    console = Console(width=100, file=io.StringIO())
+    console.print(report.table(evaluation))
+    return console.file.getvalue()
+
+
+def test_writes_the_page_into_the_workdir(undrawn):
+    assert report.write(str(undrawn)) == undrawn / "report.html"
+
+
+def test_evaluation_rows_hold_the_numbers_of_the_json(page):
+    rows = page.rows
+    pgd_settings = "pgd, L∞, 40 steps of 0.005, margin"
+    assert ["clean", "", "", "55.19 %", "51.9 – 58.5", "", ""] in rows
+    first = ["pgd40", pgd_settings, "0.03", "29.31 %", "26.0 – 32.6", "4,321", "61.5"]
+    at = rows.index(first)
+    assert rows[at + 1] == ["0.10", "1.23 %", "0.0 – 4.6", "4,321", "61.5"]  # by ascending eps
+    assert ["fgsm", "fgsm, L∞, cross entropy", "0.03", "33.77 %"] in [row[:4] for row in rows]
+    restarts = next(row for row in rows if row[0] == "restarts")
+    assert restarts[1] == pgd_settings + ", random start, 5 restarts"
+    worst_row = next(row for row in rows if row[0] == "worst case")
+    assert worst_row[2:4] == ["0.03", "28.53 %"]
+    assert any(row[0] == "pgd40" and "0.305" in row for row in rows)
+
+
+def test_best_and_last_stand_side_by_side(page):
+    assert ["clean", "55.19 %", "53.19 %", "−2.00"] in page.rows
+
+
+def test_headline_is_at_the_radius_that_chose_the_checkpoint(page, undrawn):
+    assert "Worst case, L∞ eps 0.0328.53 %" in page.text
+    rewrite(undrawn, lambda config: config["validation"].update(eps=0.09), "config.json")
+    assert "Worst case, L∞ eps 0.101.19 %" in render(undrawn).text
+
+
+def test_margins_are_of_the_strongest_single_attack_at_the_headline_radius(page):
+    assert "clean and under restarts/0.03" in page.text
+
+
+def test_provenance_and_config(page, undrawn):
+    text = page.text
+    for fact in ("python run.py --config configs/x.py", "abc1234", "2 x cpu", "0.10.2", "c0ffee"):
+        assert fact in text
+    assert "3 epochs in 3 h 05 min" in text
+    assert '"validation": {' in text
+    assert "uncommitted changes" not in text
+    rewrite(undrawn, lambda evaluation: evaluation["provenance"].update(dirty=True))
+    assert "uncommitted changes" in render(undrawn).text
+
+
+def test_pictures_show_the_attack_with_most_radii_and_amplify_to_the_full_range(page):
+    assert len(page.images) == 2 * (1 + 2 * 2)  # examples x (original + radii x (image, noise))
+    header = next(row for row in page.rows if row[0] == "original")
+    assert header == ["original", "eps 0.03×16.7", "eps 0.10×5"]
+    assert ["cat→ cat", "→ dog", "→ dog"] in page.rows
+    assert ["cat→ cat", "→ ship", "→ ship"] in page.rows
+    png = base64.b64decode(page.images[2].removeprefix("data:image/png;base64,"))
+    noise = np.asarray(Image.open(io.BytesIO(png)))
+    assert set(np.unique(noise)) == {0, 255}
+
+
+def test_page_needs_nothing_from_the_net(page):
+    assert page.tags.count("svg") == 3
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert not re.findall(r"url\((?!#)|@import", page.html)
+
+
+def test_names_are_escaped_everywhere(workdir):
+    hostile = '<script>alert("x")</script>&$[red]'
+
+    def poison(evaluation):
+        for key in ("model", "dataset"):
+            evaluation[key] = hostile
+        evaluation["warnings"] = [hostile]
+        for key in ("command", "commit", "device", "jax", "date"):
+            evaluation["provenance"][key] = hostile
+        evaluation["attacks"][f"{hostile}/0.03"] = evaluation["attacks"].pop("restarts/0.03")
+
+    rewrite(workdir, poison)
+    rewrite(workdir, lambda config: config.update(note=hostile), "config.json")
+    arrays = make_examples()
+    arrays["class_names"] = np.array([hostile] * 3)
+    arrays[f"margin/{hostile}/0.03"] = arrays["margin/restarts/0.03"]
+    np.savez(workdir / "examples.npz", **arrays)
+    page = render(workdir)
+    assert "script" not in page.tags
+    assert page.text.count(hostile) >= 13
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert hostile in printed(evaluation)
+
+
+def test_warnings_of_masked_gradients(page, undrawn):
+    assert "No sign of masked gradients in the checks made" in page.text
+    rewrite(undrawn, lambda evaluation: evaluation.update(warnings=["fgsm beats pgd40"]))
+    text = render(undrawn).text
+    assert "fgsm beats pgd40" in text
+    assert "Signs of masked gradients" in text
+    assert "No sign of masked gradients" not in text
+
+
+def test_digits_are_not_mistaken_for_cifar(page, undrawn):
+    assert "digits" not in page.text
+    rewrite(undrawn, lambda evaluation: evaluation.update(dataset="digits, not CIFAR"))
+    assert "bignet on digits, not CIFAR" in render(undrawn).text
+    (undrawn / "evaluation.json").unlink()
+    rewrite(undrawn, lambda config: config["data"].update(name="digits"), "config.json")
+    assert "bignet on digits, not CIFAR" in render(undrawn).text
+
+
+@pytest.mark.parametrize(
+    ("missing", "says", "num_svgs"),
+    [
+        ("metrics.jsonl", "there is no metrics.jsonl", 2),
+        ("evaluation.json", "There is no evaluation.json", 1),
+        ("examples.npz", "there is no examples.npz", 2),
+        ("config.json", "There is no config.json", 3),
+        ("evaluation_last.json", None, 3),
+    ],
+)
+def test_a_missing_file_leaves_out_its_part(undrawn, missing, says, num_svgs):
+    (undrawn / missing).unlink()
+    page = render(undrawn)
+    assert page.tags.count("svg") == num_svgs
+    if says:
+        assert says in page.text
+    else:
+        assert "Best and last" not in page.text
+
+
+def test_an_empty_workdir_gives_a_page(tmp_path):
+    assert "Not evaluated yet" in render(tmp_path).text
+
+
+def test_prefix_names_the_files_read_and_written(undrawn):
+    (undrawn / "evaluation.json").rename(undrawn / "again_evaluation.json")
+    path = report.write(undrawn, prefix="again_")
+    assert path.name == "again_report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "55.19 %" in page.text
+    assert "there is no again_metrics.jsonl" in page.text
+
+
+def test_no_such_workdir(tmp_path):
+    with pytest.raises(UserError, match="no workdir"):
+        report.write(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "metrics.jsonl", "examples.npz"])
+def test_a_damaged_file_is_named(undrawn, name):
+    content = (undrawn / name).read_bytes()
+    (undrawn / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        report.write(undrawn)
+    assert not (undrawn / "report.html").exists()
+
+
+def test_radius_of_k_255_is_shown_as_such(undrawn):
+    rewrite(undrawn, lambda e: e["attacks"].update({"eight/0.03137": pgd(0.2, 8 / 255)}))
+    assert any("0.03137 = 8/255" in row for row in render(undrawn).rows)
+
+
+def test_norms_have_a_worst_case_and_a_figure_each(undrawn):
+    def add_l2(evaluation):
+        evaluation["attacks"]["l2/0.5"] = {**pgd(0.2, 0.5), "norm": "l2"}
+        evaluation["worst_case"]["l2/0.5"] = {**worst(0.2, 0.5), "norm": "l2"}
+
+    rewrite(undrawn, add_l2)
+    page = render(undrawn)
+    assert page.tags.count("svg") == 4
+    assert {"worst case, L∞", "worst case, L2"} <= {row[0] for row in page.rows}
+
+
+def test_terminal_table_has_a_row_for_everything():
+    lines = [re.sub(r"\s+", " ", line.replace("│", " ")).strip() for line in
+             printed(EVALUATION).splitlines()]  # fmt: skip
+    assert [line for line in lines if "%" in line and "attack" not in line] == [
+        "clean 55.19 % 51.9 – 58.5",
+        "pgd40 L∞ 0.03 29.31 % 26.0 – 32.6 61.5",
+        "pgd40 L∞ 0.10 1.23 % 0.0 – 4.6 61.5",
+        "fgsm L∞ 0.03 33.77 % 30.4 – 37.1 1.0",
+        "restarts L∞ 0.03 28.71 % 25.4 – 32.0 61.5",
+        "worst case L∞ 0.03 28.53 % 25.2 – 31.9",
+        "worst case L∞ 0.10 1.19 % 0.0 – 4.5",
+    ]
+    assert "pgd40, aggregated 0.305 of 2" in lines
