@@ -17,10 +17,27 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
 def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags and loads the config; what is wrong with them is told in one line."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (KeyError, AttributeError, OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ValueError(f"unknown argument {rest[1]!r}: flags begin with --")
+        if _CONFIG.value is None:
+            raise ValueError("no config: give --config configs/curriculum.py, or another")
+        if _CONFIG.value.mode not in ("train", "evaluate"):
+            raise ValueError(f"config.mode is {_CONFIG.value.mode!r}: train or evaluate")
+        return rest
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise SystemExit(f"error: {_one_line(error)}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    # ml_collections wraps errors in errors, and whole tracebacks in their messages.
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    lines = str(error.args[0] if error.args else error).strip().split("\n")
+    traceback = any(line.startswith("Traceback") for line in lines)
+    return " ".join(" ".join(lines[-1:] if traceback else lines).split())
 
 
 def _default_workdir() -> Path:
@@ -39,11 +56,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.WARNING)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     parallel.use_all_cores()
-    jobs = {"train": train.run, "evaluate": evaluate.run}
+    job = {"train": train.run, "evaluate": evaluate.run}[_CONFIG.value.mode]
     try:
-        if _CONFIG.value.mode not in jobs:
-            raise UserError(f"config.mode is {_CONFIG.value.mode!r}: one of {', '.join(jobs)}")
-        jobs[_CONFIG.value.mode](_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))
+        job(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))
     except UserError as error:
         if _DEBUG.value:
             raise
@@ -51,5 +66,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=_parse)

@@ -7,8 +7,7 @@ from configs import default
 
 def get_config(data: str = "cifar10") -> ConfigDict:
     """Returns the config for "cifar10" or, as a check of the installation, "digits"."""
-    config = default.get_config()
-    config.data.name = data
+    config = default.get_config(data)
     config.data.augmentation = "flip"
     config.train.num_epochs = 30
     config.train.batch_size = 128
@@ -19,10 +18,9 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.attack.fraction = 1.0
     config.attack.random_start = True
     config.attack.eps_start = 0.005
-    config.attack.eps_end = 0.03
+    config.attack.eps_end = 0.04
     config.attack.num_steps_start = 4
     config.attack.num_steps_end = 8
     if data == "digits":
         config.train.num_epochs = 5
-        config.evaluation.batch_size = 128
     return config

@@ -7,14 +7,14 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
-    """Returns the complete config of a training run."""
+def get_config(data: str = "cifar10") -> ConfigDict:
+    """Returns the complete config of a training run on "cifar10" or "digits"."""
     config = ConfigDict()
     config.mode = "train"  # train | evaluate
     config.seed = 0
 
     config.data = ConfigDict()
-    config.data.name = "cifar10"  # cifar10 | digits
+    config.data.name = data  # cifar10 | digits
     config.data.data_dir = placeholder(str)  # TFDS directory; None: TFDS's own default
     config.data.validation_fraction = 0.04  # of the train split, held out to choose the best
     config.data.augmentation = "none"  # none | flip | flip_crop_jitter
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
 
     # The final evaluation on the test split: one attack for each name, one result for each eps.
     config.evaluation = ConfigDict()
-    config.evaluation.batch_size = 512  # over all devices together
+    config.evaluation.batch_size = 128 if data == "digits" else 512  # over all devices together
     config.evaluation.num_examples = placeholder(int)  # the first n; None: the whole split
     config.evaluation.attacks = battery()
     return config

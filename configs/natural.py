@@ -5,9 +5,9 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config() -> ConfigDict:
-    """Returns the config."""
-    config = default.get_config()
+def get_config(data: str = "cifar10") -> ConfigDict:
+    """Returns the config for "cifar10" or "digits"."""
+    config = default.get_config(data)
     config.attack.fraction = 0.0
     config.validation.eps = 0.0  # the best checkpoint is the one of the best clean accuracy
     return config

@@ -5,9 +5,9 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config() -> ConfigDict:
-    """Returns the config."""
-    config = default.get_config()
+def get_config(data: str = "cifar10") -> ConfigDict:
+    """Returns the config for "cifar10" or "digits"."""
+    config = default.get_config(data)
     config.data.augmentation = "flip"
     config.train.num_epochs = 30
     config.train.batch_size = 128

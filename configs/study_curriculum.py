@@ -5,6 +5,6 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config() -> ConfigDict:
-    """Returns the defaults, which are the study's numbers."""
-    return default.get_config()
+def get_config(data: str = "cifar10") -> ConfigDict:
+    """Returns the defaults, which are the study's numbers, for "cifar10" or "digits"."""
+    return default.get_config(data)

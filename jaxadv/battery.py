@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Int, PyTree
@@ -161,7 +162,7 @@ def attack_examples(
     static = tuple((k, v) for k, v in arguments.items() if k not in traced)
     step = _attack_step(model, static)
     outcomes = []
-    for start in range(0, len(ids), batch_size):
+    for start in range(0, max(len(ids), 1), batch_size):  # one batch where there is no example
         batch = ids[start : start + batch_size]
         padded = np.resize(batch, batch_size)
         outcome = step(weights, seed, traced, split.images[padded], split.labels[padded], padded)

@@ -68,13 +68,7 @@ class Recipe(NamedTuple):
 
 def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
     """Returns the module of `config.model`, its batch norm synchronised over the devices."""
-    return make_model(
-        model.name,
-        num_classes,
-        activation=model.activation,
-        dropout=model.dropout,
-        axis_name=AXIS,
-    )
+    return make_model(num_classes=num_classes, axis_name=AXIS, **model)
 
 
 def init_state(recipe: Recipe, images: Images) -> TrainState:

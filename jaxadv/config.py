@@ -9,11 +9,15 @@ from ml_collections import ConfigDict
 
 from jaxadv.attacks import ATTACKS
 from jaxadv.attacks.threat import THREATS
+from jaxadv.data.augment import AUGMENTATIONS
+from jaxadv.data.datasets import SOURCES
 from jaxadv.losses import LOSSES
+from jaxadv.models import make_model
 from jaxadv.optimizer import OPTIMIZERS, SCHEDULES
 from jaxadv.types import UserError
 
-Rule = tuple[Callable[[float], bool], str]
+Number = int | float
+Rule = tuple[Callable[[Number], bool], str]
 
 _COUNT: Rule = (lambda value: value >= 1, "at least 1")
 _STEPS: Rule = (lambda value: value >= 0, "0 or more")
@@ -47,6 +51,8 @@ _RULES: dict[str, Rule] = {
 }
 
 _CHOICES = {
+    "data.name": SOURCES,
+    "data.augmentation": AUGMENTATIONS,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "attack.norm": THREATS,
@@ -67,13 +73,12 @@ _LOCATIONS = ("data.data_dir",)
 
 
 def check(config: ConfigDict, num_devices: int) -> None:
-    """Raises a UserError that names the first key whose value cannot be meant.
-
-    Names of models, data sets and augmentations are checked where they are looked up.
-    """
+    """Raises a UserError that names the first key whose value cannot be meant."""
     _check_values(_flatten(config), _RULES, _CHOICES)
+    if "model" in config:
+        make_model(num_classes=10, **config.model)
     for name, attack in config.evaluation.attacks.items():
-        _check_values(attack, _ATTACK_RULES, _ATTACK_CHOICES, f"evaluation.attacks.{name}.")
+        _check_values(dict(attack), _ATTACK_RULES, _ATTACK_CHOICES, f"evaluation.attacks.{name}.")
         for eps in attack.eps:
             _check_rule(f"evaluation.attacks.{name}.eps", eps, _RADIUS)
     for key in ("train.batch_size", "evaluation.batch_size"):
@@ -96,7 +101,7 @@ def _check_values(values: dict, rules: dict, choices: dict, prefix: str = "") ->
             )
 
 
-def _check_rule(key: str, value: float, rule: Rule) -> None:
+def _check_rule(key: str, value: Number, rule: Rule) -> None:
     holds, words = rule
     if not holds(value):
         raise UserError(f"config.{key} is {value}: it must be {words}")

@@ -27,12 +27,12 @@ def linear_budget(attack: ConfigDict, epoch: int, num_epochs: int) -> Budget:
     """
     t = epoch / num_epochs
 
-    def ramp(start: float, end: float) -> float:
-        return start * (1 - t) + end * t
+    def ramp(start: int | float, end: int | float) -> int | float:
+        return start + (end - start) * t  # exactly `start` where both are equal
 
     return Budget(
         eps=ramp(attack.eps_start, attack.eps_end),
         step_size=attack.step_size,
-        # The small term undoes float rounding just below an integer: 10 (1 - t) + 10 t is 10.
+        # The small term undoes float rounding just below an integer.
         num_steps=int(ramp(attack.num_steps_start, attack.num_steps_end) + 1e-9),
     )

@@ -1,9 +1,11 @@
 """Counts with their uncertainty."""
 
+from typing import SupportsInt
+
 from scipy.stats import binomtest
 
 
-def proportion(successes: int, n: int) -> dict:
+def proportion(successes: SupportsInt, n: SupportsInt) -> dict:
     """Returns an accuracy as reports write it: the estimate, its interval and its count.
 
     The interval is Wilson's at 95 % (Wilson 1927), which stays inside [0, 1] and is

@@ -192,7 +192,7 @@ def _pictures(
         name: [entry for entry in entries if f"sample/adversarial/{entry['key']}" in examples]
         for name, entries in groups.items()
     }
-    if not any(drawn.values()):
+    if not any(drawn.values()) or not len(examples["sample/ids"]):
         return None
     # Among equally many radii the stronger attack.
     name = max(drawn, key=lambda key: (len(drawn[key]), -sum(e["accuracy"] for e in drawn[key])))

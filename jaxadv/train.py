@@ -118,12 +118,13 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
                 "seconds": seconds,
                 "images_per_second": batches.size / seconds,
             }
-            checkpoint.save(manager, epoch + 1, _to_items(state), line)
             metrics_file.write(json.dumps(line) + "\n")
             metrics_file.flush()
             for name, value in line.items():
                 if value is not None:
                     writer.add_scalar(name, value, epoch + 1)
+            # Last, so that no checkpoint is without its line: one too many is dropped on resume.
+            checkpoint.save(manager, epoch + 1, _to_items(state), line)
             left = _seconds_left(budgets, config.attack.fraction, first_epoch, epoch + 1, since)
             print(_summary(line, num_epochs, left), flush=True)
     return state

@@ -237,6 +237,25 @@ def test_pictures_show_the_attack_with_most_radii_and_amplify_to_the_full_range(
     assert set(np.unique(noise)) == {0, 255}
 
 
+def test_pictures_show_the_stronger_of_two_attacks_with_as_many_radii(undrawn):
+    def add_fgsm(evaluation):
+        weak = pgd(0.3, 0.1)
+        evaluation["attacks"] = {"fgsm/0.1": weak, **evaluation["attacks"]}
+
+    rewrite(undrawn, add_fgsm)
+    arrays = make_examples()
+    for kind in ("adversarial", "predictions"):
+        arrays[f"sample/{kind}/fgsm/0.1"] = arrays[f"sample/{kind}/pgd40/0.1"]
+    np.savez(undrawn / "examples.npz", **arrays)
+    assert "not selected further, under pgd40." in render(undrawn).text
+
+
+def test_no_picture_where_nothing_was_sampled(undrawn):
+    empty = {"sample/ids": np.array([], int), "sample/images": np.zeros((0, 32, 32, 3))}
+    np.savez(undrawn / "examples.npz", **make_examples() | empty)
+    assert not render(undrawn).images
+
+
 def test_page_needs_nothing_from_the_net(page):
     assert page.tags.count("svg") == 3
     assert "script" not in page.tags
@@ -266,7 +285,7 @@ def test_names_are_escaped_everywhere(workdir):
     assert "script" not in page.tags
     assert page.text.count(hostile) >= 13
     evaluation = json.loads((workdir / "evaluation.json").read_text())
-    assert hostile in printed(evaluation)
+    assert f"│ {hostile} " in printed(evaluation)
 
 
 def test_warnings_of_masked_gradients(page, undrawn):

@@ -35,7 +35,7 @@ def _linf_random_start(
     return eps * jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
 
 
-def _l2_norm(delta: Images) -> Images:
+def _l2_norm(delta: Images) -> Float[Array, "batch 1 1 1"]:
     # The floor keeps the zero perturbation, and the zero gradient, at zero instead of NaN.
     return jnp.maximum(jnp.sqrt((delta**2).sum(axis=(1, 2, 3), keepdims=True)), 1e-12)
 

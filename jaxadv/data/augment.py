@@ -31,10 +31,10 @@ def make_augment(name: str) -> AugmentFn:
     Raises:
       UserError: unknown name.
     """
-    if name not in _AUGMENTATIONS:
-        known = ", ".join(_AUGMENTATIONS)
+    if name not in AUGMENTATIONS:
+        known = ", ".join(AUGMENTATIONS)
         raise UserError(f"data.augmentation={name!r} is not known: use one of {known}")
-    return jax.vmap(_AUGMENTATIONS[name])
+    return jax.vmap(AUGMENTATIONS[name])
 
 
 def _none(_: PRNGKey, image: Image) -> Image:
@@ -59,13 +59,11 @@ def _jitter(key: PRNGKey, image: Image) -> Image:
     brightness_key, contrast_key, saturation_key = jax.random.split(key, 3)
     image = pix.random_brightness(brightness_key, image, _JITTER)
     image = pix.random_contrast(contrast_key, image, 1 - _JITTER, 1 + _JITTER)
-    # Saturation goes through HSV, which is defined in the colour cube only.
-    image = jnp.clip(image, 0, 1)
     image = pix.random_saturation(saturation_key, image, 1 - _JITTER, 1 + _JITTER)
     return jnp.clip(image, 0, 1)
 
 
-_AUGMENTATIONS: dict[str, Callable[[PRNGKey, Image], Image]] = {
+AUGMENTATIONS: dict[str, Callable[[PRNGKey, Image], Image]] = {
     "none": _none,
     "flip": _flip,
     "flip_crop_jitter": _flip_crop_jitter,

@@ -46,14 +46,14 @@ def load(name: str, *, data_dir: str | None, validation_fraction: float) -> Data
     Raises:
       UserError: unknown name, fraction out of range, or a data set that cannot be had.
     """
-    if name not in _SOURCES:
-        known = ", ".join(_SOURCES)
+    if name not in SOURCES:
+        known = ", ".join(SOURCES)
         raise UserError(f"data.name={name!r} is not a known data set: use one of {known}")
     if not 0 < validation_fraction < 1:
         raise UserError(
             f"data.validation_fraction={validation_fraction} must lie between 0 and 1, exclusive"
         )
-    shown_name, class_names, (images, labels), test = _SOURCES[name](data_dir)
+    shown_name, class_names, (images, labels), test = SOURCES[name](data_dir)
     num_validation = round(validation_fraction * len(labels))
     boundary = len(labels) - min(max(num_validation, 1), len(labels) - 1)
     return Dataset(
@@ -126,7 +126,7 @@ def _read_prepared(directory: Path) -> _Source:
     )
 
 
-_SOURCES: dict[str, Callable[[str | None], _Source]] = {"cifar10": _cifar10, "digits": _digits}
+SOURCES: dict[str, Callable[[str | None], _Source]] = {"cifar10": _cifar10, "digits": _digits}
 
 
 def _cached_arrays(directory: Path) -> dict[str, Any]:

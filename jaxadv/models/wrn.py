@@ -6,7 +6,7 @@ from functools import partial
 from flax import linen as nn
 from jaxtyping import Array
 
-from jaxadv.models.layers import ACTIVATIONS, Activation, Conv
+from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, Outputs
 from jaxadv.types import Images, Logits
 
 
@@ -72,7 +72,7 @@ class Block(nn.Module):
     dropout: Callable[[], nn.Module]
 
     @nn.compact
-    def __call__(self, images: Images) -> Images:
+    def __call__(self, images: Images) -> Outputs:
         """Adds the block's output to the images, which a 1x1 convolution fits in shape."""
         hidden = self.activation(self.norm()(images))
         hidden = Conv(self.features, size=3)(hidden)

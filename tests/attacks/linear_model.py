@@ -1,0 +1,82 @@
+"""Linear models, on which the outcome of an attack is known without running it."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+
+SHAPE = (4, 4, 3)
+SIZE = 48
+ORDERS = {"linf": np.inf, "l2": 2}
+DUAL_ORDERS = {"linf": 1, "l2": 2}
+
+
+def linear(weights):
+    """A model whose logits are the images times weights of shape (SIZE, classes)."""
+    return partial(apply, weights)
+
+
+def apply(weights, key, images):
+    return images.reshape(-1, SIZE) @ jnp.asarray(weights, images.dtype)
+
+
+def random_weights(num_classes, seed=0):
+    return np.random.default_rng(seed).normal(size=(SIZE, num_classes))
+
+
+def disjoint_weights(num_classes, seed=0):
+    """Classes that look at different pixels, all with weights of one size.
+
+    Every two of them are equally far apart in any norm, so the nearest class in logits is
+    the one that the smallest perturbation reaches.
+    """
+    owner = np.arange(SIZE) % num_classes
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], SIZE)
+    return np.where(owner[:, None] == np.arange(num_classes), signs[:, None], 0.0)
+
+
+def examples(num_classes, n=32, seed=0, low=0.0, high=1.0):
+    generator = np.random.default_rng(seed)
+    images = generator.uniform(low, high, (n, *SHAPE)).astype(np.float32)
+    return jnp.asarray(images), jnp.asarray(generator.integers(0, num_classes, n, np.int32))
+
+
+def flat(batch):
+    return np.asarray(batch, np.float64).reshape(len(batch), -1)
+
+
+def length(deltas, norm):
+    return np.linalg.norm(flat(deltas), ORDERS[norm], axis=1)
+
+
+def radii(weights, images, labels, norm):
+    """The distance of each image to the nearest other class; negative where misclassified."""
+    gaps = weights.T[np.asarray(labels)][:, None] - weights.T
+    margins = np.einsum("nkd,nd->nk", gaps, flat(images))
+    distances = np.linalg.norm(gaps, DUAL_ORDERS[norm], axis=2)
+    is_label = np.eye(weights.shape[1], dtype=bool)[np.asarray(labels)]
+    return np.divide(margins, distances, out=np.full_like(margins, np.inf), where=~is_label).min(1)
+
+
+def numpy_pgd(weights, start, images, labels, *, eps, step_size, num_steps, norm, loss):
+    """PGD on a linear model as a textbook has it, its gradient worked out by hand."""
+    clean, adversarial = flat(images), flat(start)
+    onehot = np.eye(weights.shape[1])[np.asarray(labels)]
+    for _ in range(num_steps):
+        logits = adversarial @ weights
+        if loss == "cross_entropy":
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            towards = odds / odds.sum(axis=1, keepdims=True)
+        else:
+            towards = np.eye(weights.shape[1])[np.where(onehot, -np.inf, logits).argmax(axis=1)]
+        gradient = (towards - onehot) @ weights.T
+        if norm == "linf":
+            adversarial = adversarial + step_size * np.sign(gradient)
+            adversarial = np.minimum(np.maximum(adversarial, clean - eps), clean + eps)
+        else:
+            gradient /= np.sqrt((gradient**2).sum(axis=1, keepdims=True))
+            delta = adversarial + step_size * gradient - clean
+            distance = np.sqrt((delta**2).sum(axis=1, keepdims=True))
+            adversarial = clean + np.where(distance > eps, delta * eps / distance, delta)
+        adversarial = np.minimum(np.maximum(adversarial, 0), 1)
+    return adversarial.reshape(images.shape)

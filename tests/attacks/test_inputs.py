@@ -1,0 +1,100 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxadv.attacks import pgd
+from jaxadv.attacks.inputs import check_inputs
+
+IMAGES = jnp.full((2, 4, 4, 3), 0.5)
+LABELS = jnp.array([0, 4])
+
+
+def logits_fn(key, images):
+    return images.reshape(len(images), -1)[:, :5]
+
+
+def check(images=IMAGES, labels=LABELS, targets=None, logits_fn=logits_fn, **changes):
+    arguments = {"norm": "linf", "loss": "margin"} | changes
+    check_inputs(logits_fn, jax.random.key(0), images, labels, targets, **arguments)
+
+
+BAD = {
+    "norm": ({"norm": "l1"}, "norm 'l1' is not one of linf, l2"),
+    "loss": ({"loss": "hinge"}, "loss 'hinge' is not one of cross_entropy, margin"),
+    "no batch": ({"images": IMAGES[0]}, "(4, 4, 3)"),
+    "bytes": ({"images": IMAGES.astype(jnp.uint8)}, "uint8"),
+    "0 to 255": ({"images": IMAGES * 255}, "[127.5, 127.5]"),
+    "below 0": ({"images": IMAGES - 1}, "[-0.5, -0.5]"),
+    "nan image": ({"images": IMAGES * jnp.nan}, "[nan, nan]"),
+    "logits": ({"logits_fn": lambda key, x: x.sum((1, 2, 3))}, "(2,)"),
+    "logits batch": ({"logits_fn": lambda key, x: jnp.zeros((1, 5))}, "(1, 5)"),
+    "too few labels": ({"labels": LABELS[:1]}, "labels have shape (1,)"),
+    "one-hot labels": ({"labels": jax.nn.one_hot(LABELS, 5)}, "labels have shape (2, 5)"),
+    "float labels": ({"labels": LABELS / 1}, "labels are float32"),
+    "label too large": ({"labels": LABELS + 1}, "labels lie in [1, 5]"),
+    "negative label": ({"labels": LABELS - 1}, "labels lie in [-1, 3]"),
+    "target too large": ({"targets": LABELS + 3}, "targets lie in [3, 7]"),
+    "too many targets": ({"targets": jnp.zeros(3, int)}, "targets have shape (3,)"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named_with_its_value(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(**changes)
+
+
+BAD_ATTACKS = {
+    "negative eps": ({"eps": -0.1}, "eps is -0.1"),
+    "nan eps": ({"eps": float("nan")}, "eps is nan"),
+    "many eps": ({"eps": jnp.array([0.5, 0.25])}, "eps is [0.5  0.25]"),
+    "step_size": ({"step_size": -0.5}, "step_size is -0.5"),
+    "num_steps": ({"num_steps": -2}, "num_steps is -2"),
+    "num_restarts": ({"num_restarts": 0}, "num_restarts is 0"),
+    "num_noise_samples": ({"num_noise_samples": -1}, "num_noise_samples is -1"),
+    "same restarts": ({"num_restarts": 3, "random_start": False}, "num_restarts is 3"),
+}
+
+
+def attack(images=IMAGES, labels=LABELS, logits_fn=logits_fn, **changes):
+    arguments = {"eps": 0.1, "step_size": 0.1, "num_steps": 2} | changes
+    return pgd(jax.random.key(0), logits_fn, images, labels, **arguments)
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_ATTACKS.values(), ids=BAD_ATTACKS)
+def test_bad_attack_is_named_with_its_value(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attack(**changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"targets": LABELS}, {"norm": "l2"}])
+def test_good_input_passes(changes):
+    check(**changes)
+
+
+def test_an_empty_batch_passes():
+    check(images=IMAGES[:0], labels=LABELS[:0], logits_fn=lambda key, x: jnp.zeros((len(x), 5)))
+
+
+def test_what_jit_traces_is_not_known_and_passes():
+    jax.jit(lambda images, labels: check(images, labels))(IMAGES * 255, LABELS + 1)
+    jax.jit(lambda eps: attack(eps=eps))(-1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": IMAGES * 255}, "[127.5, 127.5]"),
+        ({"labels": LABELS + 1}, "[1, 5]"),
+        ({"eps": -0.1}, "eps is -0.1"),
+    ],
+)
+def test_what_is_known_inside_of_jit_is_checked(changes, message):
+    def attack_scaled(scale, **changes):
+        return attack(logits_fn=lambda key, images: scale * logits_fn(key, images), **changes)
+
+    assert jax.jit(attack_scaled)(2.0).shape == IMAGES.shape
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.jit(lambda scale: attack_scaled(scale, **changes))(2.0)

@@ -1,0 +1,52 @@
+"""Two CPU devices, and a trained net for the tests to attack."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from jaxadv.data import load
+from jaxadv.losses import cross_entropy
+from jaxadv.models import make_model
+from jaxadv.types import Images, Labels, LogitsFn
+
+# Enough to show what depends on the number of devices; it has to come before JAX starts.
+jax.config.update("jax_num_cpu_devices", 2)
+
+
+class Victim(NamedTuple):
+    """A classifier with images that it was not trained on."""
+
+    logits_fn: LogitsFn
+    images: Images
+    labels: Labels
+
+
+@pytest.fixture(scope="session")
+def digits_net() -> Victim:
+    """A small net trained on clean digits only: no defence at all."""
+    digits = load("digits", data_dir=None, validation_fraction=0.1)
+    images, labels = jnp.asarray(digits.train.images) / 255, jnp.asarray(digits.train.labels)
+    model = make_model("net", 10)
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, opt_state, indices):
+        def loss(params):
+            return cross_entropy(model.apply(params, images[indices]), labels[indices]).mean()
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    params = jax.jit(model.init)(jax.random.key(0), images[:1])
+    opt_state = optimizer.init(params)
+    for i in range(60):
+        indices = jax.random.choice(jax.random.key(i), len(labels), (64,))
+        params, opt_state = step(params, opt_state, indices)
+    return Victim(
+        logits_fn=lambda key, images: model.apply(params, images),
+        images=jnp.asarray(digits.test.images[:64]) / 255,
+        labels=jnp.asarray(digits.test.labels[:64]),
+    )

@@ -1,0 +1,141 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxadv.models.layers import ACTIVATIONS, Conv, convolution, max_pool
+
+# size, height, width, in_channels, out_channels, strides, padding
+CASES = {
+    "first of bignet": (5, 32, 32, 3, 12, 1, "VALID"),
+    "second of bignet": (5, 14, 14, 12, 32, 1, "VALID"),
+    "blocked, padded": (5, 8, 6, 3, 4, 1, "SAME"),
+    "blocked, odd": (5, 9, 7, 3, 4, 1, "SAME"),
+    "blocked, odd output": (5, 9, 11, 3, 4, 1, "VALID"),
+    "stride 1, even": (3, 8, 8, 16, 17, 1, "SAME"),
+    "stride 1, odd": (3, 7, 5, 3, 4, 1, "SAME"),
+    "stride 1, many channels": (5, 7, 6, 32, 64, 1, "VALID"),
+    "stride 2, even": (3, 8, 6, 5, 7, 2, "SAME"),
+    "stride 2, odd": (3, 7, 9, 5, 7, 2, "SAME"),
+    "stride 2, one row unread": (3, 8, 8, 5, 7, 2, "VALID"),
+    "stride 2, wide kernel": (5, 9, 8, 5, 7, 2, "SAME"),
+    "stride 3": (3, 10, 8, 5, 7, 3, "SAME"),
+    "1x1": (1, 6, 5, 3, 4, 1, "SAME"),
+    "1x1, stride 2, even": (1, 6, 8, 3, 4, 2, "SAME"),
+    "1x1, stride 2, odd": (1, 7, 5, 3, 4, 2, "VALID"),
+}
+
+
+def _reference(images, kernel, strides, padding):
+    return lax.conv_general_dilated(
+        images, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _arrays(*shapes):
+    generator = np.random.default_rng(0)
+    return [jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_convolution_and_its_gradients_are_those_of_lax(case):
+    size, height, width, in_channels, out_channels, strides, padding = case
+    images, kernel = _arrays(
+        (2, height, width, in_channels), (size, size, in_channels, out_channels)
+    )
+
+    def value_and_gradients(function):
+        outputs, vjp = jax.vjp(function, images, kernel)
+        return outputs, *vjp(jnp.sin(jnp.arange(outputs.size)).reshape(outputs.shape))
+
+    def ours(images, kernel):
+        return convolution(images, kernel, strides=strides, padding=padding)
+
+    def expected(images, kernel):
+        return _reference(images, kernel, strides, padding)
+
+    actual = jax.jit(lambda: value_and_gradients(ours))()
+    for got, want in zip(actual, jax.jit(lambda: value_and_gradients(expected))(), strict=True):
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("case", ["first of bignet", "stride 1, even", "stride 2, odd"])
+def test_input_gradient_dilates_and_transposes_nothing(case):
+    # What makes an attack slow on CPU: a convolution of a dilated gradient, or one whose
+    # kernel XLA has to transpose.
+    size, height, width, in_channels, out_channels, strides, padding = CASES[case]
+    images, kernel = _arrays(
+        (2, height, width, in_channels), (size, size, in_channels, out_channels)
+    )
+
+    def loss(images):
+        return convolution(images, kernel, strides=strides, padding=padding).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(images).as_text()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions
+    for line in convolutions:
+        assert "lhs_dilate = [1, 1]" in line or "lhs_dilate" not in line
+        assert "x[0, 1, i, o]->" in line
+
+
+@pytest.mark.parametrize("case", ["second of bignet", "stride 2, odd", "1x1, stride 2, odd"])
+def test_convolution_maps_over_kernels_and_images(case):
+    size, height, width, in_channels, out_channels, strides, padding = CASES[case]
+    images, kernels = _arrays(
+        (3, 2, height, width, in_channels), (3, size, size, in_channels, out_channels)
+    )
+
+    def gradient(images, kernel):
+        loss = lambda x: (convolution(x, kernel, strides=strides, padding=padding) ** 2).sum()  # noqa: E731
+        return jax.grad(loss)(images)
+
+    mapped = jax.jit(jax.vmap(gradient))(images, kernels)
+    for index in range(3):
+        want = jax.jit(gradient)(images[index], kernels[index])
+        np.testing.assert_allclose(
+            mapped[index], want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max())
+        )
+
+
+def test_off_the_cpu_the_convolution_is_left_to_xla(monkeypatch):
+    images, kernel = _arrays((1, 6, 6, 3), (5, 5, 3, 4))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jaxpr = jax.make_jaxpr(lambda x, k: convolution(x, k))(images, kernel)
+    assert [equation.primitive.name for equation in jaxpr.eqns] == ["conv_general_dilated"]
+
+
+def test_max_pool_takes_the_maximum_of_each_window_and_drops_odd_edges():
+    images = jnp.arange(2 * 5 * 5, dtype=jnp.float32).reshape(2, 5, 5, 1)
+    expected = [[[6, 8], [16, 18]], [[31, 33], [41, 43]]]
+    np.testing.assert_array_equal(max_pool(images)[..., 0], jnp.array(expected, jnp.float32))
+
+
+def test_max_pool_sends_the_gradient_to_the_maximum_and_shares_it_at_ties():
+    images = jnp.array([[1, 2, 0, 0], [3, 0, 0, 0], [5, 5, 4, 1], [5, 1, 1, 4]], jnp.float32)
+    scale = jnp.array([[1, 4], [3, 2]], jnp.float32)
+
+    def loss(images):
+        return (max_pool(images[None, :, :, None])[0, :, :, 0] * scale).sum()
+
+    expected = [[0, 0, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0], [1, 0, 0, 1]]
+    np.testing.assert_array_equal(jax.grad(loss)(images), jnp.array(expected, jnp.float32))
+
+
+def test_conv_adds_a_bias_and_starts_he_normal():
+    (images,) = _arrays((2, 4, 4, 32))
+    layer = Conv(64, size=3)
+    params = layer.init(jax.random.key(0), images)["params"]
+    assert params["kernel"].std() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.02)
+    shifted = {**params, "bias": params["bias"] + jnp.arange(64.0)}
+    difference = layer.apply({"params": shifted}, images) - layer.apply({"params": params}, images)
+    np.testing.assert_allclose(
+        difference, jnp.broadcast_to(jnp.arange(64.0), (2, 4, 4, 64)), atol=1e-4
+    )
+
+
+def test_gelu_is_the_exact_one():
+    # 1 Phi(1), the normal distribution function; the tanh form gives .84119.
+    assert float(ACTIVATIONS["gelu"](jnp.float32(1))) == pytest.approx(0.8413447, abs=1e-6)

@@ -1,0 +1,140 @@
+"""The battery on a linear model, where the accuracy under attack has a closed form."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from configs import default
+from jaxadv.battery import attack_examples, expand, run_battery
+from jaxadv.types import Batch, UserError
+
+EPS = (0.0, 0.02, 0.06)
+
+
+class Linear(nn.Module):
+    """Two classes: the logits are 0 and w.x + b."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        w = self.param("w", nn.initializers.normal(1.0), (12,))
+        b = self.param("b", nn.initializers.zeros_init(), ())
+        score = images.reshape(len(images), -1) @ w + b
+        return jnp.stack([jnp.zeros_like(score), score], axis=-1)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = np.random.default_rng(0)
+    # Far enough from 0 and 255 that the box never matters at these radii.
+    images = generator.integers(64, 192, (50, 2, 2, 3), dtype=np.uint8)
+    w = generator.normal(size=12).astype(np.float32)
+    scores = (images / 255).reshape(50, -1) @ w
+    b = -np.float32(np.median(scores))
+    labels = (scores + b > 0).astype(np.int32)
+    labels[:5] = 1 - labels[:5]
+    margins = np.where(labels == 1, scores + b, -(scores + b))
+    return {"params": {"w": w, "b": b}}, Batch(images, labels), margins
+
+
+def battery(batch_size=16, **attacks):
+    return ConfigDict({"batch_size": batch_size, "attacks": attacks})
+
+
+def test_accuracies_are_those_of_the_closed_form(problem):
+    weights, split, margins = problem
+    w = weights["params"]["w"]
+    pgd = {"attack": "pgd", "step_size": 0.02, "num_steps": 8, "eps": EPS}
+    evaluation = battery(
+        fgsm={"attack": "fgsm", "eps": EPS},
+        linf=pgd,
+        l2={**pgd, "norm": "l2", "eps": (0.1,)},
+    )
+    results, examples = run_battery(Linear(), weights, split, evaluation, seed=0, progress=False)
+    assert results["clean"]["accuracy"] == np.mean(margins > 0)
+    for eps in EPS:
+        expected = margins > eps * np.abs(w).sum()
+        for name in ("fgsm", "linf"):
+            np.testing.assert_array_equal(examples[f"survived/{name}/{eps:.4g}"], expected)
+            assert results["attacks"][f"{name}/{eps:.4g}"]["accuracy"] == expected.mean()
+    expected = margins > 0.1 * np.linalg.norm(w)
+    np.testing.assert_array_equal(examples["survived/l2/0.1"], expected)
+    assert 0.1 < expected.mean() < 0.9
+    assert results["aggregated_score"]["linf"] == pytest.approx(
+        sum(np.mean(margins > eps * np.abs(w).sum()) for eps in EPS)
+    )
+    assert results["warnings"] == []
+
+
+@pytest.mark.parametrize("batch_size", [2, 14, 64])
+def test_results_do_not_depend_on_the_batch_size(problem, batch_size):
+    weights, split, _ = problem
+    pgd = {"attack": "pgd", "step_size": 0.01, "num_steps": 3, "num_restarts": 2, "eps": (0.04,)}
+
+    def run(size):
+        return run_battery(Linear(), weights, split, battery(size, p=pgd), seed=3, progress=False)
+
+    expected, arrays = run(16)
+    actual, other_arrays = run(batch_size)
+    for result in (expected, actual):
+        del result["attacks"]["p/0.04"]["seconds"]
+    assert actual == expected
+    for name, array in arrays.items():
+        np.testing.assert_allclose(other_arrays[name], array, atol=1e-6, err_msg=name)
+
+
+def test_the_worst_case_is_per_example_over_all_smaller_radii(problem):
+    weights, split, _ = problem
+    weak = {"attack": "pgd", "step_size": 0.001, "num_steps": 1, "random_start": False}
+    evaluation = battery(
+        weak={**weak, "eps": (0.06,)}, strong={"attack": "fgsm", "eps": (0.02, 0.08)}
+    )
+    results, examples = run_battery(Linear(), weights, split, evaluation, seed=0, progress=False)
+    expected = examples["survived/weak/0.06"] & examples["survived/strong/0.02"]
+    assert examples["survived/weak/0.06"].sum() > expected.sum()
+    worst = results["worst_case"]["linf/0.06"]
+    assert worst["accuracy"] == expected.mean()
+    assert worst["attacks"] == ["strong/0.02", "weak/0.06"]
+    assert results["worst_case"]["linf/0.02"]["accuracy"] == examples["survived/strong/0.02"].mean()
+
+
+def test_what_is_misclassified_counts_as_broken_and_is_not_attacked(problem):
+    weights, split, margins = problem
+    results, examples = run_battery(
+        Linear(), weights, split, battery(fgsm={"attack": "fgsm", "eps": (0.0,)}), 0, progress=False
+    )
+    wrong = margins < 0
+    assert wrong.sum() == 5
+    assert not examples["survived/fgsm/0"][wrong].any()
+    np.testing.assert_allclose(examples["margin/fgsm/0"], -margins, atol=1e-5)
+    assert results["clean"]["accuracy"] == results["attacks"]["fgsm/0"]["accuracy"] == 0.9
+
+
+def test_an_example_gets_the_same_start_wherever_it_stands(problem):
+    weights, split, _ = problem
+    attack = expand(ConfigDict({"p": {"attack": "pgd", "step_size": 0.0, "num_steps": 1,
+                                      "eps": (0.05,)}}))["p/0.05"]
+    everything = attack_examples(Linear(), weights, split, attack, np.arange(50), 10, seed=0)
+    some = attack_examples(Linear(), weights, split, attack, np.array([40, 7, 23]), 4, seed=0)
+    np.testing.assert_array_equal(some.images, everything.images[[40, 7, 23]])
+    assert not some.unmoved.any()
+
+
+def test_an_attack_has_all_arguments_of_its_function():
+    attacks = expand(default.battery())
+    assert attacks["pgd40/0.03"] == {
+        "attack": "pgd", "eps": 0.03, "step_size": 0.01, "num_steps": 40, "norm": "linf",
+        "loss": "cross_entropy", "random_start": False, "num_restarts": 1, "num_noise_samples": 1,
+    }
+    assert attacks["pgd40_restarts/0.03"]["num_restarts"] == 5
+    assert "num_steps" not in attacks["fgsm/0.1"]
+
+
+def test_a_wrong_argument_is_named_with_the_nearest_right_one():
+    attacks = default.battery()
+    attacks.pgd40.step_sise = 0.1
+    with pytest.raises(UserError, match=r"pgd40\.step_sise is no argument of pgd: .*step_size"):
+        expand(attacks)
+    with pytest.raises(UserError, match=r"attacks\.p lacks step_size, num_steps"):
+        expand(ConfigDict({"p": {"attack": "pgd", "eps": (0.1,)}}))

@@ -1,0 +1,108 @@
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import default, evaluate
+from jaxadv import config as configs
+from jaxadv.types import UserError
+
+CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_loads_and_is_possible(name):
+    module = importlib.import_module(f"configs.{name}")
+    configs.check(module.get_config(), num_devices=2)
+    assert module.__doc__
+
+
+def test_the_digits_are_a_variant_of_the_main_job():
+    config = importlib.import_module("configs.curriculum").get_config("digits")
+    configs.check(config, num_devices=2)
+    assert config.data.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attack.eps_end", -0.1, "config.attack.eps_end is -0.1: it must be 0 or more"),
+        ("attack.fraction", 1.5, "config.attack.fraction is 1.5: it must be from 0 to 1"),
+        ("attack.norm", "l7", "config.attack.norm is 'l7': it must be one of linf, l2"),
+        ("attack.loss", "dlr2", "cross_entropy, margin"),
+        ("data.validation_fraction", 0.0, "between 0 and 1"),
+        ("data.name", "cifar11", "cifar10, digits"),
+        ("data.augmentation", "mixup", "none, flip, flip_crop_jitter"),
+        ("model.name", "bignett", "bignet"),
+        ("model.name", "wrn_13", "wrn_"),
+        ("model.activation", "swish", "relu"),
+        ("model.dropout", 1.0, "dropout"),
+        ("optimizer.name", "adam", "adamw, sgd"),
+        ("optimizer.learning_rate", float("nan"), "above 0"),
+        ("train.num_epochs", 0, "at least 1"),
+        ("train.batch_size", 63, "not divisible by the 2 devices: take 62"),
+        ("evaluation.batch_size", 1, "not divisible by the 2 devices: take 2"),
+        ("evaluation.num_examples", 0, "at least 1"),
+    ],
+)
+def test_an_impossible_value_is_named(key, value, message):
+    config = default.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError) as error:
+        configs.check(config, num_devices=2)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_impossible_attack_of_the_battery_is_named():
+    config = default.get_config()
+    config.evaluation.attacks.pgd40.eps = (0.01, -0.02)
+    with pytest.raises(UserError, match=r"attacks\.pgd40\.eps is -0\.02"):
+        configs.check(config, num_devices=2)
+
+
+def test_a_workdir_keeps_its_config(tmp_path):
+    config = default.get_config()
+    configs.claim(tmp_path / "run", config)
+    configs.claim(tmp_path / "run", config)
+    assert json.loads(configs.read(tmp_path / "run").to_json()) == json.loads(config.to_json())
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(tmp_path):
+    config = default.get_config()
+    configs.claim(tmp_path, config)
+    before = (tmp_path / "config.json").read_text()
+    config.train.num_epochs = 3
+    config.attack.eps_end = 0.2
+    with pytest.raises(UserError) as error:
+        configs.claim(tmp_path, config)
+    assert "config.train.num_epochs was 10, is 3" in str(error.value)
+    assert "config.attack.eps_end was 0.1, is 0.2" in str(error.value)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_the_place_of_the_data_may_change(tmp_path):
+    config = default.get_config()
+    configs.claim(tmp_path, config)
+    config.data.data_dir = "elsewhere"
+    configs.claim(tmp_path, config)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        configs.read(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        configs.read(tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        configs.claim(tmp_path / "file" / "run", default.get_config())
+
+
+def test_evaluation_shares_the_battery_of_training():
+    assert evaluate.get_config().evaluation == default.get_config().evaluation

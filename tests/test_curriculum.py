@@ -1,0 +1,55 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxadv.curriculum import linear_budget
+
+
+def attack(eps=(0.01, 0.1), num_steps=(10, 40)):
+    return ConfigDict(
+        {
+            "eps_start": eps[0],
+            "eps_end": eps[1],
+            "num_steps_start": num_steps[0],
+            "num_steps_end": num_steps[1],
+            "step_size": 0.01,
+        }
+    )
+
+
+def test_ten_epochs_of_the_study():
+    budgets = [linear_budget(attack(), epoch, 10) for epoch in range(10)]
+    eps = [0.01, 0.019, 0.028, 0.037, 0.046, 0.055, 0.064, 0.073, 0.082, 0.091]
+    assert [budget.eps for budget in budgets] == pytest.approx(eps, abs=1e-12)
+    assert [budget.num_steps for budget in budgets] == [10, 13, 16, 19, 22, 25, 28, 31, 34, 37]
+    assert {budget.step_size for budget in budgets} == {0.01}
+
+
+def test_number_of_steps_is_rounded_down():
+    assert [linear_budget(attack(), epoch, 7).num_steps for epoch in range(7)] == [
+        10, 14, 18, 22, 27, 31, 35,
+    ]  # fmt: skip
+
+
+def test_defaults_are_the_study():
+    path = Path(__file__).parents[1] / "configs" / "default.py"
+    spec = importlib.util.spec_from_file_location("default", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    budget = linear_budget(module.get_config().attack, 9, 10)
+    assert budget == (pytest.approx(0.091), 0.01, 37)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 3, 10, 30, 77])
+@pytest.mark.parametrize("eps", [8 / 255, 0.03, 0.1])
+def test_equal_start_and_end_stay_exactly_fixed(num_epochs, eps):
+    fixed = attack(eps=(eps, eps), num_steps=(7, 7))
+    for epoch in range(num_epochs):
+        assert linear_budget(fixed, epoch, num_epochs) == (eps, 0.01, 7)
+
+
+def test_a_curriculum_may_fall():
+    budget = linear_budget(attack(eps=(0.1, 0.0), num_steps=(40, 0)), 5, 10)
+    assert budget == (pytest.approx(0.05), 0.01, 20)

@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxadv.losses import LOSSES, cross_entropy, margin
+
+LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]])
+
+
+def test_cross_entropy_is_minus_log_softmax():
+    losses = cross_entropy(LOGITS, jnp.array([0, 1, 2]))
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(losses, -np.log(probabilities[[0, 1, 2], [0, 1, 2]]), rtol=1e-6)
+
+
+def test_cross_entropy_of_large_logits_is_finite():
+    losses = cross_entropy(LOGITS * 1000, jnp.array([1, 0, 0]))
+    np.testing.assert_allclose(losses, [3000, 3000, np.log(3)], atol=1e-3)
+
+
+def test_margin_is_the_best_other_logit_minus_the_labels():
+    assert margin(LOGITS, jnp.array([0, 1, 2])).tolist() == [-1.5, 3.0, 0.0]
+    assert margin(LOGITS, jnp.array([1, 2, 0])).tolist() == [3.0, -3.0, 0.0]
+
+
+def test_margin_is_positive_where_the_prediction_is_wrong():
+    logits = jax.random.normal(jax.random.key(0), (200, 5))
+    labels = jax.random.randint(jax.random.key(1), (200,), 0, 5)
+    np.testing.assert_array_equal(margin(logits, labels) > 0, logits.argmax(axis=1) != labels)
+
+
+def test_gradient_of_margin_is_on_two_logits():
+    gradient = jax.grad(lambda logits: margin(logits, jnp.array([0, 1, 2])).sum())(LOGITS)
+    np.testing.assert_array_equal(gradient[:2], [[-1, 0, 1], [0, -1, 1]])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_belong_to_their_example(loss):
+    labels = jnp.array([0, 1, 2])
+    each = [LOSSES[loss](LOGITS[i : i + 1], labels[i : i + 1])[0] for i in range(3)]
+    np.testing.assert_array_equal(LOSSES[loss](LOGITS, labels), each)

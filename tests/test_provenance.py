@@ -1,0 +1,49 @@
+import datetime
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jaxadv.provenance import provenance
+
+
+def git_answers(answers):
+    def run(command, **options):
+        if answers is None:
+            raise FileNotFoundError("git")
+        output = answers[command[1]]
+        if output is None:
+            raise subprocess.CalledProcessError(128, command)
+        return subprocess.CompletedProcess(command, 0, stdout=output, stderr="")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("answers", "commit", "dirty"),
+    [
+        ({"rev-parse": "abc1234\n", "status": ""}, "abc1234", False),
+        ({"rev-parse": "abc1234\n", "status": " M run.py\n"}, "abc1234", True),
+        ({"rev-parse": None, "status": None}, None, False),
+        (None, None, False),
+    ],
+    ids=["clean", "changed", "not a checkout", "no git"],
+)
+def test_state_of_the_code(monkeypatch, answers, commit, dirty):
+    monkeypatch.setattr(subprocess, "run", git_answers(answers))
+    found = provenance(1.0)
+    assert (found["commit"], found["dirty"]) == (commit, dirty)
+
+
+def test_what_a_reader_needs(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--config", "configs/a b.py"])
+    found = provenance(12.5)
+    assert json.loads(json.dumps(found)) == found
+    assert found["command"] == "python run.py --config 'configs/a b.py'"
+    assert found["seconds"] == 12.5
+    assert found["jax"] == jax.__version__
+    assert found["device"].startswith(f"{jax.device_count()} x ")
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(found["date"])
+    assert abs(age.total_seconds()) < 60

@@ -1,0 +1,195 @@
+"""The whole line on a few digits: train, stop, go on, evaluate, report."""
+
+import json
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from configs import curriculum
+from configs import evaluate as evaluate_config
+from jaxadv import checkpoint, evaluate, train
+from jaxadv.data import load
+from jaxadv.types import UserError
+
+
+def tiny_config(**changes):
+    config = curriculum.get_config("digits")
+    config.model.name = "net"
+    config.model.dropout = 0.2
+    config.train.num_epochs = 3
+    config.train.batch_size = 64
+    config.data.augmentation = "flip_crop_jitter"
+    config.attack.num_steps_end = 2
+    config.attack.fraction = 0.5
+    config.validation.num_steps = 2
+    config.evaluation.batch_size = 64
+    config.evaluation.num_examples = 64
+    config.evaluation.attacks = {
+        "fgsm": {"attack": "fgsm", "eps": (0.03, 0.1)},
+        "pgd": {"attack": "pgd", "eps": (0.03, 0.1), "step_size": 0.01, "num_steps": 5},
+    }
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load("digits", data_dir=None, validation_fraction=0.04)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The workdir of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    train.run(tiny_config(), workdir)
+    return workdir
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_weights(workdir):
+    (path,) = [p for p in (workdir / "checkpoints").iterdir() if p.name == "3"]
+    return json.loads((path / "record" / "metadata").read_text())["sha256"]
+
+
+def test_a_run_leaves_its_files(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {
+        "config.json", "checkpoints", "metrics.jsonl", "evaluation.json", "examples.npz",
+        "report.html", "tensorboard",
+    } <= names
+    assert [line["epoch"] for line in lines(finished)] == [1, 2, 3]
+    assert lines(finished)[-1]["train_loss"] < lines(finished)[0]["train_loss"]
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_the_evaluation_says_what_was_measured(finished):
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert evaluation["dataset"] == "digits, not CIFAR"
+    assert evaluation["n"] == 64
+    assert evaluation["attacks"].keys() == {"fgsm/0.03", "fgsm/0.1", "pgd/0.03", "pgd/0.1"}
+    for result in [evaluation["clean"], *evaluation["attacks"].values()]:
+        low, high = result["ci95"]
+        assert low <= result["accuracy"] <= high
+    with np.load(finished / "examples.npz", allow_pickle=False) as examples:
+        survived = examples["survived/pgd/0.1"]
+        assert evaluation["attacks"]["pgd/0.1"]["accuracy"] == survived.mean()
+        np.testing.assert_array_equal(survived, examples["margin/pgd/0.1"] <= 0)
+        moved = np.abs(examples["sample/adversarial/pgd/0.1"] - examples["sample/images"])
+        assert 0.05 < moved.max() <= 0.1 + 1e-6
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of the run's own code sees it coming."""
+
+
+def kill_in_the_middle_of_epoch_2(patch):
+    check = train._check_finite
+
+    def killed(metrics, title, step):
+        if title.startswith("Epoch 2/") and step == 5:
+            raise Killed
+        check(metrics, title, step)
+
+    patch.setattr(train, "_check_finite", killed)
+
+
+def kill_after_the_save_of_epoch_3(patch):
+    save = checkpoint.save
+
+    def killed(manager, epoch, items, metrics):
+        save(manager, epoch, items, metrics)
+        if epoch == 3:
+            raise Killed
+
+    patch.setattr(checkpoint, "save", killed)
+
+
+@pytest.mark.parametrize("kill", [kill_in_the_middle_of_epoch_2, kill_after_the_save_of_epoch_3])
+def test_a_run_that_was_killed_ends_in_the_same_bits(finished, tmp_path, monkeypatch, kill):
+    workdir = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        kill(patch)
+        with pytest.raises(Killed):
+            train.run(tiny_config(), workdir)
+    train.run(tiny_config(), workdir)
+    assert last_weights(workdir) == last_weights(finished)
+    assert [line["epoch"] for line in lines(workdir)] == [1, 2, 3]
+    for ours, theirs in zip(lines(workdir), lines(finished), strict=True):
+        for name in ("train_loss", "validation_accuracy_clean", "validation_accuracy_robust"):
+            assert ours[name] == theirs[name]
+
+
+def test_a_damaged_last_checkpoint_costs_one_epoch(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "damaged")
+    shutil.rmtree(workdir / "checkpoints" / "3" / "training")
+    with pytest.warns(UserWarning, match="epoch 3 is damaged"):
+        train.run(tiny_config(), workdir)
+    assert last_weights(workdir) == last_weights(finished)
+    assert (workdir / "damaged_checkpoints").is_dir()
+
+
+def test_a_finished_run_is_not_run_again(finished, capsys):
+    before = (finished / "evaluation.json").stat().st_mtime_ns
+    train.run(tiny_config(), finished)
+    assert (finished / "evaluation.json").stat().st_mtime_ns == before
+    assert "Report:" in capsys.readouterr().out
+
+
+def test_evaluation_needs_the_workdir_alone(finished, tmp_path):
+    config = evaluate_config.get_config()
+    config.checkpoint = str(finished)
+    config.evaluation = tiny_config().evaluation
+    evaluate.run(config, tmp_path / "again")
+    ours, theirs = (
+        json.loads((path / "evaluation.json").read_text())
+        for path in (tmp_path / "again", finished)
+    )
+    assert ours["checkpoint"]["sha256"] == theirs["checkpoint"]["sha256"]
+    for name, result in theirs["attacks"].items():
+        assert ours["attacks"][name]["accuracy"] == result["accuracy"]
+    assert (tmp_path / "again" / "report.html").exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    config = evaluate_config.get_config()
+    with pytest.raises(UserError, match=r"config\.checkpoint is not set"):
+        evaluate.run(config, tmp_path / "out")
+    config.checkpoint = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"nowhere is not the workdir of a run"):
+        evaluate.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, digits):
+    config = tiny_config(**{"optimizer.name": "sgd", "optimizer.learning_rate": 1e30,
+                            "optimizer.warmup_epochs": 1.0, "optimizer.schedule": "constant"})
+    with pytest.raises(UserError, match=r"Epoch 1/3, step \d+: the loss is (nan|inf)"):
+        train.train(config, digits, tmp_path)
+
+
+def test_a_batch_larger_than_the_split_is_named(tmp_path, digits):
+    config = tiny_config(**{"train.batch_size": 4096})
+    with pytest.raises(UserError, match="batch_size is 4096: the train split has only 1380"):
+        train.train(config, digits, tmp_path)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_state_survives_its_items(ema_decay, digits):
+    config = tiny_config(**{"train.ema_decay": ema_decay})
+    recipe = train._make_recipe(config, 10, lambda step: 0.1)
+    state = train.init_state(recipe, np.zeros((1, 32, 32, 3), np.float32))
+    back = train._from_items(train._to_items(state), state)
+    chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state))
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    orders = [train._epoch_order(0, epoch, 100) for epoch in (0, 0, 1)]
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+    assert sorted(orders[2]) == list(range(100))
