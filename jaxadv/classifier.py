@@ -27,13 +27,13 @@ class TrainState:
     """All that a step changes.
 
     Attributes:
-      step: updates done.
+      step: updates done, an int32 scalar.
       variables: `params` and, where the model has batch norm, `batch_stats`.
       ema: moving average of the variables; None where it is not kept.
       opt_state: state of the optax chain.
     """
 
-    step: Int[Array, ""]
+    step: PyTree  # not Int[Array, ""]: JAX and Orbax rebuild trees with other things as leaves
     variables: PyTree
     ema: PyTree | None
     opt_state: optax.OptState
@@ -71,9 +71,10 @@ def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
     return make_model(num_classes=num_classes, axis_name=AXIS, **model)
 
 
-def init_state(recipe: Recipe, images: Images) -> TrainState:
-    """Returns the state before the first step; `images` give the shape."""
-    variables = jax.jit(recipe.model.init)(stream(recipe.seed, "init"), images)
+def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
+    """Returns the state before the first step, for images (height, width, channels)."""
+    image = jnp.zeros((1, *image_shape))
+    variables = jax.jit(recipe.model.init)(stream(recipe.seed, "init"), image)
     return TrainState(
         step=jnp.int32(0),
         variables=variables,

@@ -22,7 +22,7 @@ _NORMS = {"linf": "L∞", "l2": "L2"}
 _DATASETS = {"cifar10": "CIFAR-10", "digits": "digits, not CIFAR"}
 
 
-def write(workdir: str | os.PathLike, *, prefix: str = "") -> Path:
+def write(workdir: str | os.PathLike) -> Path:
     """Writes `report.html` from the files of a run's workdir, and from nothing else.
 
     A file that is not there leaves out its part of the page, which says so.
@@ -30,7 +30,6 @@ def write(workdir: str | os.PathLike, *, prefix: str = "") -> Path:
     Args:
       workdir: folder with any of `config.json`, `metrics.jsonl`, `evaluation.json`,
         `evaluation_last.json` and `examples.npz`.
-      prefix: stands before the name of every file read and written.
 
     Returns:
       The path of the page.
@@ -41,15 +40,14 @@ def write(workdir: str | os.PathLike, *, prefix: str = "") -> Path:
     folder = Path(workdir)
     if not folder.is_dir():
         raise UserError(f"no workdir {folder}: give the folder of a run")
-    config = _read(folder / f"{prefix}config.json", _json, {})
-    metrics = _read(folder / f"{prefix}metrics.jsonl", _json_lines, [])
-    evaluation = _read(folder / f"{prefix}evaluation.json", _json, {})
-    last = _read(folder / f"{prefix}evaluation_last.json", _json, {})
-    examples = _read(folder / f"{prefix}examples.npz", _arrays, {})
+    config = _read(folder / "config.json", _json, {})
+    metrics = _read(folder / "metrics.jsonl", _json_lines, [])
+    evaluation = _read(folder / "evaluation.json", _json, {})
+    last = _read(folder / "evaluation_last.json", _json, {})
+    examples = _read(folder / "examples.npz", _arrays, {})
     best_epoch = evaluation["checkpoint"]["epoch"] if evaluation else None
     page = _template().render(
         name=folder.resolve().name,
-        prefix=prefix,
         config=config and json.dumps(config, indent=2),
         model=_either(evaluation, "model", config, "model"),
         dataset=_either(evaluation, "dataset", config, "data"),
@@ -61,7 +59,7 @@ def write(workdir: str | os.PathLike, *, prefix: str = "") -> Path:
         **(_evaluated(evaluation, examples, config) if evaluation else {}),
         have_examples=bool(examples),
     )
-    path = folder / f"{prefix}report.html"
+    path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 

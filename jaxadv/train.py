@@ -24,7 +24,6 @@ from jaxadv.classifier import (
     init_state,
     make_classifier,
     make_train_step,
-    to_float,
 )
 from jaxadv.curriculum import Budget, linear_budget
 from jaxadv.data import Dataset
@@ -146,7 +145,7 @@ def _make_recipe(config: ConfigDict, num_classes: int, schedule: Callable) -> Re
 
 def _start(recipe: Recipe, dataset: Dataset, workdir: Path) -> tuple[TrainState, int]:
     """Returns the state to go on from, and the epochs that led to it."""
-    state = init_state(recipe, to_float(dataset.train.images[:1]))
+    state = init_state(recipe, dataset.train.images.shape[1:])
     restored = checkpoint.restore(workdir, "last", _to_items(state))
     epoch = 0
     if restored is not None:

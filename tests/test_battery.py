@@ -49,7 +49,7 @@ def test_accuracies_are_those_of_the_closed_form(problem):
     evaluation = battery(
         fgsm={"attack": "fgsm", "eps": EPS},
         linf=pgd,
-        l2={**pgd, "norm": "l2", "eps": (0.1,)},
+        l2={**pgd, "norm": "l2", "eps": (0.1,), "step_size": 0.2},
     )
     results, examples = run_battery(Linear(), weights, split, evaluation, seed=0, progress=False)
     assert results["clean"]["accuracy"] == np.mean(margins > 0)
@@ -113,8 +113,9 @@ def test_what_is_misclassified_counts_as_broken_and_is_not_attacked(problem):
 
 def test_an_example_gets_the_same_start_wherever_it_stands(problem):
     weights, split, _ = problem
-    attack = expand(ConfigDict({"p": {"attack": "pgd", "step_size": 0.0, "num_steps": 1,
-                                      "eps": (0.05,)}}))["p/0.05"]
+    attack = expand(
+        ConfigDict({"p": {"attack": "pgd", "step_size": 0.0, "num_steps": 1, "eps": (0.05,)}})
+    )["p/0.05"]
     everything = attack_examples(Linear(), weights, split, attack, np.arange(50), 10, seed=0)
     some = attack_examples(Linear(), weights, split, attack, np.array([40, 7, 23]), 4, seed=0)
     np.testing.assert_array_equal(some.images, everything.images[[40, 7, 23]])
@@ -124,8 +125,15 @@ def test_an_example_gets_the_same_start_wherever_it_stands(problem):
 def test_an_attack_has_all_arguments_of_its_function():
     attacks = expand(default.battery())
     assert attacks["pgd40/0.03"] == {
-        "attack": "pgd", "eps": 0.03, "step_size": 0.01, "num_steps": 40, "norm": "linf",
-        "loss": "cross_entropy", "random_start": False, "num_restarts": 1, "num_noise_samples": 1,
+        "attack": "pgd",
+        "eps": 0.03,
+        "step_size": 0.01,
+        "num_steps": 40,
+        "norm": "linf",
+        "loss": "cross_entropy",
+        "random_start": False,
+        "num_restarts": 1,
+        "num_noise_samples": 1,
     }
     assert attacks["pgd40_restarts/0.03"]["num_restarts"] == 5
     assert "num_steps" not in attacks["fgsm/0.1"]

@@ -38,7 +38,11 @@ def restore(workdir, which):
 
 
 def large_file(workdir, epoch):
-    files = [p for p in (workdir / "checkpoints" / str(epoch) / "weights" / "d").rglob("*") if p.is_file()]
+    files = [
+        p
+        for p in (workdir / "checkpoints" / str(epoch) / "weights" / "d").rglob("*")
+        if p.is_file()
+    ]
     return max(files, key=lambda p: p.stat().st_size)
 
 
@@ -62,8 +66,9 @@ def test_device_arrays_are_saved_too(tmp_path):
     items = {"weights": jax.device_put(weights(3))}
     with checkpoint.open_manager(tmp_path) as manager:
         checkpoint.save(manager, 1, items, {METRIC: 0.0})
-    np.testing.assert_array_equal(restore(tmp_path, "last").items["weights"]["kernel"],
-                                  weights(3)["kernel"])
+    np.testing.assert_array_equal(
+        restore(tmp_path, "last").items["weights"]["kernel"], weights(3)["kernel"]
+    )
 
 
 def test_no_checkpoint_is_none(tmp_path):

@@ -72,7 +72,7 @@ def two_device_step(recipe):
 
 
 def train(step, recipe, data, num_steps=3, budget=BUDGET):
-    state = init_state(recipe, to_float(data.images[:1]))
+    state = init_state(recipe, data.images.shape[1:])
     for i in range(num_steps):
         state, metrics = step(state, data, budget, np.arange(8) + 8 * i)
     return state, metrics
@@ -92,7 +92,7 @@ def test_replicas_agree(data):
     every = jax.pmap(
         make_train_step(recipe), axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=0
     )
-    state = init_state(recipe, to_float(data.images[:1]))
+    state = init_state(recipe, data.images.shape[1:])
     output = jax.device_get(every(state, data, BUDGET, np.arange(8).reshape(2, 4)))
     for leaf in jax.tree.leaves(output):
         np.testing.assert_array_equal(leaf[0], leaf[1])
@@ -101,7 +101,7 @@ def test_replicas_agree(data):
 def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
     """Against the same written out on one device, with no pmap."""
     recipe = make_recipe()
-    state = init_state(recipe, to_float(data.images[:1]))
+    state = init_state(recipe, data.images.shape[1:])
     new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8))
 
     images, labels = to_float(data.images[:8]), data.labels[:8]
@@ -163,10 +163,12 @@ def test_one_compilation_serves_a_whole_curriculum(data):
     recipe = make_recipe()
     chex.clear_trace_counter()
     step = pmap_batches(
-        chex.assert_max_traces(make_train_step(recipe), n=1), num_replicated=3, num_batches=1,
+        chex.assert_max_traces(make_train_step(recipe), n=1),
+        num_replicated=3,
+        num_batches=1,
         donate_first=True,
     )
-    state = replicate(init_state(recipe, to_float(data.images[:1])))
+    state = replicate(init_state(recipe, data.images.shape[1:]))
     arrays = replicate(data)
     for i in range(4):
         budget = Budget(0.01 * i, 0.01, 2 + i)

@@ -11,21 +11,27 @@ def test_there_are_two_devices_to_test_with():
 
 
 def test_batches_come_back_in_order():
-    step = pmap_batches(lambda scale, x: scale * x, num_replicated=1, num_batches=1,
-                        sharded_output=True)
+    step = pmap_batches(
+        lambda scale, x: scale * x, num_replicated=1, num_batches=1, sharded_output=True
+    )
     batch = np.arange(12.0, dtype=np.float32).reshape(6, 2)
     np.testing.assert_array_equal(step(jnp.float32(3), batch), 3 * batch)
 
 
 def test_positions_are_those_of_the_whole_batch():
-    step = pmap_batches(lambda x: positions(len(x)) == x, num_replicated=0, num_batches=1,
-                        sharded_output=True)
+    step = pmap_batches(
+        lambda x: positions(len(x)) == x, num_replicated=0, num_batches=1, sharded_output=True
+    )
     assert step(np.arange(8)).all()
 
 
 def test_the_first_half_of_a_batch_is_the_first_half_of_every_share():
-    step = pmap_batches(lambda x: jnp.arange(len(x)) < len(x) // 2, num_replicated=0,
-                        num_batches=1, sharded_output=True)
+    step = pmap_batches(
+        lambda x: jnp.arange(len(x)) < len(x) // 2,
+        num_replicated=0,
+        num_batches=1,
+        sharded_output=True,
+    )
     np.testing.assert_array_equal(step(np.arange(8)), np.arange(8) < 4)
 
 

@@ -330,15 +330,6 @@ def test_an_empty_workdir_gives_a_page(tmp_path):
     assert "Not evaluated yet" in render(tmp_path).text
 
 
-def test_prefix_names_the_files_read_and_written(undrawn):
-    (undrawn / "evaluation.json").rename(undrawn / "again_evaluation.json")
-    path = report.write(undrawn, prefix="again_")
-    assert path.name == "again_report.html"
-    page = Page(path.read_text(encoding="utf-8"))
-    assert "55.19 %" in page.text
-    assert "there is no again_metrics.jsonl" in page.text
-
-
 def test_no_such_workdir(tmp_path):
     with pytest.raises(UserError, match="no workdir"):
         report.write(tmp_path / "nowhere")

@@ -21,7 +21,7 @@ def tiny_config(**changes):
     config.model.dropout = 0.2
     config.train.num_epochs = 3
     config.train.batch_size = 64
-    config.data.augmentation = "flip_crop_jitter"
+    config.data.augmentation = "flip"
     config.attack.num_steps_end = 2
     config.attack.fraction = 0.5
     config.validation.num_steps = 2
@@ -60,8 +60,13 @@ def last_weights(workdir):
 def test_a_run_leaves_its_files(finished):
     names = {p.name for p in finished.iterdir()}
     assert {
-        "config.json", "checkpoints", "metrics.jsonl", "evaluation.json", "examples.npz",
-        "report.html", "tensorboard",
+        "config.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "evaluation.json",
+        "examples.npz",
+        "report.html",
+        "tensorboard",
     } <= names
     assert [line["epoch"] for line in lines(finished)] == [1, 2, 3]
     assert lines(finished)[-1]["train_loss"] < lines(finished)[0]["train_loss"]
@@ -111,25 +116,24 @@ def kill_after_the_save_of_epoch_3(patch):
 
 
 @pytest.mark.parametrize("kill", [kill_in_the_middle_of_epoch_2, kill_after_the_save_of_epoch_3])
-def test_a_run_that_was_killed_ends_in_the_same_bits(finished, tmp_path, monkeypatch, kill):
-    workdir = tmp_path / "killed"
+def test_a_run_that_was_killed_ends_in_the_same_bits(finished, digits, tmp_path, monkeypatch, kill):
     with monkeypatch.context() as patch:
         kill(patch)
         with pytest.raises(Killed):
-            train.run(tiny_config(), workdir)
-    train.run(tiny_config(), workdir)
-    assert last_weights(workdir) == last_weights(finished)
-    assert [line["epoch"] for line in lines(workdir)] == [1, 2, 3]
-    for ours, theirs in zip(lines(workdir), lines(finished), strict=True):
+            train.train(tiny_config(), digits, tmp_path)
+    train.train(tiny_config(), digits, tmp_path)
+    assert last_weights(tmp_path) == last_weights(finished)
+    assert [line["epoch"] for line in lines(tmp_path)] == [1, 2, 3]
+    for ours, theirs in zip(lines(tmp_path), lines(finished), strict=True):
         for name in ("train_loss", "validation_accuracy_clean", "validation_accuracy_robust"):
             assert ours[name] == theirs[name]
 
 
-def test_a_damaged_last_checkpoint_costs_one_epoch(finished, tmp_path):
+def test_a_damaged_last_checkpoint_costs_one_epoch(finished, digits, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "damaged")
     shutil.rmtree(workdir / "checkpoints" / "3" / "training")
     with pytest.warns(UserWarning, match="epoch 3 is damaged"):
-        train.run(tiny_config(), workdir)
+        train.train(tiny_config(), digits, workdir)
     assert last_weights(workdir) == last_weights(finished)
     assert (workdir / "damaged_checkpoints").is_dir()
 
@@ -167,8 +171,14 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, digits):
-    config = tiny_config(**{"optimizer.name": "sgd", "optimizer.learning_rate": 1e30,
-                            "optimizer.warmup_epochs": 1.0, "optimizer.schedule": "constant"})
+    config = tiny_config(
+        **{
+            "optimizer.name": "sgd",
+            "optimizer.learning_rate": 1e30,
+            "optimizer.warmup_epochs": 1.0,
+            "optimizer.schedule": "constant",
+        }
+    )
     with pytest.raises(UserError, match=r"Epoch 1/3, step \d+: the loss is (nan|inf)"):
         train.train(config, digits, tmp_path)
 
@@ -183,7 +193,7 @@ def test_a_batch_larger_than_the_split_is_named(tmp_path, digits):
 def test_a_state_survives_its_items(ema_decay, digits):
     config = tiny_config(**{"train.ema_decay": ema_decay})
     recipe = train._make_recipe(config, 10, lambda step: 0.1)
-    state = train.init_state(recipe, np.zeros((1, 32, 32, 3), np.float32))
+    state = train.init_state(recipe, (32, 32, 3))
     back = train._from_items(train._to_items(state), state)
     chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state))
 

@@ -7,91 +7,87 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from linear_model import apply, examples, random_weights
+from linear_model import LOGITS_FN, WEIGHTS, apply, examples
 
-from jaxadv.attacks import fgsm, pgd
+from jaxadv.attacks import ATTACKS, pgd
 
 KEY = jax.random.key(0)
-WEIGHTS = jnp.asarray(random_weights(5), jnp.float32)
-BUDGET = {"eps": 0.1, "step_size": 0.02, "num_steps": 3}
+PARAMS = jnp.asarray(WEIGHTS, jnp.float32)
+BUDGETS = [(0.0, 0.0, 0), (0.1, 0.05, 1), (0.1, 0.02, 5), (0.3, 0.1, 2), (0.2, 0.1, 9)]
 
 
-def attack(weights, images, labels, **options):
-    return pgd(KEY, partial(apply, weights), images, labels, **BUDGET | options)
+def attack(params, images, labels, **options):
+    options = {"eps": 0.1, "step_size": 0.02, "num_steps": 3, "random_start": False} | options
+    return pgd(KEY, partial(apply, params), images, labels, **options)
 
 
-@pytest.mark.parametrize("num_restarts", [1, 2])
-def test_one_compilation_serves_every_budget(num_restarts):
-    # Each compilation runs the model's Python code once for the step, once for the score;
-    # the check of the inputs runs it once more.
-    @chex.assert_max_traces(n=1 + num_restarts)
+@pytest.mark.parametrize("options", [{"random_start": False}, {"num_restarts": 2}])
+def test_one_compilation_serves_every_budget(options):
+    # The check of the inputs, the step and the score run the model's Python code once each.
+    @chex.assert_max_traces(n=3)
     def logits_fn(key, images):
-        return apply(WEIGHTS, key, images)
+        return LOGITS_FN(key, images)
 
-    images, labels = examples(5)
     results = [
         pgd(
-            KEY, logits_fn, images, labels, num_restarts=num_restarts,
-            eps=eps, step_size=eps / 3, num_steps=num_steps,
+            KEY, logits_fn, *examples(), eps=eps, step_size=step_size, num_steps=num_steps,
+            **options,
         )
-        for eps, num_steps in [(0, 0), (0.1, 1), (0.1, 7), (0.2, 7), (jnp.float32(0.3), jnp.int32(3))]
+        for eps, step_size, num_steps in BUDGETS
     ]  # fmt: skip
     assert len(np.unique(results, axis=0)) == 5
 
 
-def test_budget_may_be_traced():
-    images, labels = examples(5)
-
+def test_the_budget_may_be_traced():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def attacked(eps, step_size, num_steps):
-        return attack(WEIGHTS, images, labels, eps=eps, step_size=step_size, num_steps=num_steps)
+        return pgd(
+            KEY, LOGITS_FN, *examples(), eps=eps, step_size=step_size, num_steps=num_steps,
+            random_start=False,
+        )  # fmt: skip
 
-    for budget in ((0.0, 0.0, 0), (0.1, 0.05, 1), (0.1, 0.02, 5), (0.3, 0.1, 2), (0.2, 0.1, 9)):
-        eager = attack(
-            WEIGHTS,
-            images,
-            labels,
-            **dict(zip(("eps", "step_size", "num_steps"), budget, strict=True)),
-        )
-        np.testing.assert_allclose(attacked(*budget), eager, atol=1e-6)
+    for budget in BUDGETS:
+        np.testing.assert_allclose(attacked(*budget), attacked.__wrapped__(*budget), atol=1e-6)
 
 
 def test_jit_over_parameters():
-    images, labels = examples(5)
-    jitted = jax.jit(lambda weights: attack(weights, images, labels))
-    for weights in (WEIGHTS, -WEIGHTS):
-        np.testing.assert_allclose(jitted(weights), attack(weights, images, labels), atol=1e-6)
+    jitted = jax.jit(lambda params: attack(params, *examples()))
+    for params in (PARAMS, -PARAMS):
+        np.testing.assert_allclose(jitted(params), attack(params, *examples()), atol=1e-6)
 
 
 def test_pmap_over_devices():
-    images, labels = examples(5, n=8)
-    ids = jnp.arange(8)
-
-    def split(batch):
-        return batch.reshape(2, 4, *batch.shape[1:])
-
-    mapped = jax.pmap(
-        lambda weights, images, labels, ids: attack(weights, images, labels, example_ids=ids),
+    assert jax.device_count() == 2
+    images, labels = examples()
+    shares = jax.pmap(
+        lambda params, *batch: attack(params, *batch[:2], example_ids=batch[2], random_start=True),
         in_axes=(None, 0, 0, 0),
+    )(
+        PARAMS,
+        images.reshape(2, 16, *images.shape[1:]),
+        labels.reshape(2, 16),
+        jnp.arange(32).reshape(2, 16),
     )
-    shares = mapped(WEIGHTS, split(images), split(labels), split(ids))
-    np.testing.assert_allclose(
-        shares.reshape(images.shape), attack(WEIGHTS, images, labels), atol=1e-6
-    )
+    whole = attack(PARAMS, images, labels, random_start=True)
+    np.testing.assert_allclose(shares.reshape(images.shape), whole, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "attack", [attack, lambda *args: fgsm(KEY, partial(apply, args[0]), *args[1:], eps=0.1)]
-)
-def test_nothing_differentiates_through_an_attack(attack):
-    images, labels = examples(5)
-    gradient = jax.grad(lambda weights: attack(weights, images, labels).sum())(WEIGHTS)
-    np.testing.assert_array_equal(gradient, 0)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nothing_differentiates_through_an_attack(name):
+    budget = {"fgsm": {"eps": 0.1}, "pgd": {"eps": 0.1, "step_size": 0.1, "num_steps": 1}}[name]
+
+    def total(params):
+        return ATTACKS[name](KEY, partial(apply, params), *examples(), **budget).sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(PARAMS), 0)
 
 
-def test_double_precision_elsewhere_changes_nothing():
-    images, labels = examples(5)
+@pytest.mark.parametrize("num_restarts", [1, 2])
+def test_single_precision_stays_in_a_program_of_double(num_restarts):
+    images, labels = examples()
     with jax.enable_x64(True):
-        for num_restarts in (1, 2):
-            assert attack(WEIGHTS, images, labels, num_restarts=num_restarts).dtype == jnp.float32
+        adversarial = jax.eval_shape(
+            partial(attack, random_start=True, num_restarts=num_restarts), PARAMS, images, labels
+        )
+    assert adversarial.dtype == jnp.float32

@@ -1,4 +1,5 @@
 import re
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -79,22 +80,22 @@ def test_an_empty_batch_passes():
 
 
 def test_what_jit_traces_is_not_known_and_passes():
-    jax.jit(lambda images, labels: check(images, labels))(IMAGES * 255, LABELS + 1)
-    jax.jit(lambda eps: attack(eps=eps))(-1.0)
+    jax.eval_shape(check, IMAGES * 255, LABELS + 1)
+    jax.eval_shape(lambda eps: attack(eps=eps), -1.0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({}, None),
         ({"images": IMAGES * 255}, "[127.5, 127.5]"),
         ({"labels": LABELS + 1}, "[1, 5]"),
         ({"eps": -0.1}, "eps is -0.1"),
     ],
 )
 def test_what_is_known_inside_of_jit_is_checked(changes, message):
-    def attack_scaled(scale, **changes):
+    def attack_scaled(scale):
         return attack(logits_fn=lambda key, images: scale * logits_fn(key, images), **changes)
 
-    assert jax.jit(attack_scaled)(2.0).shape == IMAGES.shape
-    with pytest.raises(ValueError, match=re.escape(message)):
-        jax.jit(lambda scale: attack_scaled(scale, **changes))(2.0)
+    with pytest.raises(ValueError, match=re.escape(message)) if message else nullcontext():
+        jax.eval_shape(attack_scaled, 2.0)

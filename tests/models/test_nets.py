@@ -7,7 +7,14 @@ from jaxadv.models import make_model
 from jaxadv.models.layers import ACTIVATIONS
 from jaxadv.types import UserError
 
-IMAGES = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
+IMAGES = np.random.default_rng(1).random((2, 32, 32, 3), np.float32)
+
+
+def _variables(model):
+    # Drawn by numpy: initialisers take seconds to compile for each shape.
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    return jax.tree.map(lambda leaf: generator.normal(0, 0.05, leaf.shape).astype("f"), shapes)
 
 
 def num_params(name):
@@ -52,7 +59,8 @@ def test_activation_is_the_architectures_own_or_the_given_one(
 
 def test_net_computes_what_its_layers_say():
     model = make_model("net", num_classes=10)
-    params = model.init(jax.random.key(0), IMAGES)["params"]
+    variables = _variables(model)
+    params = variables["params"]
     hidden = IMAGES
     for name in ("Conv_0", "Conv_1"):
         hidden = jax.lax.conv_general_dilated(
@@ -67,7 +75,7 @@ def test_net_computes_what_its_layers_say():
     for name in ("Dense_0", "Dense_1"):
         hidden = jax.nn.relu(hidden @ params[name]["kernel"] + params[name]["bias"])
     expected = hidden @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
-    np.testing.assert_allclose(model.apply({"params": params}, IMAGES), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, IMAGES), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,7 @@ def test_net_computes_what_its_layers_say():
 )
 def test_dropout_thins_the_first_pool_in_training_only(name, dropout, expected):
     model = make_model(name, num_classes=10, dropout=dropout)
-    variables = model.init(jax.random.key(0), IMAGES)
+    variables = _variables(model)
 
     def pooled(**options):
         _, state = model.apply(
@@ -89,8 +97,9 @@ def test_dropout_thins_the_first_pool_in_training_only(name, dropout, expected):
         )
         return state["intermediates"]["Dropout_0"]["__call__"][0]
 
-    kept = pooled()
-    thinned = pooled(train=True, rngs={"dropout": jax.random.key(2)})
+    # XLA compiles the generator rbg many times faster than the default one.
+    noise = {"dropout": jax.random.key(2, impl="rbg")}
+    kept, thinned = jax.jit(lambda: (pooled(), pooled(train=True, rngs=noise)))()
     assert kept.shape[1:3] == (14, 14)
     dropped = (thinned == 0) & (kept != 0)
     assert float(dropped.sum() / (kept != 0).sum()) == pytest.approx(expected, abs=0.03)

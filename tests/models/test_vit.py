@@ -5,12 +5,14 @@ import pytest
 
 from jaxadv.models import make_model
 
-IMAGES = jax.random.uniform(jax.random.key(1), (3, 16, 16, 3))
+IMAGES = np.random.default_rng(1).random((3, 16, 16, 3), np.float32)
 
 
-def _init(name="vit_2_64", **options):
-    model = make_model(name, num_classes=10, **options)
-    return model, jax.jit(model.init)(jax.random.key(0), IMAGES)
+def _variables(model):
+    # Drawn by numpy: initialisers take seconds to compile for each shape.
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    return jax.tree.map(lambda leaf: generator.normal(0, 0.05, leaf.shape).astype("f"), shapes)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("vit_3_128", 680_202), ("vit_5_256", 4_267_018)])
@@ -23,7 +25,8 @@ def test_number_of_parameters(name, expected):
 
 
 def test_a_block_is_that_of_the_paper():
-    model, variables = _init("vit_1_64")
+    model = make_model("vit_1_64", num_classes=10)
+    variables = _variables(model)
     params = variables["params"]
     _, captured = jax.jit(
         lambda v: model.apply(v, IMAGES, capture_intermediates=True, mutable="intermediates")
@@ -38,43 +41,53 @@ def test_a_block_is_that_of_the_paper():
     def dense(layer, inputs):
         return inputs @ layer["kernel"] + layer["bias"]
 
-    def norm(inputs):
+    def norm(layer, inputs):
         centred = inputs - inputs.mean(-1, keepdims=True)
-        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        normed = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return normed * layer["scale"] + layer["bias"]
 
     block = params["Block_0"]
-    query, key, value = jnp.split(dense(block["Dense_0"], norm(tokens)), 3, axis=-1)
+    query, keys, value = jnp.split(
+        dense(block["Dense_0"], norm(block["LayerNorm_0"], tokens)), 3, axis=-1
+    )
     heads = []
     for head in (slice(0, 32), slice(32, 64)):
-        scores = query[..., head] @ key[..., head].swapaxes(1, 2) / 32**0.5
+        scores = query[..., head] @ keys[..., head].swapaxes(1, 2) / 32**0.5
         heads.append(jax.nn.softmax(scores, axis=-1) @ value[..., head])
     tokens += dense(block["Dense_1"], jnp.concatenate(heads, axis=-1))
-    hidden = jax.nn.gelu(dense(block["Dense_2"], norm(tokens)), approximate=False)
+    hidden = jax.nn.gelu(
+        dense(block["Dense_2"], norm(block["LayerNorm_1"], tokens)), approximate=False
+    )
     tokens += dense(block["Dense_3"], hidden)
     np.testing.assert_allclose(captured["Block_0"]["__call__"][0], tokens, atol=1e-4)
 
 
-def test_positions_matter_and_attention_mixes_all_tokens():
-    model, variables = _init()
+def test_attention_mixes_all_tokens_of_an_image_and_positions_matter():
+    model = make_model("vit_1_64", num_classes=10)
+    params = _variables(model)["params"]
 
     @jax.jit
-    def input_gradient(images):
-        return jax.grad(lambda images: model.apply(variables, images)[0, 0])(images)
+    def logit_and_gradient(params):
+        return jax.value_and_grad(lambda images: model.apply({"params": params}, images)[0, 0])(
+            IMAGES
+        )
 
-    gradient = input_gradient(IMAGES)
-    assert bool((gradient[0] != 0).all())
+    logit, gradient = logit_and_gradient(params)
+    assert bool((gradient[0] != 0).any(-1).mean() > 0.9)
     assert bool((gradient[1:] == 0).all())
-
-    apply = jax.jit(model.apply)
-    nowhere = {**variables["params"], "positions": 0 * variables["params"]["positions"]}
-    assert not np.allclose(apply(variables, IMAGES), apply({"params": nowhere}, IMAGES), atol=1e-4)
+    lost, _ = logit_and_gradient({**params, "positions": params["positions"][::-1]})
+    assert abs(logit - lost) > 1e-3
 
 
 def test_dropout_is_off_by_itself_and_acts_in_training_only():
-    assert make_model("vit_2_64", num_classes=10).dropout == 0
-    model, variables = _init(dropout=0.5)
-    train = jax.jit(lambda key: model.apply(variables, IMAGES, train=True, rngs={"dropout": key}))
-    first, again, other = (train(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert make_model("vit_1_32", num_classes=10).dropout == 0
+    model = make_model("vit_1_32", num_classes=10, dropout=0.5)
+    variables = _variables(model)
+    train = jax.jit(
+        lambda noise_key: model.apply(variables, IMAGES, train=True, rngs={"dropout": noise_key})
+    )
+    # XLA compiles the generator rbg many times faster than the default one.
+    first, again, other = (train(jax.random.key(seed, impl="rbg")) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other, atol=1e-3)
     assert jax.jit(model.apply)(variables, IMAGES).shape == (3, 10)  # needs no key
