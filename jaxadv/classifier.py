@@ -123,15 +123,6 @@ def make_train_step(recipe: Recipe) -> Callable:
     return train_step
 
 
-def make_predict_step(model: nn.Module) -> Callable:
-    """Returns `(weights, key, images) -> logits` on one device's share of a batch."""
-
-    def predict_step(weights: PyTree, key: jax.Array, images: Images) -> Logits:
-        return make_logits_fn(model, weights)(key, images)
-
-    return predict_step
-
-
 def to_float(images: ByteImages) -> Images:
     """Returns bytes as floats in [0, 1]."""
     return images.astype(jnp.float32) / 255

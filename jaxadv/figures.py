@@ -113,7 +113,6 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], best_epoch: int | None
         accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _over_epochs(loss, metrics, {
             "train_loss": ("train", {"color": _INK, "linewidth": 1.1}),
-            "validation_loss": ("clean, validation", {"color": _CLEAN, **validation}),
             "train_loss_clean": ("clean, train", {"color": _CLEAN, **train}),
             "train_loss_adversarial": ("attacked, train", {"color": _ROBUST, **train}),
         })  # fmt: skip

@@ -55,8 +55,8 @@ def test_convolution_and_its_gradients_are_those_of_lax(case):
     def expected(images, kernel):
         return _reference(images, kernel, strides, padding)
 
-    actual = jax.jit(lambda: value_and_gradients(ours))()
-    for got, want in zip(actual, jax.jit(lambda: value_and_gradients(expected))(), strict=True):
+    actual, wanted = jax.jit(lambda: (value_and_gradients(ours), value_and_gradients(expected)))()
+    for got, want in zip(actual, wanted, strict=True):
         assert got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max()))
 

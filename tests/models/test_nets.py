@@ -7,14 +7,16 @@ from jaxadv.models import make_model
 from jaxadv.models.layers import ACTIVATIONS
 from jaxadv.types import UserError
 
-IMAGES = np.random.default_rng(1).random((2, 32, 32, 3), np.float32)
+IMAGES = jnp.asarray(np.random.default_rng(1).random((2, 32, 32, 3), np.float32))
 
 
 def _variables(model):
     # Drawn by numpy: initialisers take seconds to compile for each shape.
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    return jax.tree.map(lambda leaf: generator.normal(0, 0.05, leaf.shape).astype("f"), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(generator.normal(0, 0.05, leaf.shape), "f"), shapes
+    )
 
 
 def num_params(name):

@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxadv.models import make_model
 
-IMAGES = np.random.default_rng(1).random((4, 8, 8, 3), np.float32)
+IMAGES = jnp.asarray(np.random.default_rng(1).random((4, 8, 8, 3), np.float32))
 SMALL = "wrn_7_1"
 
 
@@ -14,9 +14,9 @@ def _variables(model):
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     return {
         "params": jax.tree.map(
-            lambda leaf: generator.normal(0, 0.05, leaf.shape).astype("f"), shapes["params"]
+            lambda leaf: jnp.asarray(generator.normal(0, 0.05, leaf.shape), "f"), shapes["params"]
         ),
-        "batch_stats": jax.tree.map(lambda leaf: np.ones(leaf.shape, "f"), shapes["batch_stats"]),
+        "batch_stats": jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes["batch_stats"]),
     }
 
 
@@ -61,7 +61,7 @@ def test_a_block_without_its_last_convolution_is_its_shortcut():
     variables = _variables(model)
     params = variables["params"]
     for index in range(3):
-        silent = jax.tree.map(np.zeros_like, params[f"Block_{index}"]["Conv_1"])
+        silent = jax.tree.map(jnp.zeros_like, params[f"Block_{index}"]["Conv_1"])
         params = {**params, f"Block_{index}": {**params[f"Block_{index}"], "Conv_1": silent}}
 
     def convolve(images, layer, strides):
@@ -102,7 +102,7 @@ def test_in_evaluation_an_image_does_not_depend_on_its_batch():
     model = make_model(SMALL, num_classes=10)
     apply = jax.jit(model.apply)
     variables = _variables(model)
-    others = np.concatenate([IMAGES[:1], 1 - IMAGES[1:]])
+    others = jnp.concatenate([IMAGES[:1], 1 - IMAGES[1:]])
     logits = apply(variables, IMAGES)
     np.testing.assert_allclose(apply(variables, others)[0], logits[0], atol=1e-6)
     moved = jax.tree.map(lambda leaf: 2 * leaf, variables["batch_stats"])
@@ -145,7 +145,7 @@ def test_dropout_acts_in_training_only():
 def test_input_gradient_is_the_slope():
     model = make_model(SMALL, num_classes=10)
     variables = _variables(model)
-    direction = np.random.default_rng(2).normal(size=IMAGES.shape).astype("f")
+    direction = jnp.asarray(np.random.default_rng(2).normal(size=IMAGES.shape), "f")
     logit = jax.jit(lambda images: model.apply(variables, images)[:, 0].sum())
     slope = (logit(IMAGES + 1e-2 * direction) - logit(IMAGES - 1e-2 * direction)) / 2e-2
     gradient = jax.jit(jax.grad(logit))(IMAGES)
