@@ -69,12 +69,17 @@ def battery() -> ConfigDict:
     Every name is evaluated at every eps of its tuple. The study's grid is `pgd40`.
     """
     grid = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
-    pgd = {"attack": "pgd", "step_size": 0.01, "num_steps": 40}
+    pgd = {"attack": "pgd", "step_size": 0.01}
     return ConfigDict(
         {
             "fgsm": {"attack": "fgsm", "eps": grid},
-            "pgd40": {**pgd, "eps": grid, "random_start": False},
-            "pgd40_restarts": {**pgd, "eps": (0.03,), "num_restarts": 5},
-            "pgd40_margin": {**pgd, "eps": (0.03,), "loss": "margin"},
+            "pgd40": {**pgd, "eps": grid, "num_steps": 40, "random_start": False},
+            "pgd20_restarts": {
+                **pgd,
+                "eps": (0.03,),
+                "num_steps": 20,
+                "loss": "margin",
+                "num_restarts": 5,
+            },
         }
     )

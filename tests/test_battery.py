@@ -135,7 +135,7 @@ def test_an_attack_has_all_arguments_of_its_function():
         "num_restarts": 1,
         "num_noise_samples": 1,
     }
-    assert attacks["pgd40_restarts/0.03"]["num_restarts"] == 5
+    assert attacks["pgd20_restarts/0.03"]["num_restarts"] == 5
     assert "num_steps" not in attacks["fgsm/0.1"]
 
 

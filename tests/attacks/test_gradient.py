@@ -28,9 +28,6 @@ ATTACKS = {
     "pgd": lambda *args, eps, **options: pgd(
         *args, eps=eps, step_size=eps / 4, num_steps=6, random_start=False, **options
     ),
-    "pgd from a random start": lambda *args, eps, **options: pgd(
-        *args, eps=eps, step_size=eps, num_steps=20, **options
-    ),
 }
 BUDGETS = {"linf": {"eps": 0.1, "step_size": 0.03}, "l2": {"eps": 0.5, "step_size": 0.15}}
 

@@ -23,6 +23,8 @@ def attack(params, images, labels, **options):
 
 @pytest.mark.parametrize("options", [{"random_start": False}, {"num_restarts": 2}])
 def test_one_compilation_serves_every_budget(options):
+    chex.clear_trace_counter()
+
     # The check of the inputs, the step and the score run the model's Python code once each.
     @chex.assert_max_traces(n=3)
     def logits_fn(key, images):

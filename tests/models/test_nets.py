@@ -15,7 +15,7 @@ def _variables(model):
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(generator.normal(0, 0.05, leaf.shape), "f"), shapes
+        lambda leaf: jnp.asarray(generator.normal(0, 0.1, leaf.shape), jnp.float32), shapes
     )
 
 

@@ -13,7 +13,7 @@ def _variables(model):
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(generator.normal(0, 0.05, leaf.shape), "f"), shapes
+        lambda leaf: jnp.asarray(generator.normal(0, 0.1, leaf.shape), jnp.float32), shapes
     )
 
 
@@ -26,11 +26,11 @@ def test_number_of_parameters(name, expected):
     assert params["positions"].shape == (64, int(name.split("_")[2]))
 
 
-def test_a_block_is_that_of_the_paper():
+def test_logits_are_those_of_the_papers_blocks():
     model = make_model("vit_1_64", num_classes=10)
     variables = _variables(model)
     params = variables["params"]
-    _, captured = jax.jit(
+    logits, captured = jax.jit(
         lambda v: model.apply(v, IMAGES, capture_intermediates=True, mutable="intermediates")
     )(variables)
     captured = captured["intermediates"]
@@ -61,24 +61,8 @@ def test_a_block_is_that_of_the_paper():
         dense(block["Dense_2"], norm(block["LayerNorm_1"], tokens)), approximate=False
     )
     tokens += dense(block["Dense_3"], hidden)
-    np.testing.assert_allclose(captured["Block_0"]["__call__"][0], tokens, atol=1e-4)
-
-
-def test_attention_mixes_all_tokens_of_an_image_and_positions_matter():
-    model = make_model("vit_1_64", num_classes=10)
-    params = _variables(model)["params"]
-
-    @jax.jit
-    def logit_and_gradient(params):
-        return jax.value_and_grad(lambda images: model.apply({"params": params}, images)[0, 0])(
-            IMAGES
-        )
-
-    logit, gradient = logit_and_gradient(params)
-    assert bool((gradient[0] != 0).any(-1).mean() > 0.9)
-    assert bool((gradient[1:] == 0).all())
-    lost, _ = logit_and_gradient({**params, "positions": params["positions"][::-1]})
-    assert abs(logit - lost) > 1e-3
+    expected = dense(params["Dense_0"], norm(params["LayerNorm_0"], tokens).mean(1))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_is_off_by_itself_and_acts_in_training_only():
