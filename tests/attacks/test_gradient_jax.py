@@ -54,25 +54,23 @@ def test_the_budget_may_be_traced():
 
 
 def test_jit_over_parameters():
-    jitted = jax.jit(lambda params: attack(params, *examples()))
+    images, labels = examples()
+    jitted = jax.jit(lambda params: attack(params, images, labels))
     for params in (PARAMS, -PARAMS):
-        np.testing.assert_allclose(jitted(params), attack(params, *examples()), atol=1e-6)
+        eager = attack(params, images, labels)
+        np.testing.assert_allclose(jitted(params), eager, atol=1e-6)
 
 
 def test_pmap_over_devices():
     assert jax.device_count() == 2
-    images, labels = examples()
-    shares = jax.pmap(
-        lambda params, *batch: attack(params, *batch[:2], example_ids=batch[2], random_start=True),
-        in_axes=(None, 0, 0, 0),
-    )(
-        PARAMS,
-        images.reshape(2, 16, *images.shape[1:]),
-        labels.reshape(2, 16),
-        jnp.arange(32).reshape(2, 16),
-    )
-    whole = attack(PARAMS, images, labels, random_start=True)
-    np.testing.assert_allclose(shares.reshape(images.shape), whole, atol=1e-6)
+    batch = (*examples(), jnp.arange(32))
+
+    def attacked(params, images, labels, ids):
+        return attack(params, images, labels, example_ids=ids, random_start=True)
+
+    halves = [array.reshape(2, 16, *array.shape[1:]) for array in batch]
+    found = jax.pmap(attacked, in_axes=(None, 0, 0, 0))(PARAMS, *halves)
+    np.testing.assert_allclose(found.reshape(batch[0].shape), attacked(PARAMS, *batch), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

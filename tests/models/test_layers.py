@@ -81,6 +81,12 @@ def test_input_gradient_dilates_and_transposes_nothing(case):
         assert "x[0, 1, i, o]->" in line
 
 
+def test_few_channels_are_read_in_blocks_of_four_pixels():
+    images, kernel = _arrays((2, 32, 32, 3), (5, 5, 3, 12))
+    text = jax.jit(lambda x, k: convolution(x, k, padding="VALID")).lower(images, kernel).as_text()
+    assert "(tensor<2x16x16x12xf32>, tensor<3x3x12x48xf32>)" in text
+
+
 @pytest.mark.parametrize("case", ["second of bignet", "stride 2, odd", "1x1, stride 2, odd"])
 def test_convolution_maps_over_kernels_and_images(case):
     size, height, width, in_channels, out_channels, strides, padding = CASES[case]
