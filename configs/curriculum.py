@@ -1,4 +1,17 @@
-"""Linear curriculum."""
+"""The main job: BigNet under a linear curriculum, eps from 0.005 to 0.04.
+
+    python run.py --config configs/curriculum.py
+
+CURRICULUM_RESULT
+
+    python run.py --config configs/curriculum.py:digits
+
+The same on scikit-learn's digits, a check of the installation: DIGITS_RESULT
+
+Every image is attacked, with a random start and few steps; the cosine schedule and the average
+of the weights do the rest. The numbers were chosen on the held-out part of the train split: with
+eps_end 0.03 the model was less robust than the study's at 0.04 and above.
+"""
 
 from ml_collections import ConfigDict
 
