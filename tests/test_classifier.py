@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxadv.attacks import pgd
-from jaxadv.classifier import Recipe, init_state, make_logits_fn, make_train_step, to_float
+from jaxadv.classifier import Recipe, init_state, make_logits_fn, make_train_step
 from jaxadv.curriculum import Budget
 from jaxadv.data.augment import make_augment
 from jaxadv.losses import cross_entropy
@@ -72,7 +72,7 @@ def two_device_step(recipe):
 
 
 def train(step, recipe, data, num_steps=3, budget=BUDGET):
-    state = init_state(recipe, data.images.shape[1:])
+    state, metrics = init_state(recipe, data.images.shape[1:]), {}
     for i in range(num_steps):
         state, metrics = step(state, data, budget, np.arange(8) + 8 * i)
     return state, metrics
@@ -104,7 +104,10 @@ def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
     state = init_state(recipe, data.images.shape[1:])
     new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8))
 
-    images, labels = to_float(data.images[:8]), data.labels[:8]
+    images, labels = (
+        jnp.asarray(data.images[:8] / 255, jnp.float32),
+        jnp.asarray(data.labels[:8]),
+    )
     adversarial = pgd(
         stream(0, "attack", 0),
         make_logits_fn(recipe.model, state.variables),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxadv.attacks.inputs import check_inputs
+from jaxadv.attacks.inputs import check_at_least, check_inputs
 from jaxadv.attacks.threat import THREATS, perturb
 from jaxadv.losses import LOSSES
 from jaxadv.prng import example_keys
@@ -109,11 +109,11 @@ def pgd(
     Array(0.4, dtype=float32)
     """
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    check_inputs(logits_fn, key, images, labels, targets, eps=eps, norm=norm, loss=loss)
-    if min(num_restarts, num_noise_samples) < 1:
-        raise ValueError("num_restarts and num_noise_samples are counts of at least 1")
+    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss=loss)
+    check_at_least(0, eps=eps, step_size=step_size, num_steps=num_steps)
+    check_at_least(1, num_restarts=num_restarts, num_noise_samples=num_noise_samples)
     if num_restarts > 1 and not random_start:
-        raise ValueError("num_restarts > 1 repeats the same attack unless random_start is True")
+        raise ValueError(f"num_restarts is {num_restarts}: without random_start all are the same")
     return _pgd(
         key,
         logits_fn,
@@ -181,7 +181,7 @@ def _pgd(
 
     attempt_key, score_key = jax.random.split(key)
     if num_restarts == 1:
-        return lax.stop_gradient(attempt(attempt_key))
+        return lax.stop_gradient(attempt(jax.random.fold_in(attempt_key, 0)))
 
     def restart(i: Int[Array, ""], best: tuple[Images, PerExample]) -> tuple[Images, PerExample]:
         images, scores = best
@@ -189,7 +189,7 @@ def _pgd(
         new_scores = score(logits_fn(jax.random.fold_in(score_key, i), new_images))
         better = new_scores > scores
         images = jnp.where(better[:, None, None, None], new_images, images)
-        return images, jnp.where(better, new_scores, scores)
+        return images, jnp.where(better, new_scores, scores).astype(scores.dtype)
 
     worst = jnp.full(len(images), -jnp.inf, images.dtype)
     return lax.stop_gradient(lax.fori_loop(0, num_restarts, restart, (images, worst))[0])

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from jaxadv.attacks.threat import THREATS
@@ -16,7 +17,6 @@ def check_inputs(
     labels: Array,
     targets: Array | None,
     *,
-    eps: ArrayLike,
     norm: str,
     loss: str,
 ) -> None:
@@ -32,10 +32,7 @@ def check_inputs(
         raise ValueError(f"images have shape {images.shape}, not (batch, height, width, channels)")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}, not floats in [0, 1]: divide bytes by 255")
-    if _known(images) and images.size and not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"images lie in [{images.min():.4g}, {images.max():.4g}], not in [0, 1]")
-    if _known(eps) and not jnp.asarray(eps) >= 0:
-        raise ValueError(f"eps is {eps}, not a radius of 0 or more")
+    _check_range("images", images, highest=1)
     logits = jax.eval_shape(logits_fn, key, images)
     if logits.ndim != 2 or logits.shape[0] != len(images):
         raise ValueError(f"logits have shape {logits.shape}, not ({len(images)}, classes)")
@@ -44,19 +41,29 @@ def check_inputs(
             _check_classes(name, jnp.asarray(classes), len(images), logits.shape[1])
 
 
+def check_at_least(least: int, **numbers: ArrayLike) -> None:
+    """Raises a ValueError that names the first number below `least`, where it is known."""
+    for name, number in numbers.items():
+        if _known(number) and not (np.ndim(number) == 0 and np.asarray(number) >= least):
+            raise ValueError(f"{name} is {number}, not a number of {least} or more")
+
+
 def _check_classes(name: str, classes: Array, batch: int, num_classes: int) -> None:
     if classes.shape != (batch,):
         raise ValueError(f"{name} have shape {classes.shape}, not ({batch},) as the images")
     if not jnp.issubdtype(classes.dtype, jnp.integer):
         raise ValueError(f"{name} are {classes.dtype}, not integers")
-    if (
-        _known(classes)
-        and classes.size
-        and not (classes.min() >= 0 and classes.max() < num_classes)
-    ):
-        raise ValueError(
-            f"{name} lie in [{classes.min()}, {classes.max()}], not in [0, {num_classes - 1}]"
-        )
+    _check_range(name, classes, highest=num_classes - 1)
+
+
+def _check_range(name: str, array: Array, highest: int) -> None:
+    if not _known(array) or not array.size:
+        return
+    # Inside of jit a known array would be traced too, and a traced one cannot be compared.
+    with jax.ensure_compile_time_eval():
+        low, high = array.min().item(), array.max().item()
+    if not (low >= 0 and high <= highest):
+        raise ValueError(f"{name} lie in [{low:.4g}, {high:.4g}], not in [0, {highest}]")
 
 
 def _known(value: ArrayLike) -> bool:

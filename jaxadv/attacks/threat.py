@@ -1,5 +1,6 @@
 """Threat models: what an adversary of radius eps may do to an image, for each norm."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,33 +33,29 @@ def _linf_project(delta: Images, eps: Scalar) -> Images:
 def _linf_random_start(
     key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
 ) -> Float[Array, "..."]:
-    return eps * jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+    return eps * jax.random.uniform(key, shape, eps.dtype, minval=-1.0, maxval=1.0)
 
 
 def _l2_norm(delta: Images) -> Float[Array, "batch 1 1 1"]:
-    # The floor keeps the zero perturbation, and the zero gradient, at zero instead of NaN.
-    return jnp.maximum(jnp.sqrt((delta**2).sum(axis=(1, 2, 3), keepdims=True)), 1e-12)
+    return jnp.sqrt((delta**2).sum(axis=(1, 2, 3), keepdims=True))
 
 
 def _l2_project(delta: Images, eps: Scalar) -> Images:
-    return delta * jnp.minimum(1.0, eps / _l2_norm(delta))
+    floor = jnp.finfo(delta.dtype).tiny  # keeps zero at zero instead of NaN
+    return delta * jnp.minimum(1.0, eps / jnp.maximum(_l2_norm(delta), floor))
 
 
 def _l2_random_start(
     key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
 ) -> Float[Array, "..."]:
-    return eps * jax.random.ball(key, d=_size(shape)).reshape(shape)
+    return eps * jax.random.ball(key, math.prod(shape), dtype=eps.dtype).reshape(shape)
 
 
 def _l2_steepest(gradient: Images) -> Images:
-    return gradient / _l2_norm(gradient)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
+    # Scaled first: the squares of a confident model's tiny gradient would underflow to zero.
+    largest = jnp.abs(gradient).max(axis=(1, 2, 3), keepdims=True)
+    scaled = gradient / jnp.where(largest > 0, largest, 1)
+    return scaled / jnp.maximum(_l2_norm(scaled), 1)  # at least 1, unless the gradient is 0
 
 
 THREATS = {

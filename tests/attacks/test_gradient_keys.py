@@ -85,16 +85,17 @@ def recorded(calls, record):
     return logits_fn
 
 
-def test_every_draw_of_noise_has_a_key_of_its_own():
+@pytest.mark.parametrize("num_noise_samples", [1, 2])
+def test_every_draw_of_noise_has_a_key_of_its_own(num_noise_samples):
     # So have the draws that score an attempt, which the attempt must not have seen.
     calls = []
     logits_fn = recorded(calls, lambda key, images: jax.random.key_data(key))
     pgd(
         KEY, logits_fn, *examples(), eps=0.1, step_size=0.02, num_steps=4,
-        num_restarts=3, num_noise_samples=2,
+        num_restarts=3, num_noise_samples=num_noise_samples,
     )  # fmt: skip
     jax.effects_barrier()
-    assert len(calls) == 3 * (4 * 2 + 1)
+    assert len(calls) == 3 * (4 * num_noise_samples + 1)
     assert len(np.unique(calls, axis=0)) == len(calls)
 
 
