@@ -2,11 +2,14 @@
 
     python run.py --config configs/curriculum.py
 
-CURRICULUM_RESULT
+On TFDS's CIFAR-10, JPEG copy: 60.2 % clean; 51.5 / 42.9 / 33.5 / 24.6 / 16.3 % under PGD-40 at eps
+.01 / .02 / .03 / .04 / .05 on the full test split; 40 min of training (on a shared machine) and
+8 min of evaluation on 2 cores of an AMD EPYC. See results/curriculum.md.
 
     python run.py --config configs/curriculum.py:digits
 
-The same on scikit-learn's digits, a check of the installation: DIGITS_RESULT
+The same on scikit-learn's digits, a check of the installation: 91.7 % clean, 62.2 %
+under PGD-40 at eps .03, in 78 s on the same 2 cores, compilation included.
 
 Every image is attacked, with a random start and few steps; the cosine schedule and the average
 of the weights do the rest. The numbers were chosen on the held-out part of the train split: with

@@ -1,4 +1,10 @@
-"""The battery of attacks on a trained classifier, restored from the workdir of its run alone."""
+"""The battery of attacks on a trained classifier, restored from the workdir of its run alone.
+
+    python run.py --config configs/evaluate.py --config.checkpoint=runs/curriculum
+
+The figures are those that the run itself ended with; 8 min for BigNet on the 10,000 test images of
+CIFAR-10, on 2 cores of an AMD EPYC.
+"""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder

@@ -1,4 +1,9 @@
-"""PGD adversarial training (Madry et al. 2018): every image attacked at eps 8/255."""
+"""PGD adversarial training (Madry et al. 2018): every image attacked at eps 8/255.
+
+    python run.py --config configs/pgd.py
+
+Expected result and time: not run.
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,9 @@
-"""Standard adversarial training of the study: half of each batch attacked at a fixed eps."""
+"""Standard adversarial training of the study: half of each batch attacked at a fixed eps.
+
+    python run.py --config configs/standard.py
+
+Expected result and time: not run.
+"""
 
 from ml_collections import ConfigDict
 

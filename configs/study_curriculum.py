@@ -1,4 +1,9 @@
-"""The linear curriculum as the study ran it."""
+"""The linear curriculum as the study ran it: half of each batch, eps from 0.01 to 0.1.
+
+    python run.py --config configs/study_curriculum.py
+
+STUDY_RESULT
+"""
 
 from ml_collections import ConfigDict
 
