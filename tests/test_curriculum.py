@@ -33,6 +33,11 @@ def test_number_of_steps_is_rounded_down():
     ]  # fmt: skip
 
 
+def test_float_rounding_takes_no_step_away():
+    # 7 + 43 * (23 / 43) is 29.999999999999996 in floats.
+    assert linear_budget(attack(num_steps=(7, 50)), 23, 43).num_steps == 30
+
+
 def test_defaults_are_the_study():
     path = Path(__file__).parents[1] / "configs" / "default.py"
     spec = importlib.util.spec_from_file_location("default", path)
