@@ -7,12 +7,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, as in configs/curriculum.py or configs/curriculum.py:digits."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; by default runs/ and the config's name."
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "As in configs/curriculum.py:digits.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default in runs/.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -28,16 +24,11 @@ def _parse(argv: list[str]) -> list[str]:
             raise ValueError(f"config.mode is {_CONFIG.value.mode!r}: train or evaluate")
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"error: {_one_line(error)}") from None
-
-
-def _one_line(error: BaseException) -> str:
-    # ml_collections wraps errors in errors, and whole tracebacks in their messages.
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
-    lines = str(error.args[0] if error.args else error).strip().split("\n")
-    traceback = any(line.startswith("Traceback") for line in lines)
-    return " ".join(" ".join(lines[-1:] if traceback else lines).split())
+        # ml_collections puts errors in errors, and whole tracebacks in their messages.
+        cause = error.args[0] if isinstance(error.args[0], BaseException) else error
+        lines = str(cause.args[-1]).strip().split("\n")
+        told = lines[-1:] if "Traceback (most recent call last):" in lines else lines
+        raise SystemExit(f"error: {' '.join(' '.join(told).split())}") from None
 
 
 def _default_workdir() -> Path:
@@ -48,8 +39,7 @@ def _default_workdir() -> Path:
 
 
 def main(_: list[str]) -> None:
-    """Runs the job that the config names."""
-    # Imported once the flags are right: JAX and its friends take seconds.
+    """Runs the job that the config names; imports what takes seconds once the flags are right."""
     from jaxadv import evaluate, parallel, train
     from jaxadv.types import UserError
 
