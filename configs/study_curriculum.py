@@ -2,7 +2,9 @@
 
     python run.py --config configs/study_curriculum.py
 
-STUDY_RESULT
+On TFDS's CIFAR-10, JPEG copy: 52.0 % clean; 44.8 / 38.0 / 31.6 / 25.9 / 20.7 % under PGD-40 at eps
+.01 / .02 / .03 / .04 / .05 on the full test split; 30 min of training (on a shared machine) and
+7 min of evaluation on 2 cores of an AMD EPYC. See results/curriculum.md.
 """
 
 from ml_collections import ConfigDict
