@@ -97,7 +97,9 @@ def test_convolution_maps_over_kernels_and_images(case):
     )
 
     def gradient(images, kernel):
-        loss = lambda x: (convolution(x, kernel, strides=strides, padding=padding) ** 2).sum()  # noqa: E731
+        def loss(images):
+            return (convolution(images, kernel, strides=strides, padding=padding) ** 2).sum()
+
         return jax.grad(loss)(images)
 
     mapped = jax.jit(jax.vmap(gradient))(images, kernels)
