@@ -24,6 +24,17 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.model.activation = placeholder(str)  # relu | gelu; None: the architecture's own
     config.model.dropout = placeholder(float)  # rate in [0, 1); None: the architecture's own
 
+    # The defence named is used, with the options of its name; see jaxadv/models/defences.py.
+    config.model.defence = ConfigDict()
+    config.model.defence.name = "none"  # none | a name below | dropout | spectral_norm
+    config.model.defence.pni = ConfigDict({"granularity": "layer", "frozen_sigma": False})
+    config.model.defence.rse = ConfigDict()
+    config.model.defence.rse.sigma_init = 0.2  # before the first convolution
+    config.model.defence.rse.sigma_inner = 0.1  # before the others
+    config.model.defence.rse.before_norm = False  # in a wide ResNet, as in the study
+    config.model.defence.input_noise = ConfigDict({"sigma": 0.1, "train": True})
+    config.model.defence.low_rank = ConfigDict({"rank": 625, "learned": False})
+
     config.train = ConfigDict()
     config.train.num_epochs = 10
     config.train.batch_size = 64  # over all devices together
@@ -59,14 +70,25 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 128 if data == "digits" else 512  # over all devices together
     config.evaluation.num_examples = placeholder(int)  # the first n; None: the whole split
+    config.evaluation.num_passes = 50  # of a stochastic model over each image
     config.evaluation.attacks = battery()
+
+    # Randomised smoothing of a model with Gaussian noise on its images (Cohen et al. 2019).
+    config.evaluation.certification = ConfigDict()
+    config.evaluation.certification.num_examples = 0  # the first n; 0: certify nothing
+    config.evaluation.certification.num_selection = 100  # passes that choose the class
+    config.evaluation.certification.num_estimation = 100_000  # passes that bound its probability
+    config.evaluation.certification.failure = 0.001  # probability that a certificate is wrong
+    config.evaluation.certification.radii = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)  # L2
     return config
 
 
 def battery() -> ConfigDict:
     """Returns the attacks of the final evaluation: the keys of each are arguments of its function.
 
-    Every name is evaluated at every eps of its tuple. The study's grid is `pgd40`.
+    Every name is evaluated at every eps of its tuple. The study's grid is `pgd40`. The last two
+    tell whether the others can be believed: a gradient-free attack must not beat them, and no
+    model withstands half the pixel range.
     """
     grid = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
     pgd = {"attack": "pgd", "step_size": 0.01}
@@ -81,5 +103,53 @@ def battery() -> ConfigDict:
                 "loss": "margin",
                 "num_restarts": 5,
             },
+            "random_search": {"attack": "random_search", "eps": (0.1,), "num_queries": 100},
+            "pgd_unbounded": {"attack": "pgd", "eps": (0.5,), "step_size": 0.05, "num_steps": 20},
+        }
+    )
+
+
+_PGD10 = {"attack": "pgd", "eps": (0.03,), "step_size": 0.008, "num_steps": 10}
+_SANITY = {
+    "fgsm": {"attack": "fgsm", "eps": (0.03,)},
+    "random_search": {"attack": "random_search", "eps": (0.03,), "num_queries": 100},
+    "pgd_unbounded": {**_PGD10, "eps": (0.5,), "step_size": 0.1},
+}
+
+
+def noise_battery() -> ConfigDict:
+    """Returns the attacks of a model with noise of its own, at eps .03 and step .008.
+
+    `pgd10` sees one draw of the noise in each step, `eot20` averages 20; then the same attack on
+    the model with its noise off, and with one draw of it fixed.
+    """
+    return ConfigDict(
+        {
+            "pgd10": _PGD10,
+            "eot20": {**_PGD10, "num_noise_samples": 20},
+            "noise_off": {**_PGD10, "noise": "off"},
+            "noise_fixed": {**_PGD10, "noise": "fixed"},
+            **_SANITY,
+        }
+    )
+
+
+def plain_battery() -> ConfigDict:
+    """Returns the same for a model without noise: the 200 gradients of `eot20` are 200 steps."""
+    return ConfigDict({"pgd10": _PGD10, "pgd200": {**_PGD10, "num_steps": 200}, **_SANITY})
+
+
+def eot_battery() -> ConfigDict:
+    """Returns PGD-10 with gradients averaged over ever more draws of a model's noise.
+
+    The average is of the losses, for 20 draws also of the softmax; `pgd200` takes a single draw
+    in each of 200 steps.
+    """
+    averaged = {f"eot{n}": {**_PGD10, "num_noise_samples": n} for n in (1, 5, 10, 20, 50)}
+    return ConfigDict(
+        {
+            **averaged,
+            "eot20_softmax": {**averaged["eot20"], "noise_average": "softmax"},
+            "pgd200": {**_PGD10, "num_steps": 200},
         }
     )

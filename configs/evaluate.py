@@ -1,9 +1,14 @@
-"""The battery of attacks on a trained classifier, restored from the workdir of its run alone.
+"""A battery of attacks on a trained classifier, restored from the workdir of its run alone.
 
     python run.py --config configs/evaluate.py --config.checkpoint=runs/curriculum
 
-The figures are those that the run itself ended with; 8 min for BigNet on the 10,000 test images of
-CIFAR-10, on 2 cores of an AMD EPYC.
+The attacks are those that the run itself ended with; 8 min for BigNet on the 10,000 test images of
+CIFAR-10, on 2 cores of an AMD EPYC, before the last two of them were added.
+
+    python run.py --config configs/evaluate.py:eot --config.checkpoint=runs/randomness_rse
+
+A model with noise of its own, under gradients averaged over ever more draws of it; `:noise` is the
+battery that a random defence is trained with, `:plain` the same without noise. Not run.
 """
 
 from ml_collections import ConfigDict
@@ -11,9 +16,18 @@ from ml_collections.config_dict import placeholder
 
 from configs import default
 
+BATTERIES = {
+    "default": default.battery,
+    "noise": default.noise_battery,
+    "plain": default.plain_battery,
+    "eot": default.eot_battery,
+}
 
-def get_config() -> ConfigDict:
-    """Returns the complete config of an evaluation."""
+
+def get_config(battery: str = "default") -> ConfigDict:
+    """Returns the complete config of an evaluation with that battery."""
+    if battery not in BATTERIES:
+        raise ValueError(f"no battery {battery!r}: use one of {', '.join(BATTERIES)}")
     config = ConfigDict()
     config.mode = "evaluate"
     config.checkpoint = placeholder(str)  # workdir of a training run
@@ -21,4 +35,5 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.data_dir = placeholder(str)  # TFDS directory; None: as in the run
     config.evaluation = default.get_config().evaluation
+    config.evaluation.attacks = BATTERIES[battery]()
     return config

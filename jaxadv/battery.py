@@ -2,49 +2,25 @@
 
 import inspect
 import time
-from collections.abc import Callable
 from difflib import get_close_matches
-from functools import cache
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Int, PyTree
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxadv.attacks import ATTACKS
-from jaxadv.classifier import make_logits_fn, to_float
-from jaxadv.losses import margin
+from jaxadv.classifier import is_declared_stochastic
 from jaxadv.masking import signs_of_masking
 from jaxadv.metrics import proportion
-from jaxadv.parallel import pmap_batches
-from jaxadv.prng import stream
-from jaxadv.types import Batch, ByteImages, Labels, UserError
+from jaxadv.outcomes import Attack, Outcome, attack_examples, num_queries
+from jaxadv.types import Batch, UserError
 
-Attack = dict[str, Any]
-"""One attack at one eps: `attack` names the function, the other keys are its arguments."""
-
-_TRACED = ("eps", "step_size", "num_steps")
 _PER_EXAMPLE = ("targets", "example_ids")
 _NUM_SAMPLES = 8  # examples whose adversarial images are kept
-
-
-class Outcome(NamedTuple):
-    """What an attack made of n examples.
-
-    Attributes:
-      predictions: (n,) classes predicted for the adversarial images.
-      margins: (n,) largest other logit minus the label's; positive is misclassified.
-      unmoved: (n,) whether the adversarial image is the clean one.
-      images: (k, height, width, channels) adversarial images of the first k examples.
-    """
-
-    predictions: np.ndarray | jax.Array
-    margins: np.ndarray | jax.Array
-    unmoved: np.ndarray | jax.Array
-    images: np.ndarray | jax.Array
 
 
 def expand(attacks: ConfigDict) -> dict[str, Attack]:
@@ -72,147 +48,118 @@ def run_battery(
     """Returns the results of all attacks on a split, and what became of each example.
 
     An example that is misclassified as it stands is broken under every attack and is not
-    attacked: its adversary hands in the clean image.
+    attacked: its adversary hands in the clean image. A stochastic model may classify it in one
+    pass and not in the next, so there every example is attacked. Its accuracy is that of the mean
+    softmax of `num_passes` passes, beside it stand single passes and the majority vote.
 
     Args:
       model: the classifier.
       weights: its variables.
       split: bytes and labels.
-      evaluation: `config.evaluation`: the batch size and the attacks.
-      seed: of the random starts.
+      evaluation: `config.evaluation`: the batch size, the passes and the attacks.
+      seed: of the random starts and the noise.
       progress: whether to show a bar.
 
     Returns:
-      The entries `clean`, `attacks`, `worst_case`, `aggregated_score` and `warnings` of
-      evaluation.json, and the arrays of examples.npz.
+      The entries `clean`, `clean_noise`, `attacks`, `worst_case`, `aggregated_score` and
+      `warnings` of evaluation.json, and the arrays of examples.npz.
     """
     attacks = expand(evaluation.attacks)
-    labels, n = split.labels, len(split.labels)
-    clean = attack_examples(model, weights, split, None, np.arange(n), evaluation.batch_size, seed)
-    standing = np.flatnonzero(clean.predictions == labels)
-    sample = standing[:_NUM_SAMPLES]
+    labels, n = np.asarray(split.labels), len(split.labels)
+    stochastic = is_declared_stochastic(model)
+    noises = {"on", *(attack["noise"] for attack in attacks.values())}
+    num_passes = dict.fromkeys(noises, 1) | {"on": evaluation.num_passes if stochastic else 1}
+    run = partial(attack_examples, model, weights, split, batch_size=evaluation.batch_size)
+
+    # A model that is said to be deterministic is tried twice.
+    clean = {
+        noise: run({"noise": noise}, np.arange(n), seed=seed, num_passes=max(num_passes[noise], 2))
+        for noise in sorted(noises)
+    }
+    correct = np.flatnonzero(clean["on"].predictions == labels)
+    attacked = {
+        noise: np.arange(n)
+        if stochastic and noise == "on"
+        else np.flatnonzero(outcome.predictions == labels)
+        for noise, outcome in clean.items()
+    }
+    sample = correct[:_NUM_SAMPLES]
     examples: dict[str, Any] = {
         "labels": labels,
-        "predictions/clean": clean.predictions,
-        "margin/clean": clean.margins,
+        "predictions/clean": clean["on"].predictions,
+        "margin/clean": clean["on"].margins,
         "sample/ids": sample,
-        "sample/images": clean.images[sample],
+        "sample/images": clean["on"].images[sample],
     }
     results: dict[str, dict] = {}
-    total = len(standing) * sum(map(num_gradients, attacks.values()))
+    total = sum(len(attacked[attack["noise"]]) * num_queries(attack) for attack in attacks.values())
     with progress_bar(total, "Attack", disable=not progress) as bar:
         for name, attack in attacks.items():
             bar.set_postfix_str(name)
             began = time.monotonic()
-            outcome = attack_examples(
-                model, weights, split, attack, standing, evaluation.batch_size, seed, bar
-            )
-            survived = np.zeros(n, bool)
-            survived[standing] = outcome.predictions == labels[standing]
-            margins = clean.margins.copy()
-            margins[standing] = outcome.margins
-            examples[f"survived/{name}"] = survived
-            examples[f"margin/{name}"] = margins
-            examples[f"sample/adversarial/{name}"] = outcome.images[: len(sample)]
-            examples[f"sample/predictions/{name}"] = outcome.predictions[: len(sample)]
+            ids = attacked[attack["noise"]]
+            passes = num_passes[attack["noise"]]
+            found = run(attack, ids, seed=seed, num_passes=passes, bar=bar)
+            whole = _fill_in(clean[attack["noise"]], ids, found)
+            examples[f"survived/{name}"] = whole.predictions == labels
+            examples[f"margin/{name}"] = whole.margins
+            examples[f"sample/adversarial/{name}"] = whole.images[sample]
+            examples[f"sample/predictions/{name}"] = whole.predictions[sample]
             results[name] = {
                 **attack,
-                **proportion(survived.sum(), n),
-                "queries": num_gradients(attack),
-                "unmoved": int(outcome.unmoved.sum()),
+                **_accuracies(whole, labels, passes),
+                "queries": num_queries(attack),
+                "unmoved": int(found.unmoved.sum()),
                 "seconds": time.monotonic() - began,
             }
-    return {
-        "clean": proportion(len(standing), n),
+    evaluated = {
+        "stochastic": stochastic,
+        "num_passes": num_passes["on"],
+        "clean": {
+            **_accuracies(clean["on"], labels, num_passes["on"]),
+            "varying": int(clean["on"].varies.sum()),
+        },
+        "clean_noise": {
+            noise: _accuracies(outcome, labels, 1)
+            for noise, outcome in clean.items()
+            if noise != "on"
+        },
         "attacks": results,
         "worst_case": _worst_case(results, examples),
         "aggregated_score": _aggregated_scores(results),
-        "warnings": signs_of_masking(results),
-    }, examples
-
-
-def attack_examples(
-    model: nn.Module,
-    weights: PyTree,
-    split: Batch,
-    attack: Attack | None,
-    ids: np.ndarray,
-    batch_size: int,
-    seed: int,
-    bar: tqdm | None = None,
-) -> Outcome:
-    """Attacks some examples of a split, in batches over all devices.
-
-    The last batch is filled up with repetitions whose results are dropped. Random starts
-    follow from the number of an example, so the batch size does not change them, and the
-    noise of the score is not that of the attack.
-
-    Args:
-      model: the classifier.
-      weights: its variables, replicated or on the host.
-      split: bytes and labels.
-      attack: complete arguments as of `expand`; None leaves the images clean.
-      ids: which examples, and the numbers that their random starts follow from.
-      batch_size: over all devices together.
-      seed: of the random starts.
-      bar: advanced by the gradients taken.
-    """
-    arguments = attack or {}
-    traced = {name: arguments[name] for name in _TRACED if name in arguments}
-    static = tuple((k, v) for k, v in arguments.items() if k not in traced)
-    step = _attack_step(model, static)
-    outcomes = []
-    for start in range(0, max(len(ids), 1), batch_size):  # one batch where there is no example
-        batch = ids[start : start + batch_size]
-        padded = np.resize(batch, batch_size)
-        outcome = step(weights, seed, traced, split.images[padded], split.labels[padded], padded)
-        outcomes.append(Outcome(*(array[: len(batch)] for array in outcome)))
-        if bar is not None:
-            bar.update(len(batch) * num_gradients(arguments))
-    return Outcome(*map(np.concatenate, zip(*outcomes, strict=True)))
-
-
-def num_gradients(attack: Attack) -> int:
-    """Returns the gradient evaluations that an attack spends on an image."""
-    steps = attack.get("num_steps", 1) * attack.get("num_restarts", 1)
-    return steps * attack.get("num_noise_samples", 1)
+    }
+    return {**evaluated, "warnings": signs_of_masking(evaluated)}, examples
 
 
 def progress_bar(total: int, title: str, *, disable: bool = False) -> tqdm:
-    """Returns a bar over gradient evaluations of one image each."""
-    return tqdm(total=total, desc=title, unit="grad", unit_scale=True, disable=disable)
+    """Returns a bar over queries of one image each."""
+    return tqdm(total=total, desc=title, unit="query", unit_scale=True, disable=disable)
 
 
-@cache
-def _attack_step(model: nn.Module, static: tuple[tuple[str, Any], ...]) -> Callable:
-    """Returns the compiled step of one kind of attack; its budget is traced."""
-    arguments = dict(static)
-    attack_fn = ATTACKS[arguments.pop("attack")] if arguments else None
+def _fill_in(clean: Outcome, ids: np.ndarray, found: Outcome) -> Outcome:
+    """Returns the outcome of all examples: what was found for those attacked, clean elsewhere."""
+    if len(ids) == len(clean.predictions):
+        return found
+    arrays = []
+    for old, new in zip(clean, found, strict=True):
+        whole = np.array(old[:, : new.shape[1]] if new.ndim == 2 else old)
+        whole[ids] = new
+        arrays.append(whole)
+    return Outcome(*arrays)
 
-    def step(
-        weights: PyTree,
-        seed: Int[jax.Array, ""],
-        traced: dict,
-        images: ByteImages,
-        labels: Labels,
-        ids: Int[jax.Array, "share"],
-    ) -> Outcome:
-        logits_fn = make_logits_fn(model, weights)
-        clean = adversarial = to_float(images)
-        if attack_fn is not None:
-            key = stream(seed, "attack")
-            if "example_ids" in inspect.signature(attack_fn).parameters:
-                arguments["example_ids"] = ids
-            adversarial = attack_fn(key, logits_fn, clean, labels, **traced, **arguments)
-        logits = logits_fn(stream(seed, "score"), adversarial)
-        return Outcome(
-            predictions=logits.argmax(axis=-1),
-            margins=margin(logits, labels),
-            unmoved=(adversarial == clean).all(axis=(1, 2, 3)),
-            images=adversarial,
-        )
 
-    return pmap_batches(step, num_replicated=3, num_batches=3, sharded_output=True)
+def _accuracies(outcome: Outcome, labels: np.ndarray, num_passes: int) -> dict[str, Any]:
+    """Returns the accuracy and, where there are several passes, those of one and of their vote."""
+    accuracy = proportion((outcome.predictions == labels).sum(), len(labels))
+    if num_passes == 1:
+        return accuracy
+    single = (outcome.passes == labels[:, None]).mean(axis=0)
+    votes = (outcome.passes[:, :, None] == np.arange(int(outcome.passes.max()) + 1)).sum(axis=1)
+    return {
+        **accuracy,
+        "single_pass": {"mean": float(single.mean()), "std": float(single.std(ddof=1))},
+        "majority": proportion((votes.argmax(axis=1) == labels).sum(), len(labels)),
+    }
 
 
 def _complete(name: str, attack: ConfigDict) -> Attack:
@@ -224,13 +171,13 @@ def _complete(name: str, attack: ConfigDict) -> Attack:
     }
     given = {key: value for key, value in attack.items() if key != "attack"}
     for key in given:
-        if key not in parameters:
+        if key not in (*parameters, "noise"):
             near = get_close_matches(key, parameters, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"config.evaluation.attacks.{name}.{key} is no argument of {attack.attack}: "
                 f"did you mean {near}?"
             )
-    arguments = {"attack": attack.attack, **parameters, **given}
+    arguments = {"attack": attack.attack, "noise": "on", **parameters, **given}
     missing = [key for key, value in arguments.items() if value is inspect.Parameter.empty]
     if missing:
         raise UserError(f"config.evaluation.attacks.{name} lacks {', '.join(missing)}")
@@ -240,11 +187,13 @@ def _complete(name: str, attack: ConfigDict) -> Attack:
 def _worst_case(results: dict[str, dict], examples: dict[str, np.ndarray]) -> dict[str, dict]:
     """Returns, for each norm and eps, the share that survives all attacks at or below eps.
 
-    What breaks an example at a smaller radius of the norm is inside the larger ball too.
+    Attacks on the model without its noise, or with one draw of it, attack another model. What
+    breaks an example at a smaller radius of the norm is inside the larger ball too.
     """
+    attacks = {name: result for name, result in results.items() if result["noise"] == "on"}
     worst = {}
-    for norm, eps in sorted({(result["norm"], result["eps"]) for result in results.values()}):
-        names = [n for n, r in results.items() if r["norm"] == norm and r["eps"] <= eps]
+    for norm, eps in sorted({(result["norm"], result["eps"]) for result in attacks.values()}):
+        names = [n for n, r in attacks.items() if r["norm"] == norm and r["eps"] <= eps]
         survived = np.logical_and.reduce([examples[f"survived/{name}"] for name in names])
         worst[f"{norm}/{eps:.4g}"] = {
             **proportion(survived.sum(), len(survived)),

@@ -1,7 +1,8 @@
 """Train state of a classifier, and the pure functions that change or use it."""
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,22 @@ from ml_collections import ConfigDict
 from jaxadv.attacks import pgd
 from jaxadv.curriculum import Budget
 from jaxadv.data.augment import AugmentFn
+from jaxadv.data.spectrum import Bytes, principal_components
 from jaxadv.losses import cross_entropy
 from jaxadv.models import make_model
+from jaxadv.models.defences import DEFENCES, Defence, is_stochastic
 from jaxadv.parallel import AXIS, positions
 from jaxadv.prng import example_keys, stream
-from jaxadv.types import Batch, ByteImages, Images, Labels, Logits, LogitsFn
+from jaxadv.types import (
+    Batch,
+    ByteImages,
+    Images,
+    Labels,
+    Logits,
+    LogitsFn,
+    PRNGKey,
+    UserError,
+)
 
 
 @struct.dataclass
@@ -67,8 +79,25 @@ class Recipe(NamedTuple):
 
 
 def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
-    """Returns the module of `config.model`, its batch norm synchronised over the devices."""
-    return make_model(num_classes=num_classes, axis_name=AXIS, **model)
+    """Returns the module of `config.model`, its batch norm synchronised over the devices.
+
+    Raises:
+      UserError: for a model or defence that cannot be meant.
+    """
+    options = dict(model)
+    # A run from before there were defences has no such key.
+    defence = make_defence(options.pop("defence", ConfigDict({"name": "none"})))
+    return make_model(num_classes=num_classes, axis_name=AXIS, defence=defence, **options)
+
+
+def make_defence(defence: ConfigDict) -> Defence | None:
+    """Returns the defence of `config.model.defence`: the one named, with its own options."""
+    if defence.name == "none":
+        return None
+    if defence.name not in DEFENCES:
+        names = ", ".join(("none", *DEFENCES))
+        raise UserError(f"config.model.defence.name is {defence.name!r}: use one of {names}")
+    return DEFENCES[defence.name](**defence.get(defence.name, {}))
 
 
 def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
@@ -83,13 +112,49 @@ def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
     )
 
 
-def make_logits_fn(model: nn.Module, weights: PyTree) -> LogitsFn:
-    """Returns the classifier as attacks see it: running batch statistics, no dropout."""
+def fit_projection(state: TrainState, images: Bytes) -> TrainState:
+    """Returns the state with the principal components of the images, where its model uses them."""
+    if "pca" not in state.variables:
+        return state
+    ((name, projection),) = state.variables["pca"].items()
+    print("Finding the principal components of the train split", flush=True)
+    mean, components = principal_components(images, len(projection["components"]))
+    fitted = {"pca": {name: {"mean": mean, "components": components}}}
+    ema = state.ema and {**state.ema, **fitted}
+    return replace(state, variables={**state.variables, **fitted}, ema=ema)
+
+
+def is_declared_stochastic(model: nn.Module) -> bool:
+    """Returns whether the model has a defence that makes two passes differ."""
+    return is_stochastic(getattr(model, "defence", None))
+
+
+def without_noise(model: nn.Module) -> nn.Module:
+    """Returns the model with its random defence switched off: exactly the plain one."""
+    return model.clone(defence=None) if is_declared_stochastic(model) else model
+
+
+def make_logits_fn(model: nn.Module, weights: PyTree, example_ids: Int[Array, "batch"]) -> LogitsFn:
+    """Returns the classifier as attacks see it: running batch statistics, defences on.
+
+    The noise of an example follows from the key and the number of the example, so that it does
+    not depend on the batch; noise of the weights follows from the key alone.
+    """
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
-        return cast(Logits, model.apply(weights, images, rngs={"noise": key}))
+        def one(example_id: Int[Array, ""], image: Float[Array, "..."]) -> Float[Array, "classes"]:
+            return model.apply(weights, image[None], rngs=_noise_keys(key, example_id))[0]
+
+        return jax.vmap(one)(example_ids, images)
 
     return logits_fn
+
+
+def _noise_keys(key: PRNGKey, place: Int[Array, ""]) -> dict[str, PRNGKey]:
+    """Returns a key for each collection; only that of the weights is the same in every place."""
+    weight_key, example_key = jax.random.split(key)
+    noise_key, dropout_key = jax.random.split(jax.random.fold_in(example_key, place))
+    return {"weight_noise": weight_key, "noise": noise_key, "dropout": dropout_key}
 
 
 def make_train_step(recipe: Recipe) -> Callable:
@@ -141,7 +206,7 @@ def _attack_first(
         return clean
     adversarial = pgd(
         stream(recipe.seed, "attack", state.step),
-        make_logits_fn(recipe.model, state.variables),
+        make_logits_fn(recipe.model, state.variables, place[:n]),
         clean[:n],
         labels[:n],
         example_ids=place[:n],
@@ -154,15 +219,11 @@ def _attack_first(
 def _loss(
     recipe: Recipe, state: TrainState, params: PyTree, images: Images, labels: Labels
 ) -> tuple[Float[Array, ""], tuple[Logits, PyTree]]:
-    rngs = {
-        name: jax.random.fold_in(stream(recipe.seed, name, state.step), lax.axis_index(AXIS))
-        for name in ("dropout", "noise")
-    }
     logits, changed = recipe.model.apply(
         {**state.variables, "params": params},
         images,
         train=True,
-        rngs=rngs,
+        rngs=_noise_keys(stream(recipe.seed, "noise", state.step), lax.axis_index(AXIS)),
         mutable=["batch_stats"],
     )
     return cross_entropy(logits, labels).mean(), (logits, changed)

@@ -8,12 +8,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxadv.attacks import ATTACKS
+from jaxadv.attacks.expectation import AVERAGES
 from jaxadv.attacks.threat import THREATS
+from jaxadv.classifier import make_classifier
 from jaxadv.data.augment import AUGMENTATIONS
 from jaxadv.data.datasets import SOURCES
 from jaxadv.losses import LOSSES
-from jaxadv.models import make_model
 from jaxadv.optimizer import OPTIMIZERS, SCHEDULES
+from jaxadv.outcomes import NOISES
 from jaxadv.types import UserError
 
 Number = int | float
@@ -48,6 +50,11 @@ _RULES: dict[str, Rule] = {
     "validation.num_steps": _STEPS,
     "evaluation.batch_size": _COUNT,
     "evaluation.num_examples": _COUNT,
+    "evaluation.certification.num_examples": _STEPS,
+    "evaluation.certification.num_selection": _COUNT,
+    "evaluation.certification.num_estimation": _COUNT,
+    "evaluation.certification.failure": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "evaluation.num_passes": (lambda value: value >= 2, "at least 2"),
 }
 
 _CHOICES = {
@@ -64,9 +71,17 @@ _ATTACK_RULES: dict[str, Rule] = {
     "num_steps": _STEPS,
     "num_restarts": _COUNT,
     "num_noise_samples": _COUNT,
+    "noise_chunk_size": _COUNT,
+    "num_queries": _STEPS,
 }
 
-_ATTACK_CHOICES = {"attack": ATTACKS, "norm": THREATS, "loss": LOSSES}
+_ATTACK_CHOICES = {
+    "attack": ATTACKS,
+    "norm": THREATS,
+    "loss": LOSSES,
+    "noise": NOISES,
+    "noise_average": AVERAGES,
+}
 
 # Where files lie, which another machine may change without changing the experiment.
 _LOCATIONS = ("data.data_dir",)
@@ -76,7 +91,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
     """Raises a UserError that names the first key whose value cannot be meant."""
     _check_values(_flatten(config), _RULES, _CHOICES)
     if "model" in config:
-        make_model(num_classes=10, **config.model)
+        make_classifier(config.model, num_classes=10)
     for name, attack in config.evaluation.attacks.items():
         _check_values(dict(attack), _ATTACK_RULES, _ATTACK_CHOICES, f"evaluation.attacks.{name}.")
         for eps in attack.eps:

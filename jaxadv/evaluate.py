@@ -12,6 +12,7 @@ from rich.console import Console
 from jaxadv import checkpoint, report
 from jaxadv import config as configs
 from jaxadv.battery import run_battery
+from jaxadv.certification import certify_split
 from jaxadv.classifier import make_classifier
 from jaxadv.data import Dataset, load
 from jaxadv.parallel import replicate
@@ -82,6 +83,16 @@ def evaluate_checkpoint(
     weights = restored.items["weights"]
     test = Batch(*(array[: evaluation.num_examples] for array in dataset.test))
     results, examples = run_battery(model, replicate(weights), test, evaluation, trained.seed)
+    if evaluation.certification.num_examples:
+        results["certified"], certificates = certify_split(
+            model,
+            replicate(weights),
+            test,
+            evaluation.certification,
+            evaluation.batch_size,
+            trained.seed,
+        )
+        examples |= certificates
     results = {
         "checkpoint": {
             "workdir": str(source),

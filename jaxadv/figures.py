@@ -88,6 +88,27 @@ def accuracy_over_eps(
         return _svg(figure)
 
 
+def certified_accuracy(radii: Sequence[Mapping[str, Any]]) -> str:
+    """Draws certified accuracy over the L2 radius, with the interval of each point.
+
+    Args:
+      radii: entries with `radius`, `accuracy` and `ci95`, by ascending radius.
+
+    Returns:
+      An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
+        axes = figure.subplots()
+        entries = [{**entry, "eps": entry["radius"]} for entry in radii]
+        _curve(axes, entries, "certified", {"color": _CLEAN, "marker": "o"})
+        axes.set_xlabel("L2 radius")
+        axes.set_ylabel("certified accuracy")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        return _svg(figure)
+
+
 def training_curves(metrics: Sequence[Mapping[str, Any]], best_epoch: int | None) -> str:
     """Draws accuracies, losses and the curriculum's budget over the epochs.
 

@@ -1,50 +1,177 @@
 """Signs that an attack failed for lack of a useful gradient, not for the model's strength."""
 
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
-def signs_of_masking(attacks: dict[str, dict]) -> list[str]:
-    """Returns a sentence for each sign found in the results of an evaluation.
+from jaxadv.attacks import GRADIENT_FREE
+
+Attacks = dict[str, dict[str, Any]]
+
+_ANY_IMAGE = 0.5  # an L-inf ball of this radius around any image holds the grey one
+_BROKEN = 0.01  # more than this share of survivors is not chance
+_NEAR = 4
+_COUNTS = {
+    "num_noise_samples": "noise samples",
+    "num_steps": "steps",
+    "num_restarts": "restarts",
+    "num_queries": "queries",
+}
+
+
+def signs_of_masking(evaluation: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each sign: what was compared, and what to do.
 
     The checks are those of Carlini et al. 2019 ("On evaluating adversarial robustness",
-    section 5) that the results of gradient attacks alone allow: a single step must not beat
-    many, a larger eps must not help the defender, and a step must move the image.
+    section 5) and Athalye et al. 2018 ("Obfuscated gradients", section 3.1). Accuracies are
+    compared beyond chance: their 95 % intervals do not overlap.
 
     Args:
-      attacks: `evaluation["attacks"]`, see `jaxadv.evaluate`.
+      evaluation: with the keys `stochastic`, `clean` and `attacks` of evaluation.json.
     """
-    return [*_single_step_wins(attacks), *_larger_eps_helps(attacks), *_nothing_moves(attacks)]
+    attacks = evaluation["attacks"]
+    checks: list[Callable[[Attacks], list[str]]] = [
+        _single_step_wins,
+        _gradient_free_wins,
+        _larger_eps_helps,
+        _survives_any_perturbation,
+        _more_keeps_helping,
+        _nothing_moves,
+    ]
+    signs = [sign for check in checks for sign in check(attacks)]
+    return signs + _noise_not_averaged(evaluation) + _undeclared_noise(evaluation)
 
 
-def _single_step_wins(attacks: dict[str, dict]) -> list[str]:
+def _single_step_wins(attacks: Attacks) -> list[str]:
+    return [
+        f"{name} breaks more images than {other}: one gradient should not beat "
+        f"{iterated['queries']}. Try other step sizes, losses and random starts."
+        for name, single in attacks.items()
+        for other, iterated in attacks.items()
+        if _same_ball(single, iterated)
+        and _follows_gradient(single)
+        and _follows_gradient(iterated)
+        and single["queries"] == 1 < iterated["queries"]
+        and _below(single, iterated)
+    ]
+
+
+def _gradient_free_wins(attacks: Attacks) -> list[str]:
     signs = []
-    for name, single in attacks.items():
-        for other, iterated in attacks.items():
-            same_ball = (single["norm"], single["eps"]) == (iterated["norm"], iterated["eps"])
-            stronger = single["queries"] == 1 < iterated["queries"]
-            if same_ball and stronger and single["ci95"][1] < iterated["ci95"][0]:
+    for name, free in attacks.items():
+        if _follows_gradient(free):
+            continue
+        rivals = {
+            other: attack
+            for other, attack in attacks.items()
+            if _same_ball(free, attack) and _follows_gradient(attack)
+        }
+        if rivals:
+            best = min(rivals, key=lambda other: rivals[other]["accuracy"])
+            if _below(free, rivals[best]):
                 signs.append(
-                    f"{name} breaks more images than {other}: one gradient should not beat "
-                    f"{iterated['queries']}. Try other step sizes, losses and random starts."
+                    f"{name}, which sees no gradient, breaks more images than {best}, the best "
+                    "that does in the same ball: the gradients mislead. Attack a smooth stand-in "
+                    "for the part that hides them (BPDA), and believe the lower figure."
                 )
     return signs
 
 
-def _larger_eps_helps(attacks: dict[str, dict]) -> list[str]:
+def _larger_eps_helps(attacks: Attacks) -> list[str]:
+    return [
+        f"{other} breaks fewer images than {name}: a larger ball holds the smaller. "
+        "Try a step size in proportion to eps, and more steps."
+        for name, small in attacks.items()
+        for other, large in attacks.items()
+        if name.rsplit("/", 1)[0] == other.rsplit("/", 1)[0]
+        and small["eps"] < large["eps"]
+        and _below(small, large)
+    ]
+
+
+def _survives_any_perturbation(attacks: Attacks) -> list[str]:
+    return [
+        f"{name} leaves {attack['accuracy']:.1%}, though at this radius any image can be made "
+        "grey: a working attack reaches 0. Try larger steps, more of them, and the margin loss."
+        for name, attack in attacks.items()
+        if attack["norm"] == "linf"
+        and attack["eps"] >= _ANY_IMAGE
+        and _follows_gradient(attack)
+        and attack["ci95"][0] > _BROKEN
+    ]
+
+
+def _more_keeps_helping(attacks: Attacks) -> list[str]:
+    """Compares the largest count with the one before it, among attacks that are else the same.
+
+    Counts far apart tell that more helps, but not that the larger one is still too small.
+    """
     signs = []
-    for name, small in attacks.items():
-        for other, large in attacks.items():
-            same_attack = name.rsplit("/", 1)[0] == other.rsplit("/", 1)[0]
-            if same_attack and small["eps"] < large["eps"] and small["ci95"][1] < large["ci95"][0]:
-                signs.append(
-                    f"{other} breaks fewer images than {name}: a larger ball holds the smaller. "
-                    "Try a step size in proportion to eps, and more steps."
-                )
+    for count, words in _COUNTS.items():
+        groups: dict[tuple, list[str]] = {}
+        for name, attack in attacks.items():
+            if count in attack:
+                groups.setdefault(_settings(attack, besides=count), []).append(name)
+        for names in groups.values():
+            names.sort(key=lambda name: attacks[name][count])
+            for fewer, more in list(pairwise(names))[-1:]:
+                ratio = attacks[more][count] / max(attacks[fewer][count], 1)
+                if 1 < ratio <= _NEAR and _below(attacks[more], attacks[fewer]):
+                    signs.append(
+                        f"{more} breaks more images than {fewer}, with {attacks[more][count]} "
+                        f"{words} in place of {attacks[fewer][count]}: the attack has not "
+                        f"converged. Take more {words} until the accuracy stays."
+                    )
     return signs
 
 
-def _nothing_moves(attacks: dict[str, dict]) -> list[str]:
+def _nothing_moves(attacks: Attacks) -> list[str]:
     return [
         f"{name} left {attack['unmoved']} of {attack['n']} images as they were: their gradient is "
         "zero. Try the margin loss, or a random start."
         for name, attack in attacks.items()
-        if attack["eps"] > 0 and attack["unmoved"] > 0
+        if attack["eps"] > 0 and attack["unmoved"] > 0 and _follows_gradient(attack)
     ]
+
+
+def _noise_not_averaged(evaluation: dict[str, Any]) -> list[str]:
+    gradient = [
+        attack
+        for attack in evaluation["attacks"].values()
+        if attack["noise"] == "on" and _follows_gradient(attack)
+    ]
+    averaged = any(attack["num_noise_samples"] > 1 for attack in gradient)
+    if not evaluation["stochastic"] or not gradient or averaged:
+        return []
+    return [
+        "No attack averaged its gradients over the model's noise: each saw one draw in each step. "
+        "Add attacks with num_noise_samples from 5 on until the accuracy stays."
+    ]
+
+
+def _undeclared_noise(evaluation: dict[str, Any]) -> list[str]:
+    varying = evaluation["clean"]["varying"]
+    if evaluation["stochastic"] or not varying:
+        return []
+    return [
+        f"Two passes over the clean images differ on {varying} of {evaluation['clean']['n']}, "
+        "though the model names no random defence. Declare it, so that it is attacked and scored "
+        "over many passes."
+    ]
+
+
+def _same_ball(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[key] == other[key] for key in ("norm", "eps", "noise"))
+
+
+def _follows_gradient(attack: dict[str, Any]) -> bool:
+    return attack["attack"] not in GRADIENT_FREE
+
+
+def _below(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one["ci95"][1] < other["ci95"][0]
+
+
+def _settings(attack: dict[str, Any], besides: str) -> tuple:
+    names = ("attack", "noise", "norm", "eps", "step_size", "loss", "random_start", "noise_average")
+    return tuple(attack.get(name) for name in (*names, *(c for c in _COUNTS if c != besides)))

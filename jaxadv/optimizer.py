@@ -1,6 +1,8 @@
 """Optax chains and learning-rate schedules, from the config."""
 
 import optax
+from jax.tree_util import keystr, tree_map_with_path
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 
@@ -39,15 +41,20 @@ def make_optimizer(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.Gra
 
 
 def _adamw(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(schedule, weight_decay=optimizer.weight_decay)
+    return optax.adamw(schedule, weight_decay=optimizer.weight_decay, mask=_decays)
 
 
 def _sgd(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     # Decay joins the gradient before the momentum, as torch.optim.SGD does it.
     return optax.chain(
-        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.add_decayed_weights(optimizer.weight_decay, mask=_decays),
         optax.sgd(schedule, momentum=optimizer.momentum),
     )
+
+
+def _decays(params: PyTree) -> PyTree:
+    """Returns for each parameter whether it decays: the scale of a weight's noise does not."""
+    return tree_map_with_path(lambda path, _: not keystr(path).endswith("['alpha']"), params)
 
 
 OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}

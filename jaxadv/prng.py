@@ -7,7 +7,7 @@ from jaxtyping import Array, Int, Key
 
 from jaxadv.types import PRNGKey
 
-Stream = Literal["init", "shuffle", "augment", "attack", "noise", "dropout", "score", "latent"]
+Stream = Literal["init", "shuffle", "augment", "attack", "noise", "score", "latent", "smoothing"]
 _STREAMS = get_args(Stream)
 
 

@@ -79,10 +79,13 @@ def table(evaluation: dict[str, Any]) -> Table:
     )
     rows.add_column("attack")
     rows.add_column("norm")
-    for heading in ("eps", "accuracy", "95 % interval", "seconds"):
+    passes = ["one pass", "majority"] if evaluation.get("stochastic") else []
+    for heading in ("eps", "accuracy", "95 % interval", "seconds", *passes):
         rows.add_column(heading, justify="right")
     clean = evaluation["clean"]
-    rows.add_row("clean", "", "", _percent(clean["accuracy"]), _interval(clean["ci95"]), "")
+    rows.add_row(
+        "clean", "", "", _percent(clean["accuracy"]), _interval(clean["ci95"]), "", *_passes(clean)
+    )
     for name, entries in {**_by_name(evaluation["attacks"]), **_worst_cases(evaluation)}.items():
         rows.add_section()
         for entry in entries:
@@ -93,11 +96,23 @@ def table(evaluation: dict[str, Any]) -> Table:
                 _percent(entry["accuracy"]),
                 _interval(entry["ci95"]),
                 f"{entry['seconds']:.1f}" if "seconds" in entry else "",
+                *_passes(entry),
             )
     rows.add_section()
     for name, (score, num_radii) in _scores(evaluation).items():
         rows.add_row(Text(f"{name}, aggregated"), "", "", f"{score:.3f} of {num_radii}", "", "")
     return rows
+
+
+def _passes(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the accuracy of a single pass and of the majority vote, where there are several."""
+    if "single_pass" not in entry:
+        return ()
+    single = entry["single_pass"]
+    return (
+        f"{100 * single['mean']:.2f} \N{PLUS-MINUS SIGN} {100 * single['std']:.2f} %",
+        _percent(entry["majority"]["accuracy"]),
+    )
 
 
 def _evaluated(
@@ -114,6 +129,8 @@ def _evaluated(
         "over_eps": _over_eps(evaluation, groups),
         "margins": headline and _margins(evaluation, examples, headline),
         "pictures": _pictures(groups, examples),
+        "certified_figure": "certified" in evaluation
+        and figures.certified_accuracy(evaluation["certified"]["radii"]),
     }
 
 
@@ -151,11 +168,15 @@ def _headline(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 
 
 def _over_eps(evaluation: Mapping[str, Any], groups: Mapping[str, list]) -> dict[str, str]:
-    """Returns for each norm the figure of accuracy over eps."""
+    """Returns for each norm the figure of accuracy over eps, of the model with its noise."""
     drawn = {}
     for name, worst in _worst_cases(evaluation).items():
         norm = worst[0]["norm"]
-        curves = {key: group for key, group in groups.items() if group[0]["norm"] == norm}
+        curves = {
+            key: group
+            for key, group in groups.items()
+            if group[0]["norm"] == norm and group[0].get("noise", "on") == "on"
+        }
         drawn[norm] = figures.accuracy_over_eps(
             evaluation["clean"], {**curves, name: worst}, worst=name
         )

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from jaxadv import checkpoint, report
 from jaxadv import config as configs
-from jaxadv.battery import attack_examples
 from jaxadv.classifier import (
     Recipe,
     TrainState,
+    fit_projection,
     init_state,
     make_classifier,
     make_train_step,
@@ -30,6 +30,7 @@ from jaxadv.data import Dataset
 from jaxadv.data.augment import make_augment
 from jaxadv.evaluate import evaluate_checkpoint, load_dataset
 from jaxadv.optimizer import make_optimizer, make_schedule
+from jaxadv.outcomes import attack_examples
 from jaxadv.parallel import pmap_batches, replicate
 from jaxadv.prng import stream
 from jaxadv.types import Batch, UserError
@@ -148,7 +149,9 @@ def _start(recipe: Recipe, dataset: Dataset, workdir: Path) -> tuple[TrainState,
     state = init_state(recipe, dataset.train.images.shape[1:])
     restored = checkpoint.restore(workdir, "last", _to_items(state))
     epoch = 0
-    if restored is not None:
+    if restored is None:
+        state = fit_projection(state, dataset.train.images)
+    else:
         state, epoch = _from_items(restored.items, state), restored.epoch
         print(f"Going on after epoch {epoch} of {workdir}", flush=True)
     checkpoint.set_aside_after(workdir, epoch)
@@ -205,7 +208,7 @@ def _validate(recipe: Recipe, weights: PyTree, split: Batch, config: ConfigDict)
     }
     size = config.evaluation.batch_size
     everything = np.arange(len(split.labels))
-    clean = attack_examples(recipe.model, weights, split, None, everything, size, recipe.seed)
+    clean = attack_examples(recipe.model, weights, split, {}, everything, size, recipe.seed)
     standing = np.flatnonzero(clean.predictions == split.labels)
     robust = 0
     if standing.size:

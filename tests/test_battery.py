@@ -1,45 +1,21 @@
 """The battery on a linear model, where the accuracy under attack has a closed form."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from linear_classifier import Linear, battery, make_problem
 from ml_collections import ConfigDict
 
 from configs import default
-from jaxadv.battery import attack_examples, expand, run_battery
-from jaxadv.types import Batch, UserError
+from jaxadv.battery import expand, run_battery
+from jaxadv.outcomes import attack_examples
+from jaxadv.types import UserError
 
 EPS = (0.0, 0.02, 0.06)
 
 
-class Linear(nn.Module):
-    """Two classes: the logits are 0 and w.x + b."""
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        w = self.param("w", nn.initializers.normal(1.0), (12,))
-        b = self.param("b", nn.initializers.zeros_init(), ())
-        score = images.reshape(len(images), -1) @ w + b
-        return jnp.stack([jnp.zeros_like(score), score], axis=-1)
-
-
 @pytest.fixture(scope="module")
 def problem():
-    generator = np.random.default_rng(0)
-    # Far enough from 0 and 255 that the box never matters at these radii.
-    images = generator.integers(64, 192, (50, 2, 2, 3), dtype=np.uint8)
-    w = generator.normal(size=12).astype(np.float32)
-    scores = (images / 255).reshape(50, -1) @ w
-    b = -np.float32(np.median(scores))
-    labels = (scores + b > 0).astype(np.int32)
-    labels[:5] = 1 - labels[:5]
-    margins = np.where(labels == 1, scores + b, -(scores + b))
-    return {"params": {"w": w, "b": b}}, Batch(images, labels), margins
-
-
-def battery(batch_size=16, **attacks):
-    return ConfigDict({"batch_size": batch_size, "attacks": attacks})
+    return make_problem()
 
 
 def test_accuracies_are_those_of_the_closed_form(problem):
@@ -134,6 +110,9 @@ def test_an_attack_has_all_arguments_of_its_function():
         "random_start": False,
         "num_restarts": 1,
         "num_noise_samples": 1,
+        "noise_chunk_size": 1,
+        "noise_average": "loss",
+        "noise": "on",
     }
     assert attacks["pgd20_restarts/0.03"]["num_restarts"] == 5
     assert "num_steps" not in attacks["fgsm/0.1"]

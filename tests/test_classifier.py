@@ -1,5 +1,7 @@
 """The training step on a tiny model: what it learns from, and that devices do not matter."""
 
+from dataclasses import replace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,13 +9,25 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from jax import lax
 
 from jaxadv.attacks import pgd
-from jaxadv.classifier import Recipe, init_state, make_logits_fn, make_train_step
+from jaxadv.classifier import (
+    Recipe,
+    TrainState,
+    _loss,
+    fit_projection,
+    init_state,
+    make_logits_fn,
+    make_train_step,
+    to_float,
+    without_noise,
+)
 from jaxadv.curriculum import Budget
 from jaxadv.data.augment import make_augment
+from jaxadv.data.spectrum import principal_components
 from jaxadv.losses import cross_entropy
+from jaxadv.models import make_model
+from jaxadv.models.defences import PNI, RSE, Dropout, InputNoise, LowRank
 from jaxadv.parallel import AXIS, pmap_batches, replicate
 from jaxadv.prng import stream
 from jaxadv.types import Batch
@@ -31,6 +45,16 @@ class Tiny(nn.Module):
         axis_name = self.axis_name if train else None
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name)(images)
         return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+class Noisy(nn.Module):
+    """One draw from each collection as the logits: of the example, of dropout, of the weights."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        names = ("noise", "dropout", "weight_noise")
+        draws = [jax.random.normal(self.make_rng(name)) for name in names]
+        return jnp.broadcast_to(jnp.stack(draws), (len(images), 3))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +134,7 @@ def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
     )
     adversarial = pgd(
         stream(0, "attack", 0),
-        make_logits_fn(recipe.model, state.variables),
+        make_logits_fn(recipe.model, state.variables, jnp.arange(4)),
         images[:4],
         labels[:4],
         **BUDGET._asdict(),
@@ -178,12 +202,57 @@ def test_one_compilation_serves_a_whole_curriculum(data):
         state, _ = step(state, arrays, budget, np.arange(8))
 
 
-def test_dropout_differs_between_devices_and_steps():
-    keys = jax.pmap(
-        lambda step: jax.random.key_data(
-            jax.random.fold_in(stream(0, "dropout", step), lax.axis_index(AXIS))
-        ),
+def test_noise_follows_the_example_and_noise_of_weights_the_key_alone():
+    def draws(key, ids):
+        images = jnp.zeros((len(ids), 2, 2, 1))
+        return make_logits_fn(Noisy(), {}, ids)(key, images)
+
+    key = stream(0, "score")
+    ids = jnp.array([5, 2, 9])
+    example, dropped, weight = draws(key, ids).T
+    assert len({*example.tolist()}) == len({*dropped.tolist()}) == 3
+    assert len({*weight.tolist()}) == 1
+    np.testing.assert_array_equal(draws(key, ids[1:]), draws(key, ids)[1:])
+    assert not (draws(stream(0, "score", 1), ids) == draws(key, ids)).any()
+
+
+def test_training_noise_differs_between_devices_and_steps_but_not_that_of_the_weights(data):
+    recipe = make_recipe(fraction=0.0)._replace(model=Noisy())
+    state = TrainState(step=jnp.int32(0), variables={"params": {}}, ema=None, opt_state=None)
+    each = jax.pmap(
+        lambda step: _loss(
+            recipe, replace(state, step=step), {}, jnp.zeros((1, 2, 2, 1)), jnp.zeros(1, int)
+        )[1][0],
         axis_name=AXIS,
-        in_axes=0,
-    )(jnp.array([1, 1]))
-    assert not np.array_equal(keys[0], keys[1])
+    )
+    first, other = (np.asarray(each(jnp.array([step, step])))[:, 0] for step in (1, 2))
+    assert (first[0, :2] != first[1, :2]).all()
+    assert first[0, 2] == first[1, 2]
+    assert (first != other).all()
+
+
+def test_noise_off_is_the_plain_model(data):
+    for defence in (PNI(), RSE(), InputNoise(), Dropout()):
+        noisy = make_model("net", 10, defence=defence, dropout=0.3)
+        images = to_float(jnp.zeros((2, 32, 32, 3), jnp.uint8) + 90)
+        variables = noisy.init(stream(0, "init"), images)
+        plain = make_model("net", 10, dropout=0.3)
+        ids = jnp.arange(2)
+        off = make_logits_fn(without_noise(noisy), variables, ids)(stream(0, "score"), images)
+        on = make_logits_fn(noisy, variables, ids)(stream(0, "score"), images)
+        np.testing.assert_allclose(off, plain.apply(variables, images), atol=1e-6)
+        assert np.abs(on - off).max() > 1e-3
+
+
+def test_the_projection_is_fitted_to_the_images(data):
+    recipe = make_recipe(ema_decay=0.5)._replace(
+        model=make_model("net", 10, defence=LowRank(rank=3))
+    )
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    state = fit_projection(init_state(recipe, images.shape[1:]), images)
+    mean, components = principal_components(images, 3)
+    for variables in (state.variables, state.ema):
+        (projection,) = variables["pca"].values()
+        np.testing.assert_array_equal(projection["mean"], mean)
+        np.testing.assert_array_equal(projection["components"], components)

@@ -87,7 +87,7 @@ def test_the_whole_job(tmp_path):
     assert "epoch   1/1" in first.stdout
     assert "worst case" in first.stdout
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert len(evaluation["attacks"]) == 13
+    assert len(evaluation["attacks"]) == 15
     assert evaluation["provenance"]["command"].startswith("python run.py --config")
     second = run(*job)
     assert second.returncode == 0, second.stderr

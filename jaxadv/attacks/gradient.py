@@ -1,6 +1,5 @@
 """Attacks that follow the gradient of a loss with respect to the image: FGSM and PGD."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,13 +7,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from jaxadv.attacks.expectation import (
+    AVERAGES,
+    Noise,
+    Objective,
+    expected_gradient,
+    expected_score,
+)
 from jaxadv.attacks.inputs import check_at_least, check_inputs
-from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
 from jaxadv.losses import LOSSES
-from jaxadv.prng import example_keys
-from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
-
-Objective = Callable[[Logits], PerExample]
+from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 
 def fgsm(
@@ -26,7 +29,9 @@ def fgsm(
     eps: ArrayLike,
     norm: str = "linf",
     loss: str = "cross_entropy",
-    num_noise_samples: int = 1,
+    num_noise_samples: ArrayLike = 1,
+    noise_chunk_size: int = 1,
+    noise_average: str = "loss",
     targets: Labels | None = None,
 ) -> Images:
     """Returns adversarial images after one step of size eps (Goodfellow et al. 2015).
@@ -45,6 +50,8 @@ def fgsm(
         loss=loss,
         random_start=False,
         num_noise_samples=num_noise_samples,
+        noise_chunk_size=noise_chunk_size,
+        noise_average=noise_average,
         targets=targets,
     )
 
@@ -62,7 +69,9 @@ def pgd(
     loss: str = "cross_entropy",
     random_start: bool = True,
     num_restarts: int = 1,
-    num_noise_samples: int = 1,
+    num_noise_samples: ArrayLike = 1,
+    noise_chunk_size: int = 1,
+    noise_average: str = "loss",
     targets: Labels | None = None,
     example_ids: Int[Array, "batch"] | None = None,
 ) -> Images:
@@ -71,11 +80,12 @@ def pgd(
     Each step moves by `step_size` in the direction of steepest ascent of the norm, then
     projects on the eps-ball around the clean image and on [0, 1]. A random start is uniform
     in the ball. With several restarts the one with the largest margin is kept for each
-    example, scored under noise that the attack has not seen.
+    example, scored under as many draws of noise, which the attack has not seen.
 
-    `norm`, `loss`, `random_start` and the two counts are static, and so is `logits_fn`: a
-    new function object is a new compilation. `eps`, `step_size` and `num_steps` are traced,
-    so a whole curriculum runs through one compilation.
+    `norm`, `loss`, `random_start`, `num_restarts`, `noise_chunk_size` and `noise_average` are
+    static, and so is `logits_fn`: a new function object is a new compilation. `eps`,
+    `step_size`, `num_steps` and `num_noise_samples` are traced, so a whole curriculum runs
+    through one compilation.
 
     Args:
       key: randomness of the starts and of the model's noise.
@@ -91,7 +101,11 @@ def pgd(
       random_start: start anywhere in the ball instead of at the clean image.
       num_restarts: independent attempts for each example.
       num_noise_samples: draws of the model's noise averaged in each gradient (EOT,
-        Athalye et al. 2018).
+        Athalye et al. 2018), anew at each step.
+      noise_chunk_size: how many of these draws are taken at once; memory grows with it. Above 1
+        it helps where a batch does not fill the device.
+      noise_average: "loss" ascends the mean of the losses of the draws, "softmax" the loss of
+        their mean softmax, which is what an ensemble of noisy passes predicts.
       targets: classes to be predicted instead, shape (batch,): the loss is descended for them.
       example_ids: distinct numbers of the examples, shape (batch,), by default their
         positions. The start of an example follows from the key and its number alone, so it
@@ -111,7 +125,14 @@ def pgd(
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss=loss)
     check_at_least(0, eps=eps, step_size=step_size, num_steps=num_steps)
-    check_at_least(1, num_restarts=num_restarts, num_noise_samples=num_noise_samples)
+    check_at_least(
+        1,
+        num_restarts=num_restarts,
+        num_noise_samples=num_noise_samples,
+        noise_chunk_size=noise_chunk_size,
+    )
+    if noise_average not in AVERAGES:
+        raise ValueError(f"noise_average {noise_average!r} is not one of {', '.join(AVERAGES)}")
     if num_restarts > 1 and not random_start:
         raise ValueError(f"num_restarts is {num_restarts}: without random_start all are the same")
     return _pgd(
@@ -124,15 +145,25 @@ def pgd(
         jnp.asarray(eps, images.dtype),
         jnp.asarray(step_size, images.dtype),
         jnp.asarray(num_steps, jnp.int32),
+        jnp.asarray(num_noise_samples, jnp.int32),
         norm=norm,
         loss=loss,
         random_start=random_start,
         num_restarts=num_restarts,
-        num_noise_samples=num_noise_samples,
+        noise_chunk_size=noise_chunk_size,
+        noise_average=noise_average,
     )
 
 
-_STATIC = ("logits_fn", "norm", "loss", "random_start", "num_restarts", "num_noise_samples")
+_STATIC = (
+    "logits_fn",
+    "norm",
+    "loss",
+    "random_start",
+    "num_restarts",
+    "noise_chunk_size",
+    "noise_average",
+)
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -146,14 +177,17 @@ def _pgd(
     eps: Float[Array, ""],
     step_size: Float[Array, ""],
     num_steps: Int[Array, ""],
+    num_noise_samples: Int[Array, ""],
     *,
     norm: str,
     loss: str,
     random_start: bool,
     num_restarts: int,
-    num_noise_samples: int,
+    noise_chunk_size: int,
+    noise_average: str,
 ) -> Images:
     threat = THREATS[norm]
+    noise = Noise(num_noise_samples, noise_chunk_size, noise_average)
     objective = _objective(loss, labels, targets)
     score = _objective("margin", labels, targets)
 
@@ -161,21 +195,14 @@ def _pgd(
         start_key, noise_key = jax.random.split(key)
 
         def step(i: Int[Array, ""], adversarial: Images) -> Images:
-            gradient = _expected_gradient(
-                jax.random.fold_in(noise_key, i),
-                logits_fn,
-                objective,
-                adversarial,
-                num_noise_samples,
-            )
+            step_key = jax.random.fold_in(noise_key, i)
+            gradient = expected_gradient(step_key, logits_fn, objective, adversarial, noise)
             delta = adversarial + step_size * threat.steepest(gradient) - images
             return perturb(threat, images, delta, eps)
 
         start = images
         if random_start:
-            keys = example_keys(start_key, example_ids)
-            draw = jax.vmap(threat.random_start, in_axes=(0, None, None))
-            delta = draw(keys, images.shape[1:], eps)
+            delta = random_perturbation(threat, start_key, example_ids, images, eps)
             start = jnp.where(num_steps > 0, perturb(threat, images, delta, eps), images)
         return lax.fori_loop(0, num_steps, step, start)
 
@@ -186,12 +213,12 @@ def _pgd(
     def restart(i: Int[Array, ""], best: tuple[Images, PerExample]) -> tuple[Images, PerExample]:
         images, scores = best
         new_images = attempt(jax.random.fold_in(attempt_key, i))
-        new_scores = score(logits_fn(jax.random.fold_in(score_key, i), new_images))
+        new_scores = expected_score(score_key, logits_fn, score, new_images, noise)
         better = new_scores > scores
         images = jnp.where(better[:, None, None, None], new_images, images)
-        return images, jnp.where(better, new_scores, scores).astype(scores.dtype)
+        return images, jnp.where(better, new_scores, scores)
 
-    worst = jnp.full(len(images), -jnp.inf, images.dtype)
+    worst = jnp.full(len(images), -jnp.inf)
     return lax.stop_gradient(lax.fori_loop(0, num_restarts, restart, (images, worst))[0])
 
 
@@ -201,20 +228,3 @@ def _objective(loss: str, labels: Labels, targets: Labels | None) -> Objective:
     if targets is None:
         return lambda logits: loss_fn(logits, labels)
     return lambda logits: -loss_fn(logits, targets)
-
-
-def _expected_gradient(
-    key: PRNGKey,
-    logits_fn: LogitsFn,
-    objective: Objective,
-    images: Images,
-    num_noise_samples: int,
-) -> Images:
-    """Returns the gradient with respect to the images, averaged over draws of the noise."""
-
-    def gradient(key: PRNGKey) -> Images:
-        return jax.grad(lambda x: objective(logits_fn(key, x)).sum())(images)
-
-    if num_noise_samples == 1:
-        return gradient(key)
-    return jax.vmap(gradient)(jax.random.split(key, num_noise_samples)).mean(axis=0)

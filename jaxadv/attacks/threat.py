@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from jaxadv.types import Images
+from jaxadv.prng import example_keys
+from jaxadv.types import Images, PRNGKey
 
 Scalar = Float[Array, ""]
 
@@ -62,6 +63,14 @@ THREATS = {
     "linf": Threat(_linf_project, _linf_random_start, jnp.sign),
     "l2": Threat(_l2_project, _l2_random_start, _l2_steepest),
 }
+
+
+def random_perturbation(
+    threat: Threat, key: PRNGKey, example_ids: Int[Array, "batch"], images: Images, eps: Scalar
+) -> Images:
+    """Returns a uniform draw from the ball for each image, which follows from its own number."""
+    draw = jax.vmap(threat.random_start, in_axes=(0, None, None))
+    return draw(example_keys(key, example_ids), images.shape[1:], eps)
 
 
 def perturb(threat: Threat, images: Images, delta: Images, eps: Scalar) -> Images:

@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from flax import linen as nn
 
+from jaxadv.models.defences import Defence, Dropout, SpectralNorm, check_defence
 from jaxadv.models.layers import Activation
 from jaxadv.models.nets import ARCHITECTURES, ConvNet
 from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
@@ -18,6 +19,7 @@ def make_model(
     *,
     activation: str | None = None,
     dropout: float | None = None,
+    defence: Defence | None = None,
     axis_name: str | None = None,
 ) -> nn.Module:
     """Returns the model of that name: a module from images in [0, 1] to logits.
@@ -30,17 +32,41 @@ def make_model(
       num_classes: number of logits.
       activation: `relu` or `gelu` everywhere in the model; None is the architecture's own.
       dropout: rate in [0, 1); None is the architecture's own.
+      defence: one of `jaxadv.models.defences`.
       axis_name: name of the pmapped axis over which batch norm averages its statistics
         in training; None outside pmap. A model without batch norm ignores it.
 
     Raises:
-      UserError: for an unknown name, or an impossible size, activation or dropout rate.
+      UserError: for an unknown name, or an impossible size, activation, dropout rate or
+        defence.
     """
     if activation not in (None, *get_args(Activation)):
         raise UserError(f"Unknown activation {activation!r}: use relu or gelu.")
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"Impossible dropout {dropout}: use a rate in [0, 1).")
-    options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    options: dict[str, Any] = {"defence": defence}
+    if dropout is not None:
+        options["dropout"] = dropout
+    model = _make(name, num_classes, activation, axis_name, options)
+    if defence is not None:
+        check_defence(defence)
+    if isinstance(defence, Dropout) and not model.dropout:
+        raise UserError(f"Dropout defends nothing in {name}: give a rate above 0.")
+    if isinstance(defence, SpectralNorm) and not isinstance(model, ConvNet):
+        raise UserError(
+            f"spectral_norm does not make {name} Lipschitz, which has norms or attention: "
+            f"use {', '.join(ARCHITECTURES)}."
+        )
+    return model
+
+
+def _make(
+    name: str,
+    num_classes: int,
+    activation: str | None,
+    axis_name: str | None,
+    options: dict[str, Any],
+) -> ConvNet | WideResNet | VisionTransformer:
     if name in ARCHITECTURES:
         if activation is not None:
             options["activations"] = (activation, activation)

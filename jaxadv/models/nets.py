@@ -1,9 +1,11 @@
 """The study's small convolutional nets: `net`, `bignet` and `biggernet`."""
 
+from functools import partial
 from typing import Any
 
 from flax import linen as nn
 
+from jaxadv.models.defences import Defence, defended, defended_input, drops_out
 from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, max_pool
 from jaxadv.types import Images, Logits
 
@@ -30,6 +32,7 @@ class ConvNet(nn.Module):
       widths: features of each hidden dense layer.
       activations: name of the activation after convolutions, and of that after dense layers.
       dropout: rate, after the first pool.
+      defence: see `jaxadv.models.defences`.
     """
 
     num_classes: int
@@ -37,18 +40,22 @@ class ConvNet(nn.Module):
     widths: tuple[int, ...]
     activations: tuple[Activation, Activation]
     dropout: float = 0.0
+    defence: Defence | None = None
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
         conv_activation, dense_activation = (ACTIVATIONS[name] for name in self.activations)
-        hidden = images
+        layer = partial(defended, self.defence, train=train)
+        deterministic = not drops_out(self.defence, train)
+        hidden = defended_input(self.defence, images, train=train)
         for index, features in enumerate(self.channels):
-            hidden = conv_activation(Conv(features, size=5, padding="VALID")(hidden))
+            conv = Conv(features, size=5, padding="VALID")
+            hidden = conv_activation(layer(conv, hidden, first=index == 0))
             hidden = max_pool(hidden)
             if index == 0:
-                hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+                hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
         hidden = hidden.reshape(hidden.shape[0], -1)
         for width in self.widths:
-            hidden = dense_activation(nn.Dense(width)(hidden))
-        return nn.Dense(self.num_classes)(hidden)
+            hidden = dense_activation(layer(nn.Dense(width), hidden))
+        return layer(nn.Dense(self.num_classes), hidden)

@@ -1,9 +1,12 @@
 """Vision transformers (Dosovitskiy et al. 2021) whose tokens are made by convolutions."""
 
+from functools import partial
+
 import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxadv.models.defences import Defence, defended, defended_input, drops_out
 from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, max_pool
 from jaxadv.types import Images, Logits
 
@@ -26,6 +29,7 @@ class VisionTransformer(nn.Module):
       width: features of a token, a multiple of the 32 features of an attention head.
       activation: name of the activation.
       dropout: rate, after the attention projection and after the MLP.
+      defence: see `jaxadv.models.defences`.
     """
 
     num_classes: int
@@ -33,18 +37,22 @@ class VisionTransformer(nn.Module):
     width: int
     activation: Activation = "gelu"
     dropout: float = 0.0
+    defence: Defence | None = None
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
-        hidden = images
-        for features in (self.width // 2, self.width):
-            hidden = max_pool(ACTIVATIONS[self.activation](Conv(features, size=3)(hidden)))
+        layer = partial(defended, self.defence, train=train)
+        activation = ACTIVATIONS[self.activation]
+        hidden = defended_input(self.defence, images, train=train)
+        for index, features in enumerate((self.width // 2, self.width)):
+            hidden = layer(Conv(features, size=3), hidden, first=index == 0)
+            hidden = max_pool(activation(hidden))
         tokens = hidden.reshape(hidden.shape[0], -1, self.width)
         tokens += self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])
         for _ in range(self.depth):
-            tokens = Block(self.activation, self.dropout)(tokens, train)
-        return nn.Dense(self.num_classes)(nn.LayerNorm()(tokens).mean(1))
+            tokens = Block(self.activation, self.dropout, self.defence)(tokens, train)
+        return layer(nn.Dense(self.num_classes), nn.LayerNorm()(tokens).mean(1))
 
 
 class Block(nn.Module):
@@ -53,21 +61,25 @@ class Block(nn.Module):
     Attributes:
       activation: name of the activation of the MLP.
       dropout: rate, at the end of each half.
+      defence: of the model.
     """
 
     activation: Activation
     dropout: float
+    defence: Defence | None
 
     @nn.compact
     def __call__(self, tokens: Tokens, train: bool) -> Tokens:
         """Maps `[batch, tokens, width]` to the same shape; `train` (static) drops out."""
         width = tokens.shape[-1]
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
-        hidden = nn.Dense(3 * width)(nn.LayerNorm()(tokens))
+        deterministic = not drops_out(self.defence, train)
+        dropout = nn.Dropout(self.dropout, deterministic=deterministic)
+        layer = partial(defended, self.defence, train=train)
+        hidden = layer(nn.Dense(3 * width), nn.LayerNorm()(tokens))
         heads = hidden.reshape(*tokens.shape[:2], 3, width // HEAD_WIDTH, HEAD_WIDTH)
         query, key, value = (heads[:, :, part] for part in range(3))
         attended = jax.nn.dot_product_attention(query, key, value).reshape(tokens.shape)
-        tokens += dropout(nn.Dense(width)(attended))
-        hidden = nn.Dense(_MLP_RATIO * width)(nn.LayerNorm()(tokens))
-        hidden = nn.Dense(width)(ACTIVATIONS[self.activation](hidden))
+        tokens += dropout(layer(nn.Dense(width), attended))
+        hidden = layer(nn.Dense(_MLP_RATIO * width), nn.LayerNorm()(tokens))
+        hidden = layer(nn.Dense(width), ACTIVATIONS[self.activation](hidden))
         return tokens + dropout(hidden)

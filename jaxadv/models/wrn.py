@@ -6,6 +6,13 @@ from functools import partial
 from flax import linen as nn
 from jaxtyping import Array
 
+from jaxadv.models.defences import (
+    Defence,
+    defended,
+    defended_input,
+    defended_norm_input,
+    drops_out,
+)
 from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, Outputs
 from jaxadv.types import Images, Logits
 
@@ -23,6 +30,7 @@ class WideResNet(nn.Module):
       activation: name of the activation.
       dropout: rate, between the two convolutions of a block.
       axis_name: pmapped axis over which batch norm averages its statistics in training.
+      defence: see `jaxadv.models.defences`.
     """
 
     num_classes: int
@@ -31,6 +39,7 @@ class WideResNet(nn.Module):
     activation: Activation = "gelu"
     dropout: float = 0.3
     axis_name: str | None = None
+    defence: Defence | None = None
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
@@ -43,15 +52,20 @@ class WideResNet(nn.Module):
             epsilon=1e-5,
             axis_name=self.axis_name if train else None,
         )
-        dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
-        hidden = Conv(16, size=3)(images)
+        deterministic = not drops_out(self.defence, train)
+        dropout = partial(nn.Dropout, self.dropout, deterministic=deterministic)
+        layer = partial(defended, self.defence, train=train)
+        hidden = defended_input(self.defence, images, train=train)
+        hidden = layer(Conv(16, size=3), hidden, first=True)
         for stage, features in enumerate((16, 32, 64)):
             for block in range((self.depth - 1) // 6):
                 strides = 2 if stage > 0 and block == 0 else 1
-                residual_block = Block(features * self.width, strides, activation, norm, dropout)
-                hidden = residual_block(hidden)
+                residual_block = Block(
+                    features * self.width, strides, activation, norm, dropout, self.defence
+                )
+                hidden = residual_block(hidden, train)
         hidden = activation(norm()(hidden)).mean((1, 2))
-        return nn.Dense(self.num_classes)(hidden)
+        return layer(nn.Dense(self.num_classes), hidden)
 
 
 class Block(nn.Module):
@@ -63,6 +77,7 @@ class Block(nn.Module):
       activation: the function itself.
       norm: makes the norm layer, set to training or evaluation.
       dropout: makes the dropout layer, likewise.
+      defence: of the model.
     """
 
     features: int
@@ -70,14 +85,18 @@ class Block(nn.Module):
     activation: Callable[[Array], Array]
     norm: Callable[[], nn.Module]
     dropout: Callable[[], nn.Module]
+    defence: Defence | None
 
     @nn.compact
-    def __call__(self, images: Images) -> Outputs:
+    def __call__(self, images: Images, train: bool) -> Outputs:
         """Adds the block's output to the images, which a 1x1 convolution fits in shape."""
-        hidden = self.activation(self.norm()(images))
-        hidden = Conv(self.features, size=3)(hidden)
-        hidden = self.dropout()(self.activation(self.norm()(hidden)))
-        hidden = Conv(self.features, size=3, strides=self.strides)(hidden)
+        layer = partial(defended, self.defence, train=train)
+        noisy = partial(defended_norm_input, self.defence)
+        hidden = self.activation(self.norm()(noisy(images)))
+        hidden = layer(Conv(self.features, size=3), hidden, after_norm=True)
+        hidden = self.dropout()(self.activation(self.norm()(noisy(hidden))))
+        conv = Conv(self.features, size=3, strides=self.strides)
+        hidden = layer(conv, hidden, after_norm=True)
         if hidden.shape != images.shape:
-            images = Conv(self.features, size=1, strides=self.strides)(images)
+            images = layer(Conv(self.features, size=1, strides=self.strides), images)
         return images + hidden

@@ -75,7 +75,11 @@ def test_pmap_over_devices():
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_nothing_differentiates_through_an_attack(name):
-    budget = {"fgsm": {"eps": 0.1}, "pgd": {"eps": 0.1, "step_size": 0.1, "num_steps": 1}}[name]
+    budget = {
+        "fgsm": {"eps": 0.1},
+        "pgd": {"eps": 0.1, "step_size": 0.1, "num_steps": 1},
+        "random_search": {"eps": 0.1, "num_queries": 2},
+    }[name]
 
     images, labels = examples()
 

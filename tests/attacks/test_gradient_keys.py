@@ -87,7 +87,7 @@ def recorded(calls, record):
 
 @pytest.mark.parametrize("num_noise_samples", [1, 2])
 def test_every_draw_of_noise_has_a_key_of_its_own(num_noise_samples):
-    # So have the draws that score an attempt, which the attempt must not have seen.
+    # So have the draws that score all attempts alike, and that no attempt must have seen.
     calls = []
     logits_fn = recorded(calls, lambda key, images: jax.random.key_data(key))
     pgd(
@@ -95,8 +95,8 @@ def test_every_draw_of_noise_has_a_key_of_its_own(num_noise_samples):
         num_restarts=3, num_noise_samples=num_noise_samples,
     )  # fmt: skip
     jax.effects_barrier()
-    assert len(calls) == 3 * (4 * num_noise_samples + 1)
-    assert len(np.unique(calls, axis=0)) == len(calls)
+    assert len(calls) == 3 * (4 + 1) * num_noise_samples
+    assert len(np.unique(calls, axis=0)) == (3 * 4 + 1) * num_noise_samples
 
 
 @pytest.mark.parametrize("targeted", [False, True])

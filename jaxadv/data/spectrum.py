@@ -1,0 +1,34 @@
+"""The principal components of a data set, and how many of them there effectively are."""
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from sklearn.decomposition import PCA
+
+Bytes = UInt8[np.ndarray, "n height width channels"] | UInt8[Array, "n height width channels"]
+
+
+def principal_components(
+    images: Bytes, rank: int
+) -> tuple[Float[np.ndarray, "pixels"], Float[np.ndarray, "rank pixels"]]:
+    """Returns the mean image and the first principal components, for pixels in [0, 1]."""
+    pca = PCA(rank, svd_solver="covariance_eigh").fit(_flat(images))
+    return pca.mean_.astype(np.float32), pca.components_.astype(np.float32)
+
+
+def effective_rank(images: Bytes) -> float:
+    """Returns the effective rank of a data set (Roy & Vetterli 2007).
+
+    It is the exponential of the entropy of the singular values, divided by their sum, of the
+    matrix whose rows are the images, less their mean: r where r directions carry the same
+    variance and the others none.
+    """
+    flat = _flat(images).astype(np.float64)
+    flat -= flat.mean(axis=0)
+    gram = flat.T @ flat if len(flat) > flat.shape[1] else flat @ flat.T
+    singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
+    shares = singular[singular > 1e-9 * singular.max()] / singular.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def _flat(images: Bytes) -> Float[np.ndarray, "n pixels"]:
+    return np.asarray(images).reshape(len(images), -1).astype(np.float32) / 255

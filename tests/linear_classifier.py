@@ -1,0 +1,37 @@
+"""A linear classifier of two classes, whose accuracy under attack has a closed form."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from jaxadv.types import Batch
+
+
+class Linear(nn.Module):
+    """Two classes: the logits are 0 and w.x + b."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        w = self.param("w", nn.initializers.normal(1.0), (12,))
+        b = self.param("b", nn.initializers.zeros_init(), ())
+        score = images.reshape(len(images), -1) @ w + b
+        return jnp.stack([jnp.zeros_like(score), score], axis=-1)
+
+
+def make_problem():
+    """Returns weights, a split, and the margin of each example."""
+    generator = np.random.default_rng(0)
+    # Far enough from 0 and 255 that the box never matters at these radii.
+    images = generator.integers(64, 192, (50, 2, 2, 3), dtype=np.uint8)
+    w = generator.normal(size=12).astype(np.float32)
+    scores = (images / 255).reshape(50, -1) @ w
+    b = -np.float32(np.median(scores))
+    labels = (scores + b > 0).astype(np.int32)
+    labels[:5] = 1 - labels[:5]
+    margins = np.where(labels == 1, scores + b, -(scores + b))
+    return {"params": {"w": w, "b": b}}, Batch(images, labels), margins
+
+
+def battery(batch_size=16, **attacks):
+    return ConfigDict({"batch_size": batch_size, "num_passes": 20, "attacks": attacks})

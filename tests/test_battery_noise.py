@@ -1,0 +1,170 @@
+"""The battery on models with noise of their own, and on models that hide their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from linear_classifier import Linear, battery, make_problem
+from scipy.stats import norm
+
+from jaxadv.battery import run_battery
+from jaxadv.models.defences import InputNoise
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_problem()
+
+
+class NoisyLinear(Linear):
+    """The same with Gaussian noise on the images: the score is a Gaussian of known moments."""
+
+    defence: InputNoise | None = InputNoise(sigma=0.05)
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        w = self.param("w", nn.initializers.normal(1.0), (12,))
+        b = self.param("b", nn.initializers.zeros_init(), ())
+        if self.defence is not None:
+            noise = jax.random.normal(self.make_rng("noise"), images.shape)
+            images = images + self.defence.sigma * noise
+        score = images.reshape(len(images), -1) @ w + b
+        return jnp.stack([jnp.zeros_like(score), 30 * score], axis=-1)
+
+
+EOT = {"attack": "pgd", "step_size": 0.02, "num_steps": 5, "num_noise_samples": 5, "eps": (0.02,)}
+
+
+@pytest.fixture(scope="module")
+def noisy(problem):
+    weights, split, _ = problem
+    evaluation = battery(on=EOT, off={**EOT, "noise": "off"}, fixed={**EOT, "noise": "fixed"})
+    return run_battery(NoisyLinear(), weights, split, evaluation, seed=0, progress=False)
+
+
+def test_a_stochastic_model_is_scored_over_its_passes(problem, noisy):
+    weights, _, margins = problem
+    w = weights["params"]["w"]
+    results, examples = noisy
+    single_deviation = 0.05 * np.linalg.norm(w)
+    for name, distance in (("clean", 0), ("on/0.02", 0.02 * np.abs(w).sum())):
+        entry = results["clean"] if name == "clean" else results["attacks"][name]
+        expected = norm.cdf((margins - distance) / single_deviation)
+        assert entry["single_pass"]["mean"] == pytest.approx(expected.mean(), abs=0.02)
+        deviation = np.sqrt((expected * (1 - expected)).sum()) / 50
+        assert entry["single_pass"]["std"] == pytest.approx(deviation, rel=0.6)
+        # Of many passes the noise is gone: what a vote decides is the sign of the margin, but for
+        # the few examples that are close to it.
+        assert entry["majority"]["accuracy"] == pytest.approx((expected > 0.5).mean(), abs=0.07)
+        assert entry["accuracy"] == pytest.approx((expected > 0.5).mean(), abs=0.07)
+    assert results["stochastic"]
+    assert results["num_passes"] == 20
+    assert results["warnings"] == []
+    assert results["worst_case"]["linf/0.02"]["attacks"] == ["on/0.02"]
+    np.testing.assert_array_equal(
+        examples["survived/on/0.02"].mean(), results["attacks"]["on/0.02"]["accuracy"]
+    )
+
+
+def test_noise_off_is_the_closed_form(problem, noisy):
+    weights, _, margins = problem
+    results, examples = noisy
+    expected = margins > 0.02 * np.abs(weights["params"]["w"]).sum()
+    np.testing.assert_array_equal(examples["survived/off/0.02"], expected)
+    assert results["clean_noise"]["off"]["accuracy"] == (margins > 0).mean()
+    assert "single_pass" not in results["attacks"]["off/0.02"]
+
+
+def test_fixed_noise_is_one_draw_for_clean_and_attacked_images(problem, noisy):
+    _, _, margins = problem
+    _, examples = noisy
+    # The image that survives does so under the same noise: its margin moved by the attack alone.
+    fixed, off = (-examples[f"margin/{name}/0.02"] for name in ("fixed", "off"))
+    assert np.abs(fixed - off).max() > 0.1
+    survivors = examples["survived/fixed/0.02"]
+    assert 0 < survivors.sum() < (margins > 0).sum()
+
+
+def test_a_stochastic_result_does_not_depend_on_the_batch_size(problem, noisy):
+    weights, split, _ = problem
+    evaluation = battery(batch_size=30, on=EOT)
+    results, examples = run_battery(
+        NoisyLinear(), weights, split, evaluation, seed=0, progress=False
+    )
+    expected, arrays = noisy
+    assert results["clean"] == expected["clean"]
+    np.testing.assert_allclose(examples["margin/on/0.02"], arrays["margin/on/0.02"], atol=1e-4)
+
+
+def test_noise_that_is_not_declared_is_found(problem):
+    weights, split, _ = problem
+
+    nested = {"params": {"linear": weights["params"]}}
+    results, _ = run_battery(
+        Undeclared(), nested, split, battery(fgsm={"attack": "fgsm", "eps": (0.02,)}), 0,
+        progress=False,
+    )  # fmt: skip
+    assert not results["stochastic"]
+    assert results["clean"]["varying"] == 50
+    assert "50 of 50" in " ".join(results["warnings"])
+
+
+class Undeclared(nn.Module):
+    """Noise on the logits that no attribute tells of."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        logits = Linear(name="linear")(images)
+        return logits + 1e-3 * jax.random.normal(self.make_rng("noise"), logits.shape)
+
+
+class Saturated(nn.Module):
+    """Logits so far apart that the softmax is 0 or 1, and its gradient 0."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return 1e5 * Linear(name="linear")(images)
+
+
+class Shifted(nn.Module):
+    """A random shift of a rounded image, through which no gradient flows."""
+
+    defence: InputNoise | None = InputNoise()
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        shift = 0.02 * jax.random.normal(self.make_rng("noise"))
+        return 30 * Linear(name="linear")(jnp.round(images * 64 + shift) / 64)
+
+
+class Honest(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return Linear(name="linear")(images)
+
+
+def warnings_of(model, problem):
+    weights, split, _ = problem
+    evaluation = battery(
+        fgsm={"attack": "fgsm", "eps": (0.06,)},
+        pgd={"attack": "pgd", "eps": (0.06,), "step_size": 0.02, "num_steps": 8},
+        random_search={"attack": "random_search", "eps": (0.06,), "num_queries": 200},
+        unbounded={"attack": "pgd", "eps": (0.5,), "step_size": 0.1, "num_steps": 10},
+    )
+    weights = {"params": {"linear": weights["params"]}}
+    return " ".join(
+        run_battery(model, weights, split, evaluation, 0, progress=False)[0]["warnings"]
+    )
+
+
+@pytest.mark.parametrize("model", [Saturated(), Shifted()])
+def test_a_masked_model_is_flagged(model, problem):
+    warnings = warnings_of(model, problem)
+    assert "fgsm/0.06 left" in warnings
+    assert "at this radius any image can be made grey" in warnings
+    assert "random_search/0.06, which sees no gradient, breaks more" in warnings
+
+
+def test_an_honest_model_is_not_flagged(problem):
+    assert warnings_of(Honest(), problem) == ""
