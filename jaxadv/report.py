@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from jaxadv import figures
+from jaxadv import figures, formats
 from jaxadv.types import UserError
 
 _WORST_CASE = "worst case"
 _NUM_PICTURES = 6
 _DEFAULT_EPS = 8 / 255  # the radius of the L-inf leaderboards, where no config names another
-_NORMS = {"linf": "L∞", "l2": "L2"}
 _DATASETS = {"cifar10": "CIFAR-10", "digits": "digits, not CIFAR"}
 
 
@@ -84,17 +83,23 @@ def table(evaluation: dict[str, Any]) -> Table:
         rows.add_column(heading, justify="right")
     clean = evaluation["clean"]
     rows.add_row(
-        "clean", "", "", _percent(clean["accuracy"]), _interval(clean["ci95"]), "", *_passes(clean)
+        "clean",
+        "",
+        "",
+        formats.percent(clean["accuracy"]),
+        formats.interval(clean["ci95"]),
+        "",
+        *_passes(clean),
     )
     for name, entries in {**_by_name(evaluation["attacks"]), **_worst_cases(evaluation)}.items():
         rows.add_section()
         for entry in entries:
             rows.add_row(
                 Text(name),
-                _norm(entry["norm"]),
-                _eps(entry["eps"]),
-                _percent(entry["accuracy"]),
-                _interval(entry["ci95"]),
+                formats.norm(entry["norm"]),
+                formats.eps(entry["eps"]),
+                formats.percent(entry["accuracy"]),
+                formats.interval(entry["ci95"]),
                 f"{entry['seconds']:.1f}" if "seconds" in entry else "",
                 *_passes(entry),
             )
@@ -111,7 +116,7 @@ def _passes(entry: Mapping[str, Any]) -> tuple[str, ...]:
     single = entry["single_pass"]
     return (
         f"{100 * single['mean']:.2f} \N{PLUS-MINUS SIGN} {100 * single['std']:.2f} %",
-        _percent(entry["majority"]["accuracy"]),
+        formats.percent(entry["majority"]["accuracy"]),
     )
 
 
@@ -147,7 +152,7 @@ def _worst_cases(evaluation: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
     groups = _by_name(evaluation["worst_case"])
     one = len(groups) == 1
     return {
-        _WORST_CASE if one else f"{_WORST_CASE}, {_norm(norm)}": entries
+        _WORST_CASE if one else f"{_WORST_CASE}, {formats.norm(norm)}": entries
         for norm, entries in groups.items()
     }
 
@@ -270,34 +275,6 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _percent(accuracy: float) -> str:
-    return f"{100 * accuracy:.2f} %"
-
-
-def _interval(ci95: Sequence[float]) -> str:
-    low, high = ci95
-    return f"{100 * low:.1f} \N{EN DASH} {100 * high:.1f}"
-
-
-def _norm(norm: str) -> str:
-    return _NORMS.get(norm, norm)
-
-
-def _eps(eps: float) -> str:
-    """Returns a radius, with the fraction of 255 that it is, if it is one."""
-    decimal = max(f"{eps:.2f}", f"{eps:.4g}", key=len)
-    numerator = round(255 * eps)
-    is_fraction = numerator and abs(255 * eps - numerator) < 1e-6
-    return f"{decimal} = {numerator}/255" if is_fraction else decimal
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = divmod(round(seconds / 60), 60)[::-1]
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxadv", ""),
@@ -306,6 +283,6 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    filters = (_percent, _interval, _norm, _eps, _duration)
-    environment.filters |= {function.__name__[1:]: function for function in filters}
+    filters = (formats.percent, formats.interval, formats.norm, formats.eps, formats.duration)
+    environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template("report.html")

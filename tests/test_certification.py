@@ -1,0 +1,72 @@
+"""Certified accuracy over a split, on a linear model whose radii are known."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from linear_classifier import Linear, make_problem
+from ml_collections import ConfigDict
+
+from jaxadv.certification import certify_split
+from jaxadv.models.defences import RSE, InputNoise
+from jaxadv.types import UserError
+
+SIGMA = 0.1
+CERTIFICATION = ConfigDict(
+    {
+        "num_examples": 30,
+        "num_selection": 50,
+        "num_estimation": 1250,
+        "failure": 0.001,
+        "radii": (0.0, 0.05, 0.1),
+    }
+)
+
+
+class Noisy(nn.Module):
+    defence: InputNoise | RSE | None = InputNoise(sigma=SIGMA)
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        noise = jax.random.normal(self.make_rng("noise"), images.shape)
+        return Linear(name="linear")(images + SIGMA * noise)
+
+
+@pytest.fixture(scope="module")
+def certified():
+    return certify_noisy(batch_size=16)
+
+
+def certify_noisy(batch_size, model=None):
+    weights, split, _ = make_problem()
+    nested = {"params": {"linear": weights["params"]}}
+    return certify_split(
+        model or Noisy(), nested, split, CERTIFICATION, batch_size, seed=0, progress=False
+    )
+
+
+def test_certified_accuracy_is_below_that_of_the_known_radii(certified):
+    weights, _, margins = make_problem()
+    distances = (margins / np.linalg.norm(weights["params"]["w"]))[:30]
+    results, arrays = certified
+    assert [entry["radius"] for entry in results["radii"]] == [0.0, 0.05, 0.1]
+    for entry in results["radii"]:
+        known = (distances > entry["radius"]).mean()
+        assert known - 0.15 <= entry["accuracy"] <= known
+        assert entry["n"] == 30
+    assert results["sigma"] == SIGMA
+    assert results["abstained"] == (arrays["certified/predictions"] == -1).sum()
+    assert (arrays["certified/radii"] <= np.abs(distances) + 1e-6).all()
+    assert arrays["certified/radii"].max() > 0.15
+
+
+def test_the_batch_size_changes_nothing(certified):
+    _, arrays = certify_noisy(batch_size=10)
+    for name, array in certified[1].items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_a_model_without_noise_on_its_images_is_refused():
+    for defence in (None, RSE(sigma_init=0.0)):
+        with pytest.raises(UserError, match="only input_noise and rse can be certified"):
+            certify_noisy(16, Noisy(defence=defence))
