@@ -16,6 +16,8 @@ from configs import default, standard
 
 def get_config(defence: str = "none") -> ConfigDict:
     """Returns the config for BigNet with that defence on CIFAR-10."""
+    if defence not in ("none", "pni", "rse", "dropout", "input_noise"):
+        raise ValueError(f"{defence!r} is no random defence: see configs/randomness.py")
     config = standard.get_config()
     config.model.defence.name = defence
     if defence == "dropout":

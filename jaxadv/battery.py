@@ -61,8 +61,9 @@ def run_battery(
       progress: whether to show a bar.
 
     Returns:
-      The entries `clean`, `clean_noise`, `attacks`, `worst_case`, `aggregated_score` and
-      `warnings` of evaluation.json, and the arrays of examples.npz.
+      The entries `stochastic`, `num_passes`, `largest_class`, `clean`, `clean_noise`, `attacks`,
+      `worst_case`, `aggregated_score` and `warnings` of evaluation.json, and the arrays of
+      examples.npz.
     """
     attacks = expand(evaluation.attacks)
     labels, n = np.asarray(split.labels), len(split.labels)
@@ -115,6 +116,7 @@ def run_battery(
     evaluated = {
         "stochastic": stochastic,
         "num_passes": num_passes["on"],
+        "largest_class": float(np.bincount(labels).max() / n),
         "clean": {
             **_accuracies(clean["on"], labels, num_passes["on"]),
             "varying": int(clean["on"].varies.sum()),
@@ -125,7 +127,7 @@ def run_battery(
             if noise != "on"
         },
         "attacks": results,
-        "worst_case": _worst_case(results, examples),
+        "worst_case": _worst_case(results, examples, np.isin(np.arange(n), correct)),
         "aggregated_score": _aggregated_scores(results),
     }
     return {**evaluated, "warnings": signs_of_masking(evaluated)}, examples
@@ -184,17 +186,22 @@ def _complete(name: str, attack: ConfigDict) -> Attack:
     return arguments
 
 
-def _worst_case(results: dict[str, dict], examples: dict[str, np.ndarray]) -> dict[str, dict]:
+def _worst_case(
+    results: dict[str, dict], examples: dict[str, np.ndarray], correct: np.ndarray
+) -> dict[str, dict]:
     """Returns, for each norm and eps, the share that survives all attacks at or below eps.
 
-    Attacks on the model without its noise, or with one draw of it, attack another model. What
-    breaks an example at a smaller radius of the norm is inside the larger ball too.
+    Handing in the clean image is one of them. Attacks on the model without its noise, or with one
+    draw of it, attack another model. What breaks an example at a smaller radius of the norm is
+    inside the larger ball too.
     """
     attacks = {name: result for name, result in results.items() if result["noise"] == "on"}
     worst = {}
     for norm, eps in sorted({(result["norm"], result["eps"]) for result in attacks.values()}):
         names = [n for n, r in attacks.items() if r["norm"] == norm and r["eps"] <= eps]
-        survived = np.logical_and.reduce([examples[f"survived/{name}"] for name in names])
+        survived = np.logical_and.reduce(
+            [correct, *(examples[f"survived/{name}"] for name in names)]
+        )
         worst[f"{norm}/{eps:.4g}"] = {
             **proportion(survived.sum(), len(survived)),
             "norm": norm,

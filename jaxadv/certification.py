@@ -5,19 +5,19 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.classifier import make_logits_fn, to_float
+from jaxadv.classifier import check_certifiable, make_logits_fn, to_float
 from jaxadv.metrics import proportion
-from jaxadv.models.defences import smoothing_sigma
 from jaxadv.parallel import pmap_batches
 from jaxadv.prng import stream
 from jaxadv.smoothing import ABSTAIN, certified, certify, count_predictions
-from jaxadv.types import Batch, ByteImages, UserError
+from jaxadv.types import Batch, ByteImages
 
 _PASSES_AT_ONCE = 100  # between two moves of the progress bar
 
@@ -51,14 +51,9 @@ def certify_split(
       UserError: the model has no Gaussian noise on its images.
     """
     began = time.monotonic()
-    sigma = smoothing_sigma(getattr(model, "defence", None))
-    if not sigma:
-        raise UserError(
-            "config.evaluation.certification.num_examples is "
-            f"{certification.num_examples}, but the model has no Gaussian noise on its images: "
-            "only input_noise and rse can be certified"
-        )
+    sigma = check_certifiable(model)
     n = min(certification.num_examples, len(split.labels))
+    batch_size = min(batch_size, -(-n // jax.device_count()) * jax.device_count())
     options = {key: certification[key] for key in ("num_selection", "num_estimation", "failure")}
     total = n * (options["num_selection"] + options["num_estimation"])
     with tqdm(
@@ -77,7 +72,7 @@ def certify_split(
         "abstained": int((certificate.predictions == ABSTAIN).sum()),
         "radii": [
             {"radius": radius, **proportion(certified(certificate, labels, radius).sum(), n)}
-            for radius in certification.radii
+            for radius in sorted(certification.radii)
         ],
         "seconds": time.monotonic() - began,
     }, {

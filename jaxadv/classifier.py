@@ -19,7 +19,7 @@ from jaxadv.data.augment import AugmentFn
 from jaxadv.data.spectrum import Bytes, principal_components
 from jaxadv.losses import cross_entropy
 from jaxadv.models import make_model
-from jaxadv.models.defences import DEFENCES, Defence, is_stochastic
+from jaxadv.models.defences import DEFENCES, Defence, InputNoise, is_stochastic, smoothing_sigma
 from jaxadv.parallel import AXIS, positions
 from jaxadv.prng import example_keys, stream
 from jaxadv.types import (
@@ -40,7 +40,8 @@ class TrainState:
 
     Attributes:
       step: updates done, an int32 scalar.
-      variables: `params` and, where the model has batch norm, `batch_stats`.
+      variables: `params` and what else the model keeps: `batch_stats` of batch norm and spectral
+        norm, the fixed `pca` and `frozen` of defences.
       ema: moving average of the variables; None where it is not kept.
       opt_state: state of the optax chain.
     """
@@ -117,8 +118,14 @@ def fit_projection(state: TrainState, images: Bytes) -> TrainState:
     if "pca" not in state.variables:
         return state
     ((name, projection),) = state.variables["pca"].items()
+    rank = len(projection["components"])
+    if rank > len(images):
+        raise UserError(
+            f"config.model.defence.low_rank.rank is {rank}: the train split has only "
+            f"{len(images)} images"
+        )
     print("Finding the principal components of the train split", flush=True)
-    mean, components = principal_components(images, len(projection["components"]))
+    mean, components = principal_components(images, rank)
     fitted = {"pca": {name: {"mean": mean, "components": components}}}
     ema = state.ema and {**state.ema, **fitted}
     return replace(state, variables={**state.variables, **fitted}, ema=ema)
@@ -127,6 +134,21 @@ def fit_projection(state: TrainState, images: Bytes) -> TrainState:
 def is_declared_stochastic(model: nn.Module) -> bool:
     """Returns whether the model has a defence that makes two passes differ."""
     return is_stochastic(getattr(model, "defence", None))
+
+
+def check_certifiable(model: nn.Module) -> float:
+    """Returns the deviation of the Gaussian noise on the model's images.
+
+    Raises:
+      UserError: there is none, so nothing can be certified.
+    """
+    sigma = smoothing_sigma(getattr(model, "defence", None))
+    if not sigma:
+        raise UserError(
+            "config.evaluation.certification.num_examples is above 0, but the model has no "
+            "Gaussian noise on its images: only input_noise and rse can be certified"
+        )
+    return sigma
 
 
 def without_noise(model: nn.Module) -> nn.Module:
@@ -164,8 +186,8 @@ def make_train_step(recipe: Recipe) -> Callable:
     the batch. Gradients, batch statistics and metrics are averaged over the devices, so the
     state stays the same on all of them. The first `num_attacked` examples are replaced by
     adversarial ones and the loss is the mean over the mixed batch. They are crafted with
-    running batch statistics and without dropout, which keeps the attack's own batches out of
-    the statistics (Pang et al. 2021, "Bag of tricks for adversarial training").
+    running batch statistics and without dropout that is no defence, which keeps the attack's own
+    batches out of the statistics (Pang et al. 2021, "Bag of tricks for adversarial training").
     """
 
     def train_step(
@@ -206,7 +228,7 @@ def _attack_first(
         return clean
     adversarial = pgd(
         stream(recipe.seed, "attack", state.step),
-        make_logits_fn(recipe.model, state.variables, place[:n]),
+        make_logits_fn(_as_trained(recipe.model), state.variables, place[:n]),
         clean[:n],
         labels[:n],
         example_ids=place[:n],
@@ -214,6 +236,14 @@ def _attack_first(
         **recipe.attack,
     )
     return jnp.concatenate([adversarial, clean[n:]])
+
+
+def _as_trained(model: nn.Module) -> nn.Module:
+    """Returns the model as the adversary of training sees it: without noise of test time only."""
+    match getattr(model, "defence", None):
+        case InputNoise(train=False):
+            return without_noise(model)
+    return model
 
 
 def _loss(

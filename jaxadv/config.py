@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxadv.attacks import ATTACKS
 from jaxadv.attacks.expectation import AVERAGES
 from jaxadv.attacks.threat import THREATS
-from jaxadv.classifier import make_classifier
+from jaxadv.classifier import check_certifiable, make_classifier
 from jaxadv.data.augment import AUGMENTATIONS
 from jaxadv.data.datasets import SOURCES
 from jaxadv.losses import LOSSES
@@ -91,11 +91,13 @@ def check(config: ConfigDict, num_devices: int) -> None:
     """Raises a UserError that names the first key whose value cannot be meant."""
     _check_values(_flatten(config), _RULES, _CHOICES)
     if "model" in config:
-        make_classifier(config.model, num_classes=10)
+        check_model(config.model, config.evaluation)
     for name, attack in config.evaluation.attacks.items():
         _check_values(dict(attack), _ATTACK_RULES, _ATTACK_CHOICES, f"evaluation.attacks.{name}.")
         for eps in attack.eps:
             _check_rule(f"evaluation.attacks.{name}.eps", eps, _RADIUS)
+    for radius in config.evaluation.certification.radii:
+        _check_rule("evaluation.certification.radii", radius, _RADIUS)
     for key in ("train.batch_size", "evaluation.batch_size"):
         batch_size = _flatten(config).get(key, num_devices)
         if batch_size % num_devices:
@@ -103,6 +105,13 @@ def check(config: ConfigDict, num_devices: int) -> None:
                 f"config.{key} is {batch_size}, not divisible by the {num_devices} devices: "
                 f"take {batch_size // num_devices * num_devices or num_devices}"
             )
+
+
+def check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
+    """Raises a UserError for a model that cannot be made, or not be evaluated as asked."""
+    classifier = make_classifier(model, num_classes=10)
+    if evaluation.certification.num_examples:
+        check_certifiable(classifier)
 
 
 def _check_values(values: dict, rules: dict, choices: dict, prefix: str = "") -> None:

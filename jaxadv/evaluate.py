@@ -35,6 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError("config.checkpoint is not set: give the workdir of a training run")
     source = Path(config.checkpoint)
     trained = configs.read(source)
+    configs.check_model(trained.model, config.evaluation)
     trained.data.data_dir = config.data.data_dir or trained.data.data_dir
     dataset = load_dataset(trained.data)
     configs.claim(workdir, config)
@@ -100,7 +101,7 @@ def evaluate_checkpoint(
             "epoch": restored.epoch,
             "sha256": restored.sha256["weights"],
         },
-        "model": trained.model.name,
+        "model": _describe(trained.model),
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(weights["params"])),
         "dataset": dataset.name,
         "n": len(test.labels),
@@ -114,3 +115,9 @@ def evaluate_checkpoint(
     partial.write_text(json.dumps(results, indent=2) + "\n")
     partial.replace(workdir / f"evaluation{suffix}.json")
     Console().print(report.table(results))
+
+
+def _describe(model: ConfigDict) -> str:
+    """Returns the name of a model, with that of its defence."""
+    defence = model.get("defence", {}).get("name", "none")
+    return model.name if defence == "none" else f"{model.name} with {defence}"

@@ -1,6 +1,7 @@
 """Signs that an attack failed for lack of a useful gradient, not for the model's strength."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -8,8 +9,7 @@ from jaxadv.attacks import GRADIENT_FREE
 
 Attacks = dict[str, dict[str, Any]]
 
-_ANY_IMAGE = 0.5  # an L-inf ball of this radius around any image holds the grey one
-_BROKEN = 0.01  # more than this share of survivors is not chance
+ANY_IMAGE = 0.5  # an L-inf ball of this radius around any image holds the grey one
 _NEAR = 4
 _COUNTS = {
     "num_noise_samples": "noise samples",
@@ -27,14 +27,15 @@ def signs_of_masking(evaluation: dict[str, Any]) -> list[str]:
     compared beyond chance: their 95 % intervals do not overlap.
 
     Args:
-      evaluation: with the keys `stochastic`, `clean` and `attacks` of evaluation.json.
+      evaluation: with the keys `stochastic`, `largest_class`, `clean` and `attacks` of
+        evaluation.json.
     """
     attacks = evaluation["attacks"]
     checks: list[Callable[[Attacks], list[str]]] = [
         _single_step_wins,
         _gradient_free_wins,
         _larger_eps_helps,
-        _survives_any_perturbation,
+        partial(_survives_any_perturbation, largest_class=evaluation["largest_class"]),
         _more_keeps_helping,
         _nothing_moves,
     ]
@@ -89,15 +90,16 @@ def _larger_eps_helps(attacks: Attacks) -> list[str]:
     ]
 
 
-def _survives_any_perturbation(attacks: Attacks) -> list[str]:
+def _survives_any_perturbation(attacks: Attacks, largest_class: float) -> list[str]:
     return [
         f"{name} leaves {attack['accuracy']:.1%}, though at this radius any image can be made "
-        "grey: a working attack reaches 0. Try larger steps, more of them, and the margin loss."
+        f"grey: of a working attack at most the largest class survives, {largest_class:.1%}. Try "
+        "larger steps, more of them, and the margin loss."
         for name, attack in attacks.items()
         if attack["norm"] == "linf"
-        and attack["eps"] >= _ANY_IMAGE
+        and attack["eps"] >= ANY_IMAGE
         and _follows_gradient(attack)
-        and attack["ci95"][0] > _BROKEN
+        and attack["ci95"][0] > largest_class
     ]
 
 

@@ -98,10 +98,8 @@ def attack_examples(
 
 def num_queries(attack: Attack) -> int:
     """Returns what an attack spends on an image: gradients, or passes where it takes none."""
-    if "num_queries" in attack:
-        return attack["num_queries"]
-    steps = attack.get("num_steps", 1) * attack.get("num_restarts", 1)
-    return steps * attack.get("num_noise_samples", 1)
+    steps = attack.get("num_queries", attack.get("num_steps", 1))
+    return steps * attack.get("num_restarts", 1) * attack.get("num_noise_samples", 1)
 
 
 @cache
@@ -124,10 +122,10 @@ def _attack_step(
         logits_fn = _noisy_logits_fn(model, weights, ids, noise, seed)
         clean = adversarial = to_float(images)
         if attack_fn is not None:
-            if "example_ids" in inspect.signature(attack_fn).parameters:
-                arguments["example_ids"] = ids
+            takes_ids = "example_ids" in inspect.signature(attack_fn).parameters
+            numbers = {"example_ids": ids} if takes_ids else {}
             key = stream(seed, "attack")
-            adversarial = attack_fn(key, logits_fn, clean, labels, **traced, **arguments)
+            adversarial = attack_fn(key, logits_fn, clean, labels, **traced, **arguments, **numbers)
         logits = _logits_of_passes(seed, logits_fn, adversarial, num_passes)
         mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0)
         of_passes = jax.vmap(margin, in_axes=(0, None))(logits, labels)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxadv import figures, formats
+from jaxadv.masking import ANY_IMAGE
 from jaxadv.types import UserError
 
 _WORST_CASE = "worst case"
@@ -115,7 +116,7 @@ def _passes(entry: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     single = entry["single_pass"]
     return (
-        f"{100 * single['mean']:.2f} \N{PLUS-MINUS SIGN} {100 * single['std']:.2f} %",
+        f"{100 * single['mean']:.2f} \N{PLUS-MINUS SIGN} {100 * single['std']:.2f}",
         formats.percent(entry["majority"]["accuracy"]),
     )
 
@@ -125,15 +126,20 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Returns what the page shows of the evaluation of the best checkpoint."""
     groups = _by_name(evaluation["attacks"])
+    noisy = {
+        name: entries
+        for name, entries in groups.items()
+        if entries[0].get("noise", "on") == "on"  # attacks on the model as it is
+    }
     headline = _headline(evaluation, config)
     return {
         "groups": groups,
         "worst_cases": _worst_cases(evaluation),
         "headline": headline,
         "scores": _scores(evaluation),
-        "over_eps": _over_eps(evaluation, groups),
+        "over_eps": _over_eps(evaluation, noisy),
         "margins": headline and _margins(evaluation, examples, headline),
-        "pictures": _pictures(groups, examples),
+        "pictures": _pictures(_within_reach(noisy), examples),
         "certified_figure": "certified" in evaluation
         and figures.certified_accuracy(evaluation["certified"]["radii"]),
     }
@@ -173,19 +179,24 @@ def _headline(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 
 
 def _over_eps(evaluation: Mapping[str, Any], groups: Mapping[str, list]) -> dict[str, str]:
-    """Returns for each norm the figure of accuracy over eps, of the model with its noise."""
+    """Returns for each norm the figure of accuracy over eps."""
     drawn = {}
     for name, worst in _worst_cases(evaluation).items():
         norm = worst[0]["norm"]
-        curves = {
-            key: group
-            for key, group in groups.items()
-            if group[0]["norm"] == norm and group[0].get("noise", "on") == "on"
-        }
+        curves = {key: group for key, group in groups.items() if group[0]["norm"] == norm}
         drawn[norm] = figures.accuracy_over_eps(
-            evaluation["clean"], {**curves, name: worst}, worst=name
+            evaluation["clean"], _within_reach({**curves, name: worst}), worst=name
         )
     return drawn
+
+
+def _within_reach(curves: Mapping[str, list]) -> dict[str, list]:
+    """Returns the curves without the radius that no model withstands, if there are others."""
+    near = {
+        name: [entry for entry in group if entry["norm"] != "linf" or entry["eps"] < ANY_IMAGE]
+        for name, group in curves.items()
+    }
+    return {name: group for name, group in near.items() if group} or dict(curves)
 
 
 def _margins(
@@ -198,6 +209,7 @@ def _margins(
         key: entry["accuracy"]
         for key, entry in evaluation["attacks"].items()
         if (entry["norm"], entry["eps"]) == (headline["norm"], headline["eps"])
+        and entry.get("noise", "on") == "on"
         and f"margin/{key}" in examples
     }
     if not at_radius:

@@ -289,7 +289,7 @@ def test_names_are_escaped_everywhere(workdir):
 
 
 def test_warnings_of_masked_gradients(page, undrawn):
-    assert "No sign of masked gradients in the checks made" in page.text
+    assert "No sign of masked gradients in what the attacks" in page.text
     rewrite(undrawn, lambda evaluation: evaluation.update(warnings=["fgsm beats pgd40"]))
     text = render(undrawn).text
     assert "fgsm beats pgd40" in text

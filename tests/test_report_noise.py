@@ -86,7 +86,7 @@ def test_the_terminal_shows_passes_too(evaluation):
     file = io.StringIO()
     Console(width=160, file=file).print(report.table(evaluation))
     (eot,) = (line for line in file.getvalue().splitlines() if "eot20" in line)
-    assert "23.45 ± 1.23 %" in eot
+    assert "23.45 ± 1.23" in eot
     assert "24.68 %" in eot
     assert "one pass" not in str([c.header for c in report.table(EVALUATION).columns])
 

@@ -54,7 +54,7 @@ def make_model(
         raise UserError(f"Dropout defends nothing in {name}: give a rate above 0.")
     if isinstance(defence, SpectralNorm) and not isinstance(model, ConvNet):
         raise UserError(
-            f"spectral_norm does not make {name} Lipschitz, which has norms or attention: "
+            f"spectral_norm bounds nothing in {name}, whose norms or attention it leaves free: "
             f"use {', '.join(ARCHITECTURES)}."
         )
     return model

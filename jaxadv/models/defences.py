@@ -75,8 +75,9 @@ class InputNoise:
 class SpectralNorm:
     """Every kernel is divided by its largest singular value (Miyato et al. 2018), as Flax has it.
 
-    A dense layer is 1-Lipschitz then. The kernel of a convolution is taken as the matrix of its
-    patches, so the convolution itself is Lipschitz with at most the side of the kernel.
+    The value is estimated by power iteration, a step for each step of training; where it has
+    converged a dense layer is 1-Lipschitz. The kernel of a convolution is taken as the matrix of
+    its patches, so the convolution itself is Lipschitz with at most the side of the kernel.
     """
 
 
@@ -86,7 +87,7 @@ class LowRank:
 
     Attributes:
       rank: r. The study took 625, about the effective rank of CIFAR-10 (see
-        `jaxadv.data.spectrum`, which finds 645 for the JPEG copy).
+        `jaxadv.data.spectrum`).
       learned: two dense layers, learned with the model from a random orthogonal projection;
         otherwise the first principal components of the train split, which stay fixed.
     """
