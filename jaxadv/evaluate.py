@@ -16,7 +16,7 @@ from jaxadv.certification import certify_split
 from jaxadv.classifier import make_classifier
 from jaxadv.data import Dataset, load
 from jaxadv.parallel import replicate
-from jaxadv.provenance import provenance
+from jaxadv.provenance import note_source, provenance
 from jaxadv.types import Batch, UserError
 
 
@@ -30,6 +30,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: there is nothing to restore, or the config or workdir is not right.
     """
+    note_source()
     configs.check(config, jax.device_count())
     if not config.checkpoint:
         raise UserError("config.checkpoint is not set: give the workdir of a training run")

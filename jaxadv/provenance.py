@@ -4,6 +4,7 @@ import datetime
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -19,12 +20,23 @@ def provenance(seconds: float) -> dict:
     """
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **note_source(),
         "device": describe_devices(),
         "jax": jax.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
+    }
+
+
+@cache
+def note_source() -> dict:
+    """Returns the commit of this source tree at the first call.
+
+    A program calls it when it begins, for the tree may be another when it ends.
+    """
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
 
 

@@ -35,6 +35,7 @@ from jaxadv.optimizer import make_optimizer, make_schedule
 from jaxadv.outcomes import attack_examples
 from jaxadv.parallel import pmap_batches, replicate
 from jaxadv.prng import stream
+from jaxadv.provenance import note_source
 from jaxadv.types import Batch, UserError
 
 
@@ -50,6 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: the config, the data or the workdir is not right, or the loss diverged.
     """
+    note_source()
     configs.check(config, jax.device_count())
     dataset = load_dataset(config.data)
     configs.claim(workdir, config)

@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from jaxadv.provenance import provenance
+from jaxadv.provenance import note_source, provenance
 
 
 def git_answers(answers):
@@ -33,8 +33,18 @@ def git_answers(answers):
 )
 def test_state_of_the_code(monkeypatch, answers, commit, dirty):
     monkeypatch.setattr(subprocess, "run", git_answers(answers))
+    note_source.cache_clear()
     found = provenance(1.0)
     assert (found["commit"], found["dirty"]) == (commit, dirty)
+
+
+def test_the_code_is_that_of_the_beginning(monkeypatch):
+    note_source.cache_clear()
+    for commit in ("abc1234", "def5678"):
+        answers = git_answers({"rev-parse": commit, "status": ""})
+        monkeypatch.setattr(subprocess, "run", answers)
+        assert provenance(1.0)["commit"] == "abc1234"
+    note_source.cache_clear()
 
 
 def test_what_a_reader_needs(monkeypatch):
