@@ -42,7 +42,7 @@ def told(*arguments, **environment):
         ((*CURRICULUM, "--config.mode=dance"), "config.mode is 'dance'"),
         ((*CURRICULUM, "--confg.seed=1"), "confg.seed"),
         ((*CURRICULUM, "seed=1"), "unknown argument 'seed=1'"),
-        (("--config", "configs/evaluate.py:digits"), "get_config() takes 0 positional arguments"),
+        (("--config", "configs/evaluate.py:digits"), "no battery 'digits': use one of default"),
     ],
 )
 def test_what_is_wrong_with_the_flags_is_told_in_one_line(arguments, message):
