@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jaxadv.classifier import check_certifiable, make_logits_fn, to_float
 from jaxadv.metrics import proportion
-from jaxadv.parallel import pmap_batches
+from jaxadv.parallel import padded_batches, pmap_batches
 from jaxadv.prng import stream
 from jaxadv.smoothing import ABSTAIN, certified, certify, count_predictions
 from jaxadv.types import Batch, ByteImages
@@ -93,9 +93,7 @@ def _counts(
     bar: tqdm,
 ) -> Int[np.ndarray, "n classes"]:
     counts = []
-    for start in range(0, n, batch_size):
-        ids = np.arange(start, min(start + batch_size, n))
-        padded = np.resize(ids, batch_size)
+    for ids, padded in padded_batches(np.arange(n), batch_size):
         total: Any = 0
         for first in range(0, num_samples, _PASSES_AT_ONCE):
             passes = min(_PASSES_AT_ONCE, num_samples - first)

@@ -82,13 +82,13 @@ def evaluate_checkpoint(
     restored = checkpoint.restore(source, which, {"weights": target})
     if restored is None:
         raise UserError(f"{source} has no checkpoint yet: its run has not finished an epoch")
-    weights = restored.items["weights"]
+    weights = replicate(restored.items["weights"])
     test = Batch(*(array[: evaluation.num_examples] for array in dataset.test))
-    results, examples = run_battery(model, replicate(weights), test, evaluation, trained.seed)
+    results, examples = run_battery(model, weights, test, evaluation, trained.seed)
     if evaluation.certification.num_examples:
         results["certified"], certificates = certify_split(
             model,
-            replicate(weights),
+            weights,
             test,
             evaluation.certification,
             evaluation.batch_size,

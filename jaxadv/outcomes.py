@@ -16,7 +16,7 @@ from tqdm import tqdm
 from jaxadv.attacks import ATTACKS
 from jaxadv.classifier import make_logits_fn, to_float, without_noise
 from jaxadv.losses import margin
-from jaxadv.parallel import pmap_batches
+from jaxadv.parallel import padded_batches, pmap_batches
 from jaxadv.prng import stream
 from jaxadv.types import Batch, ByteImages, Images, Labels, LogitsFn
 
@@ -86,9 +86,7 @@ def attack_examples(
     static = tuple((k, v) for k, v in attack.items() if k not in traced)
     step = _attack_step(model, static, num_passes)
     outcomes = []
-    for start in range(0, max(len(ids), 1), batch_size):  # one batch where there is no example
-        batch = ids[start : start + batch_size]
-        padded = np.resize(batch, batch_size)
+    for batch, padded in padded_batches(ids, batch_size):
         outcome = step(weights, seed, traced, split.images[padded], split.labels[padded], padded)
         outcomes.append(Outcome(*(array[: len(batch)] for array in outcome)))
         if bar is not None:

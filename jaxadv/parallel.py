@@ -1,7 +1,7 @@
 """Devices and pmap: the only file that knows how many devices there are."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -91,6 +91,17 @@ def pmap_batches(
         return jax.tree.map(_merge, output) if sharded_output else output
 
     return call
+
+
+def padded_batches(ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields numbers of examples, batch by batch, and the same filled up by repetition.
+
+    What is computed of the repetitions is to be dropped. No numbers at all cannot be repeated:
+    they are one batch of zeros.
+    """
+    for start in range(0, max(len(ids), 1), batch_size):
+        batch = ids[start : start + batch_size]
+        yield batch, np.resize(batch, batch_size)
 
 
 def positions(share: int) -> Int[Array, "share"]:
