@@ -2,22 +2,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
+from scipy import stats
 
-from jaxadv.normal import _bits, normal
+from jaxadv.normal import _words, normal
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
-def test_bits_are_those_of_jax(seed):
+def test_words_are_those_of_jax(seed):
     key = jax.random.key(seed)
-    np.testing.assert_array_equal(_bits(key, 1001), jax.random.bits(key, (1001,)))
+    count = jnp.concatenate([jnp.zeros(1001, jnp.uint32), jnp.arange(1001, dtype=jnp.uint32)])
+    expected = threefry_2x32(jax.random.key_data(key), count)
+    np.testing.assert_array_equal(jnp.concatenate(_words(key, 1001)), expected)
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (3, 100, 333)])
-def test_draws_are_those_of_jax(shape):
+def test_draws_are_those_of_the_transform_in_double_precision():
     key = jax.random.key(3)
-    draws = normal(key, shape)
+    first, second = (np.asarray(word, np.uint32) for word in _words(key, 500))
+    radius = np.sqrt(-2 * np.log(1 - (first >> 9) / 2**23))
+    angle = (second >> 9) / 2**23 * np.pi / 2
+    cosine = radius * np.cos(angle) * np.where(second & 1, -1, 1)
+    sine = radius * np.sin(angle) * np.where(second & 2, -1, 1)
+    draws = normal(key, (1000,))
+    np.testing.assert_allclose(draws, np.concatenate([cosine, sine]), rtol=1e-5, atol=2e-6)
+
+
+def test_draws_are_normal_and_uncorrelated():
+    draws = np.asarray(normal(jax.random.key(7), (2, 100_000)))
+    assert stats.kstest(draws.ravel(), "norm").pvalue > 0.01
+    # The two of a pair share their radius: neither they nor their squares may be correlated.
+    for one, other in [draws, draws**2, (draws[0, 1:], draws[0, :-1])]:
+        assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(100_000)
+    assert 4 < np.abs(draws).max() < 5.9
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5, 3)])
+def test_any_shape(shape):
+    draws = normal(jax.random.key(0), shape)
     assert draws.shape == shape
-    np.testing.assert_allclose(draws, jax.random.normal(key, shape), rtol=1e-6, atol=1e-6)
+    assert draws.dtype == jnp.float32
 
 
 def test_keys_may_be_mapped():
