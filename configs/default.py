@@ -6,6 +6,8 @@ A budget (eps, step_size) is in units of the [0, 1] pixel range; 8/255 is writte
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import batteries
+
 
 def get_config(data: str = "cifar10") -> ConfigDict:
     """Returns the complete config of a training run on "cifar10" or "digits"."""
@@ -71,7 +73,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.evaluation.batch_size = 128 if data == "digits" else 512  # over all devices together
     config.evaluation.num_examples = placeholder(int)  # the first n; None: the whole split
     config.evaluation.num_passes = 50  # of a stochastic model over each image
-    config.evaluation.attacks = battery()
+    config.evaluation.attacks = batteries.standard()
 
     # Randomised smoothing of a model with Gaussian noise on its images (Cohen et al. 2019).
     config.evaluation.certification = ConfigDict()
@@ -81,75 +83,3 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.evaluation.certification.failure = 0.001  # probability that a certificate is wrong
     config.evaluation.certification.radii = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5)  # L2
     return config
-
-
-def battery() -> ConfigDict:
-    """Returns the attacks of the final evaluation: the keys of each are arguments of its function.
-
-    Every name is evaluated at every eps of its tuple. The study's grid is `pgd40`. The last two
-    tell whether the others can be believed: a gradient-free attack must not beat them, and in
-    half the pixel range every image can be made grey.
-    """
-    grid = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
-    pgd = {"attack": "pgd", "step_size": 0.01}
-    return ConfigDict(
-        {
-            "fgsm": {"attack": "fgsm", "eps": grid},
-            "pgd40": {**pgd, "eps": grid, "num_steps": 40, "random_start": False},
-            "pgd20_restarts": {
-                **pgd,
-                "eps": (0.03,),
-                "num_steps": 20,
-                "loss": "margin",
-                "num_restarts": 5,
-            },
-            "random_search": {"attack": "random_search", "eps": (0.1,), "num_queries": 100},
-            "pgd_unbounded": {"attack": "pgd", "eps": (0.5,), "step_size": 0.05, "num_steps": 20},
-        }
-    )
-
-
-_PGD10 = {"attack": "pgd", "eps": (0.03,), "step_size": 0.008, "num_steps": 10}
-_SANITY = {
-    "fgsm": {"attack": "fgsm", "eps": (0.03,)},
-    "random_search": {"attack": "random_search", "eps": (0.03,), "num_queries": 100},
-    "pgd_unbounded": {**_PGD10, "eps": (0.5,), "step_size": 0.1},
-}
-
-
-def noise_battery() -> ConfigDict:
-    """Returns the attacks of a model with noise of its own, at eps .03 and step .008.
-
-    `pgd10` sees one draw of the noise in each step, `eot20` averages 20; then the same attack on
-    the model with its noise off, and with one draw of it fixed.
-    """
-    return ConfigDict(
-        {
-            "pgd10": _PGD10,
-            "eot20": {**_PGD10, "num_noise_samples": 20},
-            "noise_off": {**_PGD10, "noise": "off"},
-            "noise_fixed": {**_PGD10, "noise": "fixed"},
-            **_SANITY,
-        }
-    )
-
-
-def plain_battery() -> ConfigDict:
-    """Returns the same for a model without noise: the 200 gradients of `eot20` are 200 steps."""
-    return ConfigDict({"pgd10": _PGD10, "pgd200": {**_PGD10, "num_steps": 200}, **_SANITY})
-
-
-def eot_battery() -> ConfigDict:
-    """Returns PGD-10 with gradients averaged over ever more draws of a model's noise.
-
-    The average is of the losses, for 20 draws also of the softmax; `pgd200` takes a single draw
-    in each of 200 steps.
-    """
-    averaged = {f"eot{n}": {**_PGD10, "num_noise_samples": n} for n in (1, 5, 10, 20, 50)}
-    return ConfigDict(
-        {
-            **averaged,
-            "eot20_softmax": {**averaged["eot20"], "noise_average": "softmax"},
-            "pgd200": {**_PGD10, "num_steps": 200},
-        }
-    )

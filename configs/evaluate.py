@@ -14,14 +14,18 @@ battery that a random defence is trained with, `:plain` the same without noise. 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import default
+from configs import batteries, default
 
 BATTERIES = {
-    "default": default.battery,
-    "noise": default.noise_battery,
-    "plain": default.plain_battery,
-    "eot": default.eot_battery,
+    "default": batteries.standard,
+    "noise": batteries.noise,
+    "plain": batteries.plain,
+    "eot": batteries.eot,
+    "blackbox": batteries.blackbox,
+    "study_nes": batteries.study_nes,
+    "noisy_nes": batteries.noisy_nes,
 }
+NUM_EXAMPLES = {"blackbox": 1000, "study_nes": 200, "noisy_nes": 200}
 
 
 def get_config(battery: str = "default") -> ConfigDict:
@@ -36,4 +40,5 @@ def get_config(battery: str = "default") -> ConfigDict:
     config.data.data_dir = placeholder(str)  # TFDS directory; None: as in the run
     config.evaluation = default.get_config().evaluation
     config.evaluation.attacks = BATTERIES[battery]()
+    config.evaluation.num_examples = NUM_EXAMPLES.get(battery)
     return config

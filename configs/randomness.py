@@ -13,7 +13,7 @@ on 2 cores of an AMD EPYC, shared. dropout, input_noise: not run. See results/ra
 
 from ml_collections import ConfigDict
 
-from configs import default, standard
+from configs import batteries, standard
 
 
 def get_config(defence: str = "none") -> ConfigDict:
@@ -25,5 +25,5 @@ def get_config(defence: str = "none") -> ConfigDict:
     if defence == "dropout":
         config.model.dropout = 0.3
     noisy = defence != "none"
-    config.evaluation.attacks = default.noise_battery() if noisy else default.plain_battery()
+    config.evaluation.attacks = batteries.noise() if noisy else batteries.plain()
     return config

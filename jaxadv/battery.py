@@ -12,14 +12,16 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.attacks import ATTACKS
+from jaxadv.attacks import ATTACKS, GRADIENT_FREE
 from jaxadv.classifier import is_declared_stochastic
+from jaxadv.crafting import Attack, num_queries
 from jaxadv.masking import signs_of_masking
 from jaxadv.metrics import proportion
-from jaxadv.outcomes import Attack, Outcome, attack_examples, num_queries
+from jaxadv.outcomes import Outcome, attack_examples
+from jaxadv.query_budget import accuracy_over_queries, cost_of_success
 from jaxadv.types import Batch, UserError
 
-_PER_EXAMPLE = ("targets", "example_ids")
+_PER_EXAMPLE = ("targets", "example_ids", "resume")
 _NUM_SAMPLES = 8  # examples whose adversarial images are kept
 
 
@@ -113,6 +115,9 @@ def run_battery(
                 "unmoved": int(found.unmoved.sum()),
                 "seconds": time.monotonic() - began,
             }
+            if attack["attack"] in GRADIENT_FREE:
+                examples[f"queries/{name}"] = whole.queries
+                results[name] |= _ledger(attack, whole, labels, ids)
     evaluated = {
         "stochastic": stochastic,
         "num_passes": num_passes["on"],
@@ -161,6 +166,20 @@ def _accuracies(outcome: Outcome, labels: np.ndarray, num_passes: int) -> dict[s
         **accuracy,
         "single_pass": {"mean": float(single.mean()), "std": float(single.std(ddof=1))},
         "majority": proportion((votes.argmax(axis=1) == labels).sum(), len(labels)),
+    }
+
+
+def _ledger(
+    attack: Attack, outcome: Outcome, labels: np.ndarray, ids: np.ndarray
+) -> dict[str, Any]:
+    """Returns what the queries of a black-box attack bought, of all examples and of those asked."""
+    broken = outcome.predictions != labels
+    anytime = attack.get("early_stop", True)
+    return {
+        **cost_of_success(broken[ids], outcome.queries[ids]),
+        "over_queries": accuracy_over_queries(
+            broken, outcome.queries, attack["num_queries"], anytime=anytime
+        ),
     }
 
 

@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 
 from jaxadv.attacks import ATTACKS
 from jaxadv.attacks.expectation import AVERAGES
+from jaxadv.attacks.nes import DIRECTIONS
 from jaxadv.attacks.threat import THREATS
 from jaxadv.classifier import check_certifiable, make_classifier
+from jaxadv.crafting import NOISES
 from jaxadv.data.augment import AUGMENTATIONS
 from jaxadv.data.datasets import SOURCES
 from jaxadv.losses import LOSSES
 from jaxadv.optimizer import OPTIMIZERS, SCHEDULES
-from jaxadv.outcomes import NOISES
 from jaxadv.types import UserError
 
 Number = int | float
@@ -73,6 +74,13 @@ _ATTACK_RULES: dict[str, Rule] = {
     "num_noise_samples": _COUNT,
     "noise_chunk_size": _COUNT,
     "num_queries": _STEPS,
+    "samples_per_gradient": (lambda value: value >= 2 and value % 2 == 0, "even, at least 2"),
+    "chunk_size": _COUNT,
+    "sigma": _POSITIVE,
+    "momentum": _DECAY,
+    "plateau_length": _STEPS,
+    "min_step_size": _RADIUS,
+    "share": _SHARE,
 }
 
 _ATTACK_CHOICES = {
@@ -81,6 +89,7 @@ _ATTACK_CHOICES = {
     "loss": LOSSES,
     "noise": NOISES,
     "noise_average": AVERAGES,
+    "directions": DIRECTIONS,
 }
 
 # Where files lie, which another machine may change without changing the experiment.

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxadv import checkpoint, report
+from jaxadv import checkpoint, report, terminal
 from jaxadv import config as configs
 from jaxadv.battery import run_battery
 from jaxadv.certification import certify_split
@@ -115,7 +115,7 @@ def evaluate_checkpoint(
     partial = workdir / f"evaluation{suffix}.json.partial"
     partial.write_text(json.dumps(results, indent=2) + "\n")
     partial.replace(workdir / f"evaluation{suffix}.json")
-    Console().print(report.table(results))
+    Console().print(terminal.table(results))
 
 
 def _describe(model: ConfigDict) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from PIL import Image
 
 _INK, _RULE = "#111111", "#dddddd"
@@ -74,10 +74,8 @@ def accuracy_over_eps(
         for i, (name, entries) in enumerate(curves.items()):
             ink = {"color": _INK, "linestyle": "--", "zorder": 3} if name == worst else {}
             style = {"color": colors[name], "marker": _MARKERS[i % len(_MARKERS)], **ink}
-            if len(entries) == 1:
-                _point(axes, entries[0], name, style)
-            else:
-                _curve(axes, [{**clean, "eps": 0.0}, *entries], name, style)
+            start = [{**clean, "eps": 0.0}] if len(entries) > 1 else []
+            _curve(axes, [*start, *entries], name, style)
         radii = {entry["eps"] for entries in curves.values() for entry in entries}
         axes.set_xticks(sorted({0.0, *radii}))
         axes.set_xlabel("eps")
@@ -100,12 +98,43 @@ def certified_accuracy(radii: Sequence[Mapping[str, Any]]) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
         axes = figure.subplots()
-        entries = [{**entry, "eps": entry["radius"]} for entry in radii]
-        _curve(axes, entries, "certified", {"color": _CLEAN, "marker": "o"})
+        _curve(axes, radii, "certified", {"color": _CLEAN, "marker": "o"}, x="radius")
         axes.set_xlabel("L2 radius")
         axes.set_ylabel("certified accuracy")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        return _svg(figure)
+
+
+def accuracy_over_queries(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], white_box: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Draws accuracy over the query budget, with the interval of each point.
+
+    Args:
+      curves: for each black-box attack its entries with `queries`, `accuracy` and `ci95`, by
+        ascending budget.
+      white_box: entries of attacks that see the gradient, drawn as levels.
+
+    Returns:
+      An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, entries) in enumerate(curves.items()):
+            style = {"color": _SERIES[i % len(_SERIES)], "marker": _MARKERS[i % len(_MARKERS)]}
+            _curve(axes, entries, name, style, x="queries")
+        for name, entry in white_box.items():
+            axes.axhspan(*entry["ci95"], color=_INK, alpha=0.1, linewidth=0)
+            axes.axhline(entry["accuracy"], color=_INK, linestyle="--", label=name)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set_xlabel("queries for each image")
+        axes.set_ylabel("accuracy")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figure.legend(loc="outside right upper")
         return _svg(figure)
 
 
@@ -197,21 +226,23 @@ def data_uri(image: Float[np.ndarray, "height width 3"]) -> str:
 
 
 def _curve(
-    axes: Axes, entries: Sequence[Mapping[str, Any]], name: str, style: Mapping[str, Any]
+    axes: Axes,
+    entries: Sequence[Mapping[str, Any]],
+    name: str,
+    style: Mapping[str, Any],
+    x: str = "eps",
 ) -> None:
-    eps = [entry["eps"] for entry in entries]
+    """Draws the accuracy of the entries over their `x`; a single one as a point with a bar."""
+    at = [entry[x] for entry in entries]
+    accuracy = [entry["accuracy"] for entry in entries]
     low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
-    axes.fill_between(eps, low, high, color=style["color"], alpha=0.18, linewidth=0)
-    axes.plot(eps, [entry["accuracy"] for entry in entries], label=name, **style)
-
-
-def _point(axes: Axes, entry: Mapping[str, Any], name: str, style: Mapping[str, Any]) -> None:
-    low, high = entry["ci95"]
-    below_above = [[entry["accuracy"] - low], [high - entry["accuracy"]]]
-    axes.errorbar(
-        [entry["eps"]], [entry["accuracy"]], below_above, label=name, capsize=3,
-        **{**style, "linestyle": "none", "zorder": 4},
-    )  # fmt: skip
+    if len(entries) == 1:
+        below_above = [[accuracy[0] - low[0]], [high[0] - accuracy[0]]]
+        style = {**style, "linestyle": "none", "zorder": 4}
+        axes.errorbar(at, accuracy, below_above, label=name, capsize=3, **style)
+        return
+    axes.fill_between(at, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    axes.plot(at, accuracy, label=name, **style)
 
 
 def _over_epochs(

@@ -1,5 +1,7 @@
 """Losses of one example each, shape (batch,); a mean is taken where it is known over what."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import optax
 
@@ -21,4 +23,19 @@ def margin(logits: Logits, labels: Labels) -> PerExample:
     return jnp.where(is_label, -jnp.inf, logits).max(axis=-1) - label_logit
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
+def probability(logits: Logits, labels: Labels) -> PerExample:
+    """Returns -p(label), which the study's black-box attack climbs."""
+    return -jnp.exp(-cross_entropy(logits, labels))
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "probability": probability}
+
+
+def make_objective(
+    loss: str, labels: Labels, targets: Labels | None
+) -> Callable[[Logits], PerExample]:
+    """Returns what an attack ascends: the labels' loss, or minus that of the targets."""
+    loss_fn = LOSSES[loss]
+    if targets is None:
+        return lambda logits: loss_fn(logits, labels)
+    return lambda logits: -loss_fn(logits, targets)

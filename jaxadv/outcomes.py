@@ -1,9 +1,8 @@
-"""What becomes of examples under one attack: the compiled step, and its batches over devices."""
+"""What becomes of examples under one attack, seen in many passes of the model."""
 
-import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +12,12 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 from tqdm import tqdm
 
-from jaxadv.attacks import ATTACKS
-from jaxadv.classifier import make_logits_fn, to_float, without_noise
+from jaxadv.classifier import to_float
+from jaxadv.crafting import Attack, craft, noisy_logits_fn
 from jaxadv.losses import margin
 from jaxadv.parallel import padded_batches, pmap_batches
 from jaxadv.prng import stream
 from jaxadv.types import Batch, ByteImages, Images, Labels, LogitsFn
-
-Attack = dict[str, Any]
-"""One attack at one eps: `attack` names the function, `noise` the noise of the model while it is
-attacked and scored, and the other keys are arguments of the function."""
-
-NOISES = ("on", "off", "fixed")
-
-_TRACED = ("eps", "step_size", "num_steps", "num_noise_samples", "num_queries")
 
 
 class Outcome(NamedTuple):
@@ -42,14 +33,16 @@ class Outcome(NamedTuple):
       varies: (n,) whether the margin differs between passes at all.
       unmoved: (n,) whether the adversarial image is the clean one.
       images: (n, height, width, channels) adversarial images.
+      queries: (n,) gradients that the attack took, or passes where it takes no gradient.
     """
 
-    predictions: np.ndarray | jax.Array
-    margins: np.ndarray | jax.Array
-    passes: np.ndarray | jax.Array
-    varies: np.ndarray | jax.Array
-    unmoved: np.ndarray | jax.Array
-    images: np.ndarray | jax.Array
+    predictions: np.ndarray
+    margins: np.ndarray
+    passes: np.ndarray
+    varies: np.ndarray
+    unmoved: np.ndarray
+    images: np.ndarray
+    queries: np.ndarray
 
 
 def attack_examples(
@@ -64,11 +57,9 @@ def attack_examples(
     num_passes: int = 1,
     bar: tqdm | None = None,
 ) -> Outcome:
-    """Attacks some examples of a split, in batches over all devices.
+    """Attacks some examples of a split and scores what comes of it.
 
-    The last batch is filled up with repetitions whose results are dropped. Random starts and
-    the noise of an example follow from its number, so the batch size changes neither, and the
-    noise of the passes is not that of the attack.
+    The noise of the passes is not that of the attack.
 
     Args:
       model: the classifier.
@@ -76,79 +67,53 @@ def attack_examples(
       split: bytes and labels.
       attack: complete arguments as of `battery.expand`; without the key `attack` the images stay
         clean.
-      ids: which examples, and the numbers that their random starts follow from.
+      ids: which examples, and the numbers that their randomness follows from.
       batch_size: over all devices together.
       seed: of the random starts and the noise.
       num_passes: of the model over each adversarial image.
-      bar: advanced by the gradients taken.
+      bar: advanced by the queries taken.
     """
-    traced = {name: attack[name] for name in _TRACED if name in attack}
-    static = tuple((k, v) for k, v in attack.items() if k not in traced)
-    step = _attack_step(model, static, num_passes)
-    outcomes = []
-    for batch, padded in padded_batches(ids, batch_size):
-        outcome = step(weights, seed, traced, split.images[padded], split.labels[padded], padded)
-        outcomes.append(Outcome(*(array[: len(batch)] for array in outcome)))
-        if bar is not None:
-            bar.update(len(batch) * num_queries(attack))
-    return Outcome(*map(np.concatenate, zip(*outcomes, strict=True)))
-
-
-def num_queries(attack: Attack) -> int:
-    """Returns what an attack spends on an image: gradients, or passes where it takes none."""
-    steps = attack.get("num_queries", attack.get("num_steps", 1))
-    return steps * attack.get("num_restarts", 1) * attack.get("num_noise_samples", 1)
+    if "attack" in attack:
+        images, queries = craft(model, weights, split, attack, ids, batch_size, seed, bar)
+    else:
+        images = np.asarray(split.images[ids], np.float32) / 255
+        queries = np.zeros(len(ids), int)
+    step = _score_step(model, attack["noise"], num_passes)
+    scores = []
+    for rows, padded in padded_batches(np.arange(len(ids)), batch_size):
+        numbers = np.resize(ids[rows], len(padded))
+        shown = np.resize(images[rows], (len(padded), *images.shape[1:]))
+        score = step(weights, seed, shown, split.images[numbers], split.labels[numbers], numbers)
+        scores.append([array[: len(rows)] for array in score])
+    seen = map(np.concatenate, zip(*scores, strict=True))
+    return Outcome(*[*seen, images, queries])
 
 
 @cache
-def _attack_step(
-    model: nn.Module, static: tuple[tuple[str, Any], ...], num_passes: int
-) -> Callable:
-    """Returns the compiled step of one kind of attack; its budget is traced."""
-    arguments = dict(static)
-    noise = arguments.pop("noise", "on")
-    attack_fn = ATTACKS[arguments.pop("attack")] if "attack" in arguments else None
+def _score_step(model: nn.Module, noise: str, num_passes: int) -> Callable:
+    """Returns the compiled scoring of images: the first five attributes of an `Outcome`."""
 
     def step(
         weights: PyTree,
         seed: Int[Array, ""],
-        traced: dict,
-        images: ByteImages,
+        images: Images,
+        clean: ByteImages,
         labels: Labels,
         ids: Int[Array, "share"],
-    ) -> Outcome:
-        logits_fn = _noisy_logits_fn(model, weights, ids, noise, seed)
-        clean = adversarial = to_float(images)
-        if attack_fn is not None:
-            takes_ids = "example_ids" in inspect.signature(attack_fn).parameters
-            numbers = {"example_ids": ids} if takes_ids else {}
-            key = stream(seed, "attack")
-            adversarial = attack_fn(key, logits_fn, clean, labels, **traced, **arguments, **numbers)
-        logits = _logits_of_passes(seed, logits_fn, adversarial, num_passes)
+    ) -> tuple[Array, ...]:
+        logits_fn = noisy_logits_fn(model, weights, ids, noise, seed)
+        logits = _logits_of_passes(seed, logits_fn, images, num_passes)
         mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0)
         of_passes = jax.vmap(margin, in_axes=(0, None))(logits, labels)
-        return Outcome(
-            predictions=mean.argmax(axis=-1),
-            margins=margin(mean, labels),
-            passes=logits.argmax(axis=-1).T,
-            varies=(of_passes != of_passes[0]).any(axis=0),
-            unmoved=(adversarial == clean).all(axis=(1, 2, 3)),
-            images=adversarial,
+        return (
+            mean.argmax(axis=-1),
+            margin(mean, labels),
+            logits.argmax(axis=-1).T,
+            (of_passes != of_passes[0]).any(axis=0),
+            (images == to_float(clean)).all(axis=(1, 2, 3)),
         )
 
-    return pmap_batches(step, num_replicated=3, num_batches=3, sharded_output=True)
-
-
-def _noisy_logits_fn(
-    model: nn.Module, weights: PyTree, ids: Int[Array, "share"], noise: str, seed: Int[Array, ""]
-) -> LogitsFn:
-    """Returns the model with its noise on, off, or fixed: the same draw at every pass."""
-    if noise == "off":
-        model = without_noise(model)
-    logits_fn = make_logits_fn(model, weights, ids)
-    if noise == "fixed":
-        return lambda _, images: logits_fn(stream(seed, "noise"), images)
-    return logits_fn
+    return pmap_batches(step, num_replicated=2, num_batches=4, sharded_output=True)
 
 
 def _logits_of_passes(

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page, and the table of the terminal."""
+"""The report of a run: one self-contained HTML page."""
 
 import json
 import os
@@ -9,14 +9,11 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
-from jaxadv import figures, formats
+from jaxadv import entries, figures, formats
 from jaxadv.masking import ANY_IMAGE
 from jaxadv.types import UserError
 
-_WORST_CASE = "worst case"
 _NUM_PICTURES = 6
 _DEFAULT_EPS = 8 / 255  # the radius of the L-inf leaderboards, where no config names another
 _DATASETS = {"cifar10": "CIFAR-10", "digits": "digits, not CIFAR"}
@@ -64,68 +61,11 @@ def write(workdir: str | os.PathLike) -> Path:
     return path
 
 
-def table(evaluation: dict[str, Any]) -> Table:
-    """Returns the table that ends a run in the terminal.
-
-    Args:
-      evaluation: content of `evaluation.json`.
-    """
-    checkpoint = evaluation["checkpoint"]
-    rows = Table(
-        title=Text(
-            f"{evaluation['model']} on {evaluation['dataset']}, "
-            f"{checkpoint['which']} checkpoint (epoch {checkpoint['epoch']}), n = {evaluation['n']}"
-        )
-    )
-    rows.add_column("attack")
-    rows.add_column("norm")
-    passes = ["one pass", "majority"] if evaluation.get("stochastic") else []
-    for heading in ("eps", "accuracy", "95 % interval", "seconds", *passes):
-        rows.add_column(heading, justify="right")
-    clean = evaluation["clean"]
-    rows.add_row(
-        "clean",
-        "",
-        "",
-        formats.percent(clean["accuracy"]),
-        formats.interval(clean["ci95"]),
-        "",
-        *_passes(clean),
-    )
-    for name, entries in {**_by_name(evaluation["attacks"]), **_worst_cases(evaluation)}.items():
-        rows.add_section()
-        for entry in entries:
-            rows.add_row(
-                Text(name),
-                formats.norm(entry["norm"]),
-                formats.eps(entry["eps"]),
-                formats.percent(entry["accuracy"]),
-                formats.interval(entry["ci95"]),
-                f"{entry['seconds']:.1f}" if "seconds" in entry else "",
-                *_passes(entry),
-            )
-    rows.add_section()
-    for name, (score, num_radii) in _scores(evaluation).items():
-        rows.add_row(Text(f"{name}, aggregated"), "", "", f"{score:.3f} of {num_radii}", "", "")
-    return rows
-
-
-def _passes(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the accuracy of a single pass and of the majority vote, where there are several."""
-    if "single_pass" not in entry:
-        return ()
-    single = entry["single_pass"]
-    return (
-        f"{100 * single['mean']:.2f} \N{PLUS-MINUS SIGN} {100 * single['std']:.2f}",
-        formats.percent(entry["majority"]["accuracy"]),
-    )
-
-
 def _evaluated(
     evaluation: Mapping[str, Any], examples: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns what the page shows of the evaluation of the best checkpoint."""
-    groups = _by_name(evaluation["attacks"])
+    groups = entries.by_name(evaluation["attacks"])
     noisy = {
         name: entries
         for name, entries in groups.items()
@@ -134,40 +74,16 @@ def _evaluated(
     headline = _headline(evaluation, config)
     return {
         "groups": groups,
-        "worst_cases": _worst_cases(evaluation),
+        "worst_cases": entries.worst_cases(evaluation),
         "headline": headline,
-        "scores": _scores(evaluation),
+        "scores": entries.scores(evaluation),
         "over_eps": _over_eps(evaluation, noisy),
         "margins": headline and _margins(evaluation, examples, headline),
         "pictures": _pictures(_within_reach(noisy), examples),
+        "over_queries": _over_queries(noisy),
         "certified_figure": "certified" in evaluation
         and figures.certified_accuracy(evaluation["certified"]["radii"]),
     }
-
-
-def _by_name(attacks: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Returns the entries of each attack by ascending eps; `pgd40/0.03` belongs to `pgd40`."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for key, entry in attacks.items():
-        groups.setdefault(key.rsplit("/", 1)[0], []).append({**entry, "key": key})
-    return {name: sorted(group, key=lambda entry: entry["eps"]) for name, group in groups.items()}
-
-
-def _worst_cases(evaluation: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Returns the worst cases of each norm by ascending eps."""
-    groups = _by_name(evaluation["worst_case"])
-    one = len(groups) == 1
-    return {
-        _WORST_CASE if one else f"{_WORST_CASE}, {formats.norm(norm)}": entries
-        for norm, entries in groups.items()
-    }
-
-
-def _scores(evaluation: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
-    """Returns for each name, lowest first, its aggregated score and how many radii it sums."""
-    groups = _by_name(evaluation["attacks"])
-    scores = sorted(evaluation["aggregated_score"].items(), key=lambda item: item[1])
-    return {name: (score, len(groups[name])) for name, score in scores}
 
 
 def _headline(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -181,13 +97,31 @@ def _headline(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 def _over_eps(evaluation: Mapping[str, Any], groups: Mapping[str, list]) -> dict[str, str]:
     """Returns for each norm the figure of accuracy over eps."""
     drawn = {}
-    for name, worst in _worst_cases(evaluation).items():
+    for name, worst in entries.worst_cases(evaluation).items():
         norm = worst[0]["norm"]
         curves = {key: group for key, group in groups.items() if group[0]["norm"] == norm}
         drawn[norm] = figures.accuracy_over_eps(
             evaluation["clean"], _within_reach({**curves, name: worst}), worst=name
         )
     return drawn
+
+
+def _over_queries(groups: Mapping[str, list]) -> list[dict[str, Any]]:
+    """Returns for each ball that a black box was attacked in its entries and their figure."""
+    balls: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
+    for name, group in groups.items():
+        for entry in group:
+            balls.setdefault((entry["norm"], entry["eps"]), {})[name] = entry
+    parts = []
+    for (norm, eps), entries_of_ball in sorted(balls.items()):
+        asked = {name: e for name, e in entries_of_ball.items() if "over_queries" in e}
+        rest = {name: e for name, e in entries_of_ball.items() if "over_queries" not in e}
+        strongest = sorted(rest, key=lambda name: rest[name]["accuracy"])[:1]
+        if asked:
+            curves = {name: entry["over_queries"] for name, entry in asked.items()}
+            figure = figures.accuracy_over_queries(curves, {name: rest[name] for name in strongest})
+            parts.append({"norm": norm, "eps": eps, "attacks": asked, "figure": figure})
+    return parts
 
 
 def _within_reach(curves: Mapping[str, list]) -> dict[str, list]:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 from scipy.stats import beta, binomtest, norm
 
-from jaxadv.normal import normal
+from jaxadv.draws import normal
 from jaxadv.types import Images, LogitsFn, PRNGKey
 
 ABSTAIN = -1

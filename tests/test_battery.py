@@ -5,7 +5,7 @@ import pytest
 from linear_classifier import Linear, battery, make_problem
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import batteries
 from jaxadv.battery import expand, run_battery
 from jaxadv.outcomes import attack_examples
 from jaxadv.types import UserError
@@ -99,7 +99,7 @@ def test_an_example_gets_the_same_start_wherever_it_stands(problem):
 
 
 def test_an_attack_has_all_arguments_of_its_function():
-    attacks = expand(default.battery())
+    attacks = expand(batteries.standard())
     assert attacks["pgd40/0.03"] == {
         "attack": "pgd",
         "eps": 0.03,
@@ -119,7 +119,7 @@ def test_an_attack_has_all_arguments_of_its_function():
 
 
 def test_a_wrong_argument_is_named_with_the_nearest_right_one():
-    attacks = default.battery()
+    attacks = batteries.standard()
     attacks.pgd40.step_sise = 0.1
     with pytest.raises(UserError, match=r"pgd40\.step_sise is no argument of pgd: .*step_size"):
         expand(attacks)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jaxadv import figures, report
+from jaxadv import figures, report, terminal
 from jaxadv.types import UserError
 
 CONFIG = {
@@ -178,7 +178,7 @@ def rewrite(workdir, change, name="evaluation.json"):
 
 def printed(evaluation):
     console = Console(width=100, file=io.StringIO())
-    console.print(report.table(evaluation))
+    console.print(terminal.table(evaluation))
     return console.file.getvalue()
 
 

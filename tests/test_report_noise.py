@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from test_report import EVALUATION, entry, pgd
 
-from jaxadv import figures, report
+from jaxadv import figures, report, terminal
 
 
 def passes(mean, majority):
@@ -84,11 +84,11 @@ def test_a_model_without_noise_has_no_such_section(tmp_path):
 
 def test_the_terminal_shows_passes_too(evaluation):
     file = io.StringIO()
-    Console(width=160, file=file).print(report.table(evaluation))
+    Console(width=160, file=file).print(terminal.table(evaluation))
     (eot,) = (line for line in file.getvalue().splitlines() if "eot20" in line)
     assert "23.45 ± 1.23" in eot
     assert "24.68 %" in eot
-    assert "one pass" not in str([c.header for c in report.table(EVALUATION).columns])
+    assert "one pass" not in str([c.header for c in terminal.table(EVALUATION).columns])
 
 
 def test_the_certified_curve_names_its_axes(evaluation):

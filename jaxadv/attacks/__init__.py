@@ -3,10 +3,23 @@
 from collections.abc import Callable
 
 from jaxadv.attacks.gradient import fgsm, pgd
+from jaxadv.attacks.nes import nes
+from jaxadv.attacks.passes import BlackBox
+from jaxadv.attacks.queries import Queried
 from jaxadv.attacks.random_search import random_search
+from jaxadv.attacks.square import square
 
-ATTACKS: dict[str, Callable] = {"fgsm": fgsm, "pgd": pgd, "random_search": random_search}
+ATTACKS: dict[str, Callable] = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "nes": nes,
+    "square": square,
+    "random_search": random_search,
+}
 
-GRADIENT_FREE = ("random_search",)
+GRADIENT_FREE = ("nes", "square", "random_search")
 
-__all__ = ["ATTACKS", "GRADIENT_FREE", "fgsm", "pgd", "random_search"]
+__all__ = [
+    "ATTACKS", "GRADIENT_FREE", "BlackBox", "Queried", "fgsm", "nes", "pgd", "random_search",
+    "square",
+]  # fmt: skip

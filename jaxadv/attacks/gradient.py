@@ -10,13 +10,12 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from jaxadv.attacks.expectation import (
     AVERAGES,
     Noise,
-    Objective,
     expected_gradient,
     expected_score,
 )
-from jaxadv.attacks.inputs import check_at_least, check_inputs
+from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
-from jaxadv.losses import LOSSES
+from jaxadv.losses import make_objective
 from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 
@@ -97,7 +96,7 @@ def pgd(
       step_size: length of a step in the same norm and units.
       num_steps: gradient steps; 0 returns the clean images.
       norm: "linf" or "l2".
-      loss: "cross_entropy" or "margin", ascended for the labels.
+      loss: "cross_entropy", "margin" or "probability", ascended for the labels.
       random_start: start anywhere in the ball instead of at the clean image.
       num_restarts: independent attempts for each example.
       num_noise_samples: draws of the model's noise averaged in each gradient (EOT,
@@ -122,7 +121,7 @@ def pgd(
     >>> pgd(jax.random.key(0), logits_fn, x, y, eps=0.1, step_size=0.1, num_steps=3).min()
     Array(0.4, dtype=float32)
     """
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    images, labels, example_ids = as_inputs(images, labels, example_ids)
     check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss=loss)
     check_at_least(0, eps=eps, step_size=step_size, num_steps=num_steps)
     check_at_least(
@@ -141,7 +140,7 @@ def pgd(
         images,
         labels,
         targets,
-        jnp.arange(len(images)) if example_ids is None else jnp.asarray(example_ids),
+        example_ids,
         jnp.asarray(eps, images.dtype),
         jnp.asarray(step_size, images.dtype),
         jnp.asarray(num_steps, jnp.int32),
@@ -188,8 +187,8 @@ def _pgd(
 ) -> Images:
     threat = THREATS[norm]
     noise = Noise(num_noise_samples, noise_chunk_size, noise_average)
-    objective = _objective(loss, labels, targets)
-    score = _objective("margin", labels, targets)
+    objective = make_objective(loss, labels, targets)
+    score = make_objective("margin", labels, targets)
 
     def attempt(key: PRNGKey) -> Images:
         start_key, noise_key = jax.random.split(key)
@@ -220,11 +219,3 @@ def _pgd(
 
     worst = jnp.full(len(images), -jnp.inf)
     return lax.stop_gradient(lax.fori_loop(0, num_restarts, restart, (images, worst))[0])
-
-
-def _objective(loss: str, labels: Labels, targets: Labels | None) -> Objective:
-    """Returns what the attack ascends: the labels' loss, or minus that of the targets."""
-    loss_fn = LOSSES[loss]
-    if targets is None:
-        return lambda logits: loss_fn(logits, labels)
-    return lambda logits: -loss_fn(logits, targets)

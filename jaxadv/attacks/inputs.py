@@ -1,17 +1,29 @@
 """What every attack asks of its arguments, checked before anything is compiled."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from jaxadv.attacks.passes import BlackBox
 from jaxadv.attacks.threat import THREATS
 from jaxadv.losses import LOSSES
 from jaxadv.types import LogitsFn, PRNGKey
 
 
+def as_inputs(
+    images: ArrayLike, labels: ArrayLike, example_ids: ArrayLike | None
+) -> tuple[Array, Array, Array]:
+    """Returns images, labels and numbers of the examples, by default their positions."""
+    images = jnp.asarray(images)
+    ids = jnp.arange(len(images)) if example_ids is None else jnp.asarray(example_ids)
+    return images, jnp.asarray(labels), ids
+
+
 def check_inputs(
-    logits_fn: LogitsFn,
+    logits_fn: LogitsFn | BlackBox,
     key: PRNGKey,
     images: Array,
     labels: Array,
@@ -33,12 +45,15 @@ def check_inputs(
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}, not floats in [0, 1]: divide bytes by 255")
     _check_range("images", images, highest=1)
-    logits = jax.eval_shape(logits_fn, key, images)
-    if logits.ndim != 2 or logits.shape[0] != len(images):
-        raise ValueError(f"logits have shape {logits.shape}, not ({len(images)}, classes)")
+    num_classes = None  # of a black box only its answers tell
+    if not isinstance(logits_fn, BlackBox):
+        logits = jax.eval_shape(logits_fn, key, images)
+        if logits.ndim != 2 or logits.shape[0] != len(images):
+            raise ValueError(f"logits have shape {logits.shape}, not ({len(images)}, classes)")
+        num_classes = logits.shape[1]
     for name, classes in (("labels", labels), ("targets", targets)):
         if classes is not None:
-            _check_classes(name, jnp.asarray(classes), len(images), logits.shape[1])
+            _check_classes(name, jnp.asarray(classes), len(images), num_classes)
 
 
 def check_at_least(least: int, **numbers: ArrayLike) -> None:
@@ -48,15 +63,22 @@ def check_at_least(least: int, **numbers: ArrayLike) -> None:
             raise ValueError(f"{name} is {number}, not a number of {least} or more")
 
 
-def _check_classes(name: str, classes: Array, batch: int, num_classes: int) -> None:
+def check_positive(**numbers: ArrayLike) -> None:
+    """Raises a ValueError that names the first number not above 0, where it is known."""
+    for name, number in numbers.items():
+        if _known(number) and not (np.ndim(number) == 0 and np.asarray(number) > 0):
+            raise ValueError(f"{name} is {number}, not a number above 0")
+
+
+def _check_classes(name: str, classes: Array, batch: int, num_classes: int | None) -> None:
     if classes.shape != (batch,):
         raise ValueError(f"{name} have shape {classes.shape}, not ({batch},) as the images")
     if not jnp.issubdtype(classes.dtype, jnp.integer):
         raise ValueError(f"{name} are {classes.dtype}, not integers")
-    _check_range(name, classes, highest=num_classes - 1)
+    _check_range(name, classes, highest=math.inf if num_classes is None else num_classes - 1)
 
 
-def _check_range(name: str, array: Array, highest: int) -> None:
+def _check_range(name: str, array: Array, highest: int | float) -> None:
     if not _known(array) or not array.size:
         return
     # Inside of jit a known array would be traced too, and a traced one cannot be compared.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxadv.draws import normal, uniform
 from jaxadv.prng import example_keys
 from jaxadv.types import Images, PRNGKey
 
@@ -34,7 +35,7 @@ def _linf_project(delta: Images, eps: Scalar) -> Images:
 def _linf_random_start(
     key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
 ) -> Float[Array, "..."]:
-    return eps * jax.random.uniform(key, shape, eps.dtype, minval=-1.0, maxval=1.0)
+    return eps * uniform(key, shape)
 
 
 def _l2_norm(delta: Images) -> Float[Array, "batch 1 1 1"]:
@@ -49,7 +50,11 @@ def _l2_project(delta: Images, eps: Scalar) -> Images:
 def _l2_random_start(
     key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
 ) -> Float[Array, "..."]:
-    return eps * jax.random.ball(key, math.prod(shape), dtype=eps.dtype).reshape(shape)
+    direction_key, radius_key = jax.random.split(key)
+    direction = normal(direction_key, shape)
+    # The share of the ball within a radius r is r^d in d dimensions.
+    radius = jax.random.uniform(radius_key) ** (1 / math.prod(shape))
+    return eps * radius * direction / jnp.sqrt((direction**2).sum())
 
 
 def _l2_steepest(gradient: Images) -> Images:

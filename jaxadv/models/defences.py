@@ -16,8 +16,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array
 
+from jaxadv.draws import normal
 from jaxadv.models.layers import Conv
-from jaxadv.normal import normal
 from jaxadv.types import Images, UserError
 
 GRANULARITIES = ("layer", "channel", "element")

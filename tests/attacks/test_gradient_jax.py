@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from linear_model import LOGITS_FN, WEIGHTS, apply, examples
 
-from jaxadv.attacks import ATTACKS, pgd
+from jaxadv.attacks import ATTACKS, Queried, pgd
 
 KEY = jax.random.key(0)
 PARAMS = jnp.asarray(WEIGHTS, jnp.float32)
@@ -78,13 +78,16 @@ def test_nothing_differentiates_through_an_attack(name):
     budget = {
         "fgsm": {"eps": 0.1},
         "pgd": {"eps": 0.1, "step_size": 0.1, "num_steps": 1},
-        "random_search": {"eps": 0.1, "num_queries": 2},
+        "nes": {"eps": 0.1, "step_size": 0.1, "num_queries": 4, "samples_per_gradient": 2},
+        "square": {"eps": 0.1, "num_queries": 3},
+        "random_search": {"eps": 0.1, "num_queries": 3},
     }[name]
 
     images, labels = examples()
 
     def total(params, images):
-        return ATTACKS[name](KEY, partial(apply, params), images, labels, **budget).sum()
+        found = ATTACKS[name](KEY, partial(apply, params), images, labels, **budget)
+        return (found.images if isinstance(found, Queried) else found).sum()
 
     for gradient in jax.grad(total, argnums=(0, 1))(PARAMS, images):
         np.testing.assert_array_equal(gradient, 0)

@@ -5,7 +5,7 @@ import pytest
 from jax.extend.random import threefry_2x32
 from scipy import stats
 
-from jaxadv.normal import _words, normal
+from jaxadv.draws import _words, normal, rademacher, uniform
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
@@ -36,9 +36,28 @@ def test_draws_are_normal_and_uncorrelated():
     assert 4 < np.abs(draws).max() < 5.9
 
 
+def test_uniform_draws_are_uniform_and_uncorrelated():
+    draws = np.asarray(uniform(jax.random.key(7), (2, 100_000)))
+    assert stats.kstest(draws.ravel(), stats.uniform(-1, 2).cdf).pvalue > 0.01
+    for one, other in [draws, (draws[0, 1:], draws[0, :-1])]:
+        assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(100_000)
+    assert -1 <= draws.min() < -0.9999
+    assert 0.9999 < draws.max() < 1
+
+
+def test_signs_are_even_and_uncorrelated():
+    signs = np.asarray(rademacher(jax.random.key(7), (100, 3333)))
+    assert set(np.unique(signs)) == {-1, 1}
+    bound = 4 / np.sqrt(signs.size)
+    assert abs(signs.mean()) < bound
+    for lag in (1, 32, 3333):
+        assert abs(np.mean(signs.ravel()[lag:] * signs.ravel()[:-lag])) < bound
+
+
+@pytest.mark.parametrize("draw", [normal, rademacher, uniform])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5, 3)])
-def test_any_shape(shape):
-    draws = normal(jax.random.key(0), shape)
+def test_any_shape(draw, shape):
+    draws = draw(jax.random.key(0), shape)
     assert draws.shape == shape
     assert draws.dtype == jnp.float32
 
@@ -49,6 +68,7 @@ def test_keys_may_be_mapped():
     np.testing.assert_allclose(mapped, jnp.stack([normal(key, (5,)) for key in keys]), atol=1e-6)
 
 
-def test_another_generator_is_left_to_jax():
+def test_the_words_of_another_generator_are_left_to_jax():
     key = jax.random.key(0, impl="rbg")
-    np.testing.assert_array_equal(normal(key, (5,)), jax.random.normal(key, (5,)))
+    np.testing.assert_array_equal(jnp.stack(_words(key, 5)), jax.random.bits(key, (2, 5)))
+    assert jnp.isfinite(normal(key, (5,))).all()

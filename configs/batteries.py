@@ -1,0 +1,153 @@
+"""Batteries of attacks: the keys of each are arguments of its function in `jaxadv.attacks`.
+
+Every name is evaluated at every eps of its tuple.
+"""
+
+from ml_collections import ConfigDict
+
+
+def standard() -> ConfigDict:
+    """Returns the attacks of the final evaluation: the keys of each are arguments of its function.
+
+    Every name is evaluated at every eps of its tuple. The study's grid is `pgd40`. The last two
+    tell whether the others can be believed: a gradient-free attack must not beat them, and in
+    half the pixel range every image can be made grey.
+    """
+    grid = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
+    pgd = {"attack": "pgd", "step_size": 0.01}
+    return ConfigDict(
+        {
+            "fgsm": {"attack": "fgsm", "eps": grid},
+            "pgd40": {**pgd, "eps": grid, "num_steps": 40, "random_start": False},
+            "pgd20_restarts": {
+                **pgd,
+                "eps": (0.03,),
+                "num_steps": 20,
+                "loss": "margin",
+                "num_restarts": 5,
+            },
+            "random_search": {"attack": "random_search", "eps": (0.1,), "num_queries": 100},
+            "pgd_unbounded": {"attack": "pgd", "eps": (0.5,), "step_size": 0.05, "num_steps": 20},
+        }
+    )
+
+
+_PGD10 = {"attack": "pgd", "eps": (0.03,), "step_size": 0.008, "num_steps": 10}
+_SANITY = {
+    "fgsm": {"attack": "fgsm", "eps": (0.03,)},
+    "random_search": {"attack": "random_search", "eps": (0.03,), "num_queries": 100},
+    "pgd_unbounded": {**_PGD10, "eps": (0.5,), "step_size": 0.1},
+}
+
+
+def noise() -> ConfigDict:
+    """Returns the attacks of a model with noise of its own, at eps .03 and step .008.
+
+    `pgd10` sees one draw of the noise in each step, `eot20` averages 20; then the same attack on
+    the model with its noise off, and with one draw of it fixed.
+    """
+    return ConfigDict(
+        {
+            "pgd10": _PGD10,
+            "eot20": {**_PGD10, "num_noise_samples": 20},
+            "noise_off": {**_PGD10, "noise": "off"},
+            "noise_fixed": {**_PGD10, "noise": "fixed"},
+            **_SANITY,
+        }
+    )
+
+
+def plain() -> ConfigDict:
+    """Returns the same for a model without noise: the 200 gradients of `eot20` are 200 steps."""
+    return ConfigDict({"pgd10": _PGD10, "pgd200": {**_PGD10, "num_steps": 200}, **_SANITY})
+
+
+def eot() -> ConfigDict:
+    """Returns PGD-10 with gradients averaged over ever more draws of a model's noise.
+
+    The average is of the losses, for 20 draws also of the softmax; `pgd200` takes a single draw
+    in each of 200 steps.
+    """
+    averaged = {f"eot{n}": {**_PGD10, "num_noise_samples": n} for n in (1, 5, 10, 20, 50)}
+    return ConfigDict(
+        {
+            **averaged,
+            "eot20_softmax": {**averaged["eot20"], "noise_average": "softmax"},
+            "pgd200": {**_PGD10, "num_steps": 200},
+        }
+    )
+
+
+_BLACK_BOX = {"eps": (0.03, 0.1), "num_queries": 10_000}
+_NES = {"attack": "nes", "step_size": 0.02}
+
+
+def blackbox() -> ConfigDict:
+    """Returns what sees outputs only, at a budget of 10,000 queries, and PGD for comparison.
+
+    `nes` is the study's with early stop, `nes_ilyas` has the momentum, the decay and the sample
+    count of Ilyas et al. 2018, `spsa` has random signs for directions and the margin as loss.
+    """
+    return ConfigDict(
+        {
+            "pgd40": {"attack": "pgd", "eps": (0.03, 0.1), "step_size": 0.01, "num_steps": 40},
+            "nes": {**_NES, **_BLACK_BOX},
+            "nes_ilyas": {
+                **_NES,
+                **_BLACK_BOX,
+                "step_size": 0.01,
+                "samples_per_gradient": 50,
+                "loss": "cross_entropy",
+                "momentum": 0.9,
+                "plateau_length": 5,
+            },
+            "spsa": {**_NES, **_BLACK_BOX, "directions": "rademacher", "loss": "margin"},
+            "square": {"attack": "square", **_BLACK_BOX},
+            "random_search": {"attack": "random_search", **_BLACK_BOX},
+        }
+    )
+
+
+def study_nes() -> ConfigDict:
+    """Returns the study's NES at each of its budgets, and PGD with as many steps.
+
+    It takes no look at the result until the end, which the study did not count: L is L + 1 here.
+    """
+    budgets = (500, 1000, 2000, 3000, 4000)
+    pgd = {"attack": "pgd", "eps": (0.1,), "step_size": 0.02, "random_start": False}
+    return ConfigDict(
+        {
+            **{
+                f"nes{budget}": {
+                    **_NES, "eps": (0.1,), "num_queries": budget + 1, "early_stop": False
+                }
+                for budget in budgets
+            },
+            **{f"pgd{budget // 100}": {**pgd, "num_steps": budget // 100} for budget in budgets},
+        }
+    )  # fmt: skip
+
+
+def noisy_nes() -> ConfigDict:
+    """Returns NES on a model with noise of its own, over sigma and the sample count.
+
+    Every one takes 10 steps at eps .03 and looks at the end; PGD-10 sees the gradient of one draw.
+    """
+    return ConfigDict(
+        {
+            "pgd10": _PGD10,
+            **{
+                f"nes_n{samples}_sigma{sigma:g}": {
+                    "attack": "nes",
+                    "eps": (0.03,),
+                    "step_size": 0.008,
+                    "samples_per_gradient": samples,
+                    "sigma": sigma,
+                    "num_queries": 10 * samples + 1,
+                    "early_stop": False,
+                }
+                for samples in (100, 1000)
+                for sigma in (1e-3, 1e-2, 1e-1)
+            },
+        }
+    )

@@ -1,0 +1,295 @@
+"""NES: projected gradient ascent along gradients estimated from queries (Ilyas et al. 2018)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from jaxadv.attacks.expectation import Objective
+from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs, check_positive
+from jaxadv.attacks.passes import BlackBox, Passes, make_passes, reaching
+from jaxadv.attacks.queries import Queried, Search, begin, search
+from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.draws import normal, rademacher
+from jaxadv.losses import make_objective
+from jaxadv.prng import example_keys
+from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
+
+DIRECTIONS: dict[str, Callable[..., Array]] = {"normal": normal, "rademacher": rademacher}
+
+_IMAGES_AT_ONCE = 8192  # on an accelerator
+
+
+class Sampling(NamedTuple):
+    """How a gradient is estimated.
+
+    Attributes:
+      num_samples: queries of one gradient, half of them pairs; static.
+      chunk_size: queries of an image taken at once; static.
+      directions: "normal" or "rademacher"; static.
+      sigma: distance of a query along its direction; may be traced.
+    """
+
+    num_samples: int
+    chunk_size: int
+    directions: str
+    sigma: Float[Array, ""]
+
+
+class _Memory(NamedTuple):
+    velocity: Images
+    step_size: PerExample
+    losses: Float[Array, "batch plateau"]  # of the last gradients, the latest last
+
+
+def nes(
+    key: PRNGKey,
+    logits_fn: LogitsFn | BlackBox,
+    images: Images,
+    labels: Labels,
+    *,
+    eps: ArrayLike,
+    step_size: ArrayLike,
+    num_queries: ArrayLike,
+    samples_per_gradient: int = 100,
+    sigma: ArrayLike = 1e-3,
+    norm: str = "linf",
+    loss: str = "probability",
+    directions: str = "normal",
+    momentum: ArrayLike = 0.0,
+    plateau_length: int = 0,
+    min_step_size: ArrayLike = 5e-5,
+    early_stop: bool = True,
+    chunk_size: int | None = None,
+    num_noise_samples: ArrayLike = 1,
+    targets: Labels | None = None,
+    example_ids: Int[Array, "batch"] | None = None,
+    resume: Queried | None = None,
+) -> Queried:
+    """Returns what projected ascent along estimated gradients finds within a budget of queries.
+
+    The first query looks at the clean image. Each step then takes `samples_per_gradient` queries
+    around the image for its gradient, moves by `step_size` as PGD does, and looks at the result
+    with one more. An example is done when a look sees it misclassified. A step that would exceed
+    the budget is not begun.
+
+    What an example gets follows from the key and its number alone, not from its batch. Static are
+    `logits_fn`, `norm`, `loss`, `directions`, `samples_per_gradient`, `plateau_length`,
+    `early_stop` and `chunk_size`; the rest is traced. Matrix products are taken at full precision.
+
+    Args:
+      key: randomness of the directions and of the model's noise, which every query draws anew.
+      logits_fn: `(key, images) -> logits`, or a `BlackBox`, which is called from Python with
+        exactly the images that are queried.
+      images: clean images in [0, 1], shape (batch, height, width, channels).
+      labels: true classes, shape (batch,).
+      eps: radius of the ball in units of the pixel range.
+      step_size: length of a step in the same norm and units.
+      num_queries: budget of each example: its forward passes, looks included. With 1 there is
+        the look at the clean image and no step.
+      samples_per_gradient: queries of one gradient, in pairs on both sides of the image, which
+        may lie outside the ball and outside [0, 1].
+      sigma: distance of the queries from the image: their deviation in each pixel.
+      norm: "linf" or "l2".
+      loss: what is climbed: "probability" is -p(label) as in the study, "cross_entropy" and
+        "margin" as for `pgd`.
+      directions: "normal", or "rademacher", which makes it SPSA (Spall 1992, Uesato et al. 2018).
+      momentum: of the gradients, in [0, 1); .9 in Ilyas et al.
+      plateau_length: the step size is halved when the loss is below that of so many gradients
+        before; 5 in Ilyas et al., 0 keeps it.
+      min_step_size: below which it is not halved.
+      early_stop: False takes all steps that the budget allows and looks once, at the end, as
+        the study did: its L queries are L + 1 here.
+      chunk_size: how many queries of an image are taken at once, at most. Memory grows with it;
+        it changes no result. None: 2 on a CPU, which is fastest there, elsewhere so many that a
+        pass has up to 8192 images.
+      num_noise_samples: passes averaged in each look, each of them a query.
+      targets: classes to be predicted instead, shape (batch,).
+      example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
+      resume: result of an earlier call with a smaller budget and else the same arguments: the
+        search goes on from there, to the same result as if it had never stopped.
+
+    Returns:
+      The adversarial images, within eps of the clean ones and in [0, 1], with the ledger.
+
+    Raises:
+      ValueError: a shape, a range or a name that is not as above.
+    """
+    images, labels, example_ids = as_inputs(images, labels, example_ids)
+    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss=loss)
+    check_at_least(
+        0, eps=eps, step_size=step_size, num_queries=num_queries, momentum=momentum,
+        plateau_length=plateau_length, min_step_size=min_step_size,
+    )  # fmt: skip
+    check_positive(sigma=sigma)
+    check_at_least(1, num_noise_samples=num_noise_samples, chunk_size=chunk_size or 1)
+    if directions not in DIRECTIONS:
+        raise ValueError(f"directions {directions!r} is not one of {', '.join(DIRECTIONS)}")
+    chunk_size = _chunk_size(samples_per_gradient, chunk_size, len(images))
+    if resume is None:
+        memory = _Memory(
+            velocity=jnp.zeros_like(images),
+            step_size=jnp.full(len(images), step_size, images.dtype),
+            losses=jnp.full((len(images), max(plateau_length, 1)), -jnp.inf, images.dtype),
+        )
+        resume = begin(images, memory)
+    with reaching(logits_fn):
+        return _nes(
+            key,
+            logits_fn,
+            images,
+            labels,
+            targets,
+            example_ids,
+            resume,
+            jnp.asarray(eps, images.dtype),
+            jnp.asarray(num_queries, jnp.int32),
+            jnp.asarray(sigma, images.dtype),
+            jnp.asarray(momentum, images.dtype),
+            jnp.asarray(min_step_size, images.dtype),
+            jnp.asarray(num_noise_samples, jnp.int32),
+            samples_per_gradient=samples_per_gradient,
+            chunk_size=chunk_size,
+            norm=norm,
+            loss=loss,
+            directions=directions,
+            plateau_length=plateau_length,
+            early_stop=early_stop,
+        )
+
+
+_STATIC = (
+    "logits_fn",
+    "samples_per_gradient",
+    "chunk_size",
+    "norm",
+    "loss",
+    "directions",
+    "plateau_length",
+    "early_stop",
+)
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _nes(
+    key: PRNGKey,
+    logits_fn: LogitsFn | BlackBox,
+    images: Images,
+    labels: Labels,
+    targets: Labels | None,
+    example_ids: Int[Array, "batch"],
+    found: Queried,
+    eps: Float[Array, ""],
+    num_queries: Int[Array, ""],
+    sigma: Float[Array, ""],
+    momentum: Float[Array, ""],
+    min_step_size: Float[Array, ""],
+    num_noise_samples: Int[Array, ""],
+    *,
+    samples_per_gradient: int,
+    chunk_size: int,
+    norm: str,
+    loss: str,
+    directions: str,
+    plateau_length: int,
+    early_stop: bool,
+) -> Queried:
+    threat = THREATS[norm]
+    sampling = Sampling(samples_per_gradient, chunk_size, directions, sigma)
+    objective = make_objective(loss, labels, targets)
+    passes = make_passes(logits_fn)
+    gradient_key, look_key = jax.random.split(key)
+
+    def propose(found: Queried, active: Bool[Array, "batch"]) -> tuple[Images, _Memory]:
+        step_key = jax.random.fold_in(gradient_key, found.steps.max())
+        gradient, losses = estimate_gradient(
+            step_key, passes, objective, found.images, example_ids, active, sampling
+        )
+        velocity = momentum * found.memory.velocity + (1 - momentum) * gradient
+        step_size, last = found.memory.step_size, found.memory.losses
+        if plateau_length:
+            step_size, last = _decay(step_size, last, losses, min_step_size)
+        step = step_size[:, None, None, None] * threat.steepest(velocity)
+        candidates = perturb(threat, images, found.images + step - images, eps)
+        return candidates, _Memory(velocity, step_size, last)
+
+    return search(
+        look_key,
+        passes,
+        make_objective("margin", labels, targets),
+        images,
+        found,
+        Search(propose, cost=samples_per_gradient, greedy=False),
+        num_queries=num_queries,
+        num_noise_samples=num_noise_samples,
+        early_stop=early_stop,
+    )
+
+
+def estimate_gradient(
+    key: PRNGKey,
+    passes: Passes,
+    objective: Objective,
+    images: Images,
+    example_ids: Int[Array, "batch"],
+    active: Bool[Array, "batch"],
+    sampling: Sampling,
+) -> tuple[Images, PerExample]:
+    """Returns the antithetic estimate of each image's gradient, and the mean of the objective.
+
+    With n pairs it is 1 / (2 n sigma) sum_i [f(x + sigma u_i) - f(x - sigma u_i)] u_i. For a
+    linear f in d pixels its expectation is the gradient w, and that of its squared norm
+    |w|^2 (1 + (d + 1) / n), or (d - 1) / n for Rademacher directions: its cosine with the
+    gradient grows like the root of n / (n + d).
+    """
+    num_pairs, num_at_once = sampling.num_samples // 2, sampling.chunk_size // 2
+    draw_key, noise_key = jax.random.split(key)
+    keys = example_keys(draw_key, example_ids)
+    draw = partial(DIRECTIONS[sampling.directions], shape=images.shape[1:])
+
+    def directions(pair: Int[Array, ""]) -> Images:
+        return jax.vmap(lambda key: draw(jax.random.fold_in(key, pair)))(keys)
+
+    def add(i: int | Int[Array, ""], total: tuple[Images, PerExample]) -> tuple[Images, PerExample]:
+        gradient, value = total
+        pairs = i * num_at_once + jnp.arange(num_at_once)
+        u = jax.vmap(directions)(pairs)
+        queries = images + sampling.sigma * jnp.concatenate([u, -u])
+        noise_keys = example_keys(noise_key, jnp.concatenate([pairs, -1 - pairs]))
+        logits = passes(noise_keys, queries, active)
+        values = jax.vmap(objective)(logits)
+        slopes = values[:num_at_once] - values[num_at_once:]
+        gradient += (slopes[..., None, None, None] * u).sum(axis=0)
+        return gradient, value + values.sum(axis=0)
+
+    nothing = jnp.zeros_like(images), jnp.zeros(len(images), images.dtype)
+    gradient, value = lax.fori_loop(0, num_pairs // num_at_once, add, nothing)
+    return gradient / (2 * num_pairs * sampling.sigma), value / (2 * num_pairs)
+
+
+def _decay(
+    step_size: PerExample,
+    last: Float[Array, "batch plateau"],
+    losses: PerExample,
+    min_step_size: Float[Array, ""],
+) -> tuple[PerExample, Float[Array, "batch plateau"]]:
+    """Halves the step size of the examples whose loss is lower than it was; begins anew there."""
+    last = jnp.concatenate([last[:, 1:], losses[:, None]], axis=1)
+    stuck = last[:, -1] < last[:, 0]
+    halved = jnp.maximum(step_size / 2, jnp.minimum(min_step_size, step_size))
+    last = jnp.where(stuck[:, None], -jnp.inf, last)
+    return jnp.where(stuck, halved, step_size), last
+
+
+def _chunk_size(num_samples: int, limit: int | None, batch: int) -> int:
+    """Returns how many queries of an image to take at once."""
+    if num_samples < 2 or num_samples % 2:
+        raise ValueError(f"samples_per_gradient is {num_samples}, not even: queries come in pairs")
+    if limit is None:
+        limit = 2 if jax.default_backend() == "cpu" else _IMAGES_AT_ONCE // batch
+    divisors = (size for size in range(2, num_samples + 1, 2) if num_samples % size == 0)
+    return max(size for size in divisors if size <= max(limit, 2))

@@ -1,0 +1,90 @@
+"""How a search without gradients reaches a model: inside JAX, or by a call of Python."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxadv.types import LogitsFn
+
+
+class BlackBox(NamedTuple):
+    """A model that JAX cannot trace: a server, or another framework.
+
+    Attributes:
+      predict: float32 images (n, height, width, channels) in [0, 1], a numpy array -> their
+        class probabilities (n, classes). Whoever sees labels alone hands in one-hot rows.
+    """
+
+    predict: Callable[[np.ndarray], np.ndarray]
+
+
+Passes = Callable[
+    [Key[Array, "k"], Float[Array, "k batch height width channels"], Bool[Array, "batch"]],
+    Float[Array, "k batch classes"],
+]
+"""`(keys, images, active) -> logits`: k passes, each under noise of its own, over a batch whose
+inactive rows need no answer. Inside JAX shapes are fixed, so there they are computed and dropped;
+a black box is not asked about them."""
+
+
+def make_passes(logits_fn: LogitsFn | BlackBox) -> Passes:
+    """Returns how to query the model many times at once."""
+    if isinstance(logits_fn, BlackBox):
+        return _host_passes(logits_fn)
+
+    def passes(
+        keys: Key[Array, "k"],
+        images: Float[Array, "k batch height width channels"],
+        active: Bool[Array, "batch"],
+    ) -> Float[Array, "k batch classes"]:
+        # A pair is not mapped: a kernel with an axis of draws would make a slow convolution.
+        if len(images) <= 2:
+            return jnp.stack([logits_fn(*query) for query in zip(keys, images, strict=True)])
+        return jax.vmap(logits_fn)(keys, images)
+
+    return passes
+
+
+@contextmanager
+def reaching(logits_fn: LogitsFn | BlackBox) -> Iterator[None]:
+    """Runs jitted functions as the model needs it.
+
+    Inside JAX they take matrix products at full precision, without which differences between
+    near images drown. For a black box they run step by step in Python.
+    """
+    host = jax.disable_jit() if isinstance(logits_fn, BlackBox) else nullcontext()
+    with jax.default_matmul_precision("highest"), host:
+        yield
+
+
+def _host_passes(model: BlackBox) -> Passes:
+    def passes(
+        keys: Key[Array, "k"],
+        images: Float[Array, "k batch height width channels"],
+        active: Bool[Array, "batch"],
+    ) -> Float[Array, "k batch classes"]:
+        asked = np.asarray(images)[:, np.asarray(active)]
+        with jax.disable_jit(False):  # the model may be JAX's own
+            answer = model.predict(asked.reshape(-1, *asked.shape[2:]))
+        probabilities = _check_answer(answer, asked.shape[0] * asked.shape[1])
+        logits = np.zeros((*images.shape[:2], probabilities.shape[1]), np.float32)
+        with np.errstate(divide="ignore"):  # log 0 is -inf
+            logits[:, np.asarray(active)] = np.log(probabilities).reshape(*asked.shape[:2], -1)
+        return jnp.asarray(logits)
+
+    return passes
+
+
+def _check_answer(answer: np.ndarray, n: int) -> np.ndarray:
+    """Returns the answer of a black box, once it is seen to be probabilities."""
+    probabilities = np.asarray(answer, np.float64)
+    if probabilities.ndim != 2 or len(probabilities) != n:
+        raise ValueError(f"predict returned shape {probabilities.shape}, not ({n}, classes)")
+    if not ((probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)):
+        raise ValueError("predict returned rows that are no probabilities: from 0, with sum 1")
+    return probabilities

@@ -1,0 +1,157 @@
+"""The ledger of a black-box attack: what a search proposes, looks at, keeps, and has spent.
+
+Every forward pass of one image is a query, the look at a candidate as well as the passes that led
+to it. The budget is a hard cap: what would exceed it is not begun. An example's rows depend on no
+other example of its batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxadv.attacks.passes import Passes
+from jaxadv.types import Images, Logits, PerExample, PRNGKey
+
+
+class Queried(NamedTuple):
+    """What a black-box attack found, and what it spent; every array has one row per example.
+
+    Attributes:
+      images: adversarial images, (batch, height, width, channels).
+      success: whether the last look saw the image misclassified, or as its target.
+      queries: forward passes spent.
+      margins: largest other logit minus the label's at the last look that was kept, or minus the
+        same for the target; above 0 is a success, -inf where nothing was looked at.
+      steps: candidates proposed.
+      memory: what else the search goes on from.
+    """
+
+    images: Images
+    success: Bool[Array, "batch"]
+    queries: Int[Array, "batch"]
+    margins: PerExample
+    steps: Int[Array, "batch"]
+    memory: PyTree
+
+
+class Search(NamedTuple):
+    """A way to propose candidates.
+
+    Attributes:
+      propose: `(found, active) -> (candidates, memory)`; the step is the same for all active rows.
+      cost: passes that a proposal takes, without the look at it.
+      greedy: whether a candidate is kept only where its margin is larger.
+    """
+
+    propose: Callable[[Queried, Bool[Array, "batch"]], tuple[Images, PyTree]]
+    cost: int
+    greedy: bool
+
+
+def begin(images: Images, memory: PyTree = ()) -> Queried:
+    """Returns the state before the first query."""
+    batch = len(images)
+    return Queried(
+        images=images,
+        success=jnp.zeros(batch, bool),
+        queries=jnp.zeros(batch, jnp.int32),
+        margins=jnp.full(batch, -jnp.inf, images.dtype),
+        steps=jnp.zeros(batch, jnp.int32),
+        memory=memory,
+    )
+
+
+def search(
+    key: PRNGKey,
+    passes: Passes,
+    score: Callable[[Logits], PerExample],
+    clean: Images,
+    found: Queried,
+    how: Search,
+    *,
+    num_queries: Int[Array, ""],
+    num_noise_samples: Int[Array, ""],
+    early_stop: bool = True,
+) -> Queried:
+    """Returns what the search found within the budget, from where it stands.
+
+    The first candidate is the clean image. With `early_stop` every candidate is looked at and an
+    example is done with the first success. Without it there is one look, at the very end.
+
+    Args:
+      key: of the noise under which candidates are looked at.
+      passes: the model.
+      score: margin of the logits, above 0 a success.
+      clean: images in the centre of the ball.
+      found: of `begin`, or of an earlier call with a smaller budget.
+      how: the search.
+      num_queries: budget of each example, over all calls.
+      num_noise_samples: passes averaged in each look; a deterministic model needs one.
+      early_stop: whether to look at every candidate.
+    """
+    look_cost = num_noise_samples
+
+    def cost(found: Queried) -> Int[Array, "batch"]:
+        first = (found.steps == 0) & early_stop
+        return jnp.where(first, 0, how.cost) + look_cost
+
+    def active(found: Queried) -> Bool[Array, "batch"]:
+        return ~found.success & (found.queries + cost(found) <= num_queries)
+
+    def look(images: Images, step: Int[Array, ""], active: Bool[Array, "batch"]) -> PerExample:
+        return score(_mean_logits(jax.random.fold_in(key, step), passes, images, active, look_cost))
+
+    def advance(found: Queried) -> Queried:
+        rows, step = active(found), found.steps.max()
+        if not early_stop:
+            candidates, memory = how.propose(found, rows)
+            moved = found._replace(images=candidates, memory=memory)
+            return _select(rows, _spend(moved, how.cost), found)
+        candidates, memory = lax.cond(
+            step == 0, lambda: (clean, found.memory), lambda: how.propose(found, rows)
+        )
+        margins = look(candidates, step, rows)
+        moved = _spend(found._replace(memory=memory), cost(found))
+        kept = margins > found.margins if how.greedy else jnp.ones_like(rows)
+        looked = moved._replace(images=candidates, margins=margins, success=margins > 0)
+        return _select(rows, _select(kept, looked, moved), found)
+
+    found = lax.while_loop(lambda found: active(found).any(), advance, found)
+    if early_stop:
+        return lax.stop_gradient(found)
+    rows = found.queries + look_cost <= num_queries
+    margins = look(found.images, found.steps.max(), rows)
+    looked = found._replace(margins=margins, success=margins > 0, queries=found.queries + look_cost)
+    return lax.stop_gradient(_select(rows, looked, found))
+
+
+def _spend(found: Queried, cost: int | Int[Array, "..."]) -> Queried:
+    return found._replace(queries=found.queries + cost, steps=found.steps + 1)
+
+
+def _select(rows: Bool[Array, "batch"], one: Any, other: Any) -> Any:
+    """Returns a tree with some rows of one and the rest of the other."""
+
+    def select(one: Array, other: Array) -> Array:
+        return jnp.where(rows.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+
+    return jax.tree.map(select, one, other)
+
+
+def _mean_logits(
+    key: PRNGKey,
+    passes: Passes,
+    images: Images,
+    active: Bool[Array, "batch"],
+    num_samples: Int[Array, ""],
+) -> Float[Array, "batch classes"]:
+    """Returns the logarithm of the mean softmax over passes, up to what is equal for all."""
+
+    def one(i: int | Int[Array, ""]) -> Float[Array, "batch classes"]:
+        return jax.nn.log_softmax(passes(jax.random.fold_in(key, i)[None], images[None], active)[0])
+
+    return lax.fori_loop(1, num_samples, lambda i, total: jnp.logaddexp(total, one(i)), one(0))

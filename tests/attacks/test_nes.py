@@ -1,0 +1,164 @@
+"""NES on linear models, where the estimate and the path are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, flat, numpy_pgd
+
+from jaxadv.attacks import nes
+from jaxadv.attacks.nes import Sampling, _decay, estimate_gradient
+from jaxadv.attacks.passes import make_passes
+from jaxadv.losses import make_objective, margin
+
+KEY = jax.random.key(0)
+BATCH = 400
+IMAGES = jnp.full((BATCH, 4, 4, 3), 0.5)
+LABELS = jnp.zeros(BATCH, jnp.int32)
+TWO_CLASSES = jnp.stack([jnp.zeros(SIZE), jnp.asarray(WEIGHTS[:, 0], jnp.float32)], axis=1)
+
+
+def two_classes(key, images):
+    return images.reshape(-1, SIZE) @ TWO_CLASSES
+
+
+def estimate(directions="normal", num_samples=20, logits_fn=two_classes, loss="margin", **changes):
+    sampling = Sampling(
+        **{"num_samples": num_samples, "chunk_size": 2, "sigma": jnp.float32(1e-3), **changes},
+        directions=directions,
+    )
+    return estimate_gradient(
+        KEY,
+        make_passes(logits_fn),
+        make_objective(loss, LABELS, None),
+        IMAGES,
+        jnp.arange(BATCH),
+        jnp.ones(BATCH, bool),
+        sampling,
+    )
+
+
+@pytest.mark.parametrize("num_samples", [20, 200])
+@pytest.mark.parametrize(("directions", "extra"), [("normal", SIZE + 1), ("rademacher", SIZE - 1)])
+def test_the_estimate_has_the_expectation_and_variance_of_theory(directions, extra, num_samples):
+    gradient = flat(estimate(directions, num_samples, sigma=jnp.float32(0.1))[0])
+    w = WEIGHTS[:, 0]
+    num_pairs = num_samples // 2
+    # The mean of 400 estimates of one gradient: each coordinate within five standard errors.
+    error = np.sqrt((w**2 + (w**2).sum()) / num_pairs / BATCH)
+    assert (np.abs(gradient.mean(axis=0) - w) < 5 * error).all()
+    squared_norm = (gradient**2).sum(axis=1) / (w**2).sum()
+    assert squared_norm.mean() == pytest.approx(1 + extra / num_pairs, rel=0.05)
+    cosine = gradient @ w / np.linalg.norm(gradient, axis=1) / np.linalg.norm(w)
+    assert cosine.mean() == pytest.approx((1 + extra / num_pairs) ** -0.5, rel=0.05)
+
+
+def test_the_mean_of_the_objective_is_that_of_the_queries():
+    _, value = estimate(logits_fn=lambda key, x: two_classes(key, x) + jnp.array([0, 3]))
+    np.testing.assert_allclose(value, 3, rtol=1e-3)
+
+
+def noisy(key, images):
+    return two_classes(key, images) + jax.random.normal(key, (len(images), 2))
+
+
+@pytest.mark.parametrize("logits_fn", [two_classes, noisy])
+def test_the_chunk_changes_nothing(logits_fn):
+    changes = {"logits_fn": logits_fn, "sigma": jnp.float32(0.1)}
+    expected, _ = estimate(chunk_size=2, **changes)
+    for chunk_size in (4, 20):
+        gradient, _ = estimate(chunk_size=chunk_size, **changes)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_query_meets_noise_of_its_own():
+    gradient, _ = estimate(logits_fn=lambda key, x: noisy(key, x) * jnp.array([0, 1]), sigma=1.0)
+    # Equal noise on both sides of a pair would cancel, and leave the estimate as it was.
+    spread = flat(gradient - estimate(sigma=1.0)[0]).std()
+    assert spread == pytest.approx(np.sqrt(2 / 10) / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("loss", ["probability", "cross_entropy", "margin"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_with_many_samples_it_is_pgd(loss, norm):
+    images, _ = examples(n=4, low=0.3, high=0.7)
+    labels = LOGITS_FN(None, images).argmax(axis=1)
+    budget = {"eps": 0.2, "step_size": 0.1, "norm": norm}
+    found = nes(
+        KEY, LOGITS_FN, images, labels, loss=loss, samples_per_gradient=20_000, sigma=1e-2,
+        num_queries=40_001, early_stop=False, chunk_size=2000, **budget,
+    )  # fmt: skip
+    assert (found.steps == 2).all()
+    assert (found.queries == 40_001).all()
+    # The probability has the direction of the cross entropy.
+    loss = "cross_entropy" if loss == "probability" else loss
+    expected = numpy_pgd(WEIGHTS, images, images, labels, num_steps=2, loss=loss, **budget)
+    moves, known = flat(found.images - images), flat(expected - images)
+    cosine = (moves * known).sum(1) / np.linalg.norm(moves, axis=1) / np.linalg.norm(known, axis=1)
+    assert cosine.min() > 0.9
+
+
+def test_the_study_takes_as_many_steps_as_the_budget_holds_and_looks_once():
+    images, labels = examples(n=6)
+    for num_queries, steps in ((0, 0), (1, 0), (40, 0), (41, 1), (80, 1), (81, 2)):
+        found = nes(
+            KEY, LOGITS_FN, images, labels, eps=0.1, step_size=0.02, num_queries=num_queries,
+            samples_per_gradient=40, early_stop=False,
+        )  # fmt: skip
+        assert (found.steps == steps).all()
+        assert (found.queries == steps * 40 + (num_queries > 0)).all()
+        if num_queries:
+            margins = margin(LOGITS_FN(None, found.images), labels)
+            np.testing.assert_allclose(found.margins, margins, atol=1e-5)
+            np.testing.assert_array_equal(found.success, margins > 0)
+
+
+def test_momentum_carries_the_gradients_before():
+    images, labels = examples(n=6)
+    budget = {"eps": 0.5, "step_size": 0.01, "samples_per_gradient": 10, "early_stop": False}
+
+    def velocity(num_queries, momentum):
+        return flat(
+            nes(KEY, LOGITS_FN, images, labels, num_queries=num_queries, momentum=momentum,
+                loss="margin", **budget).memory.velocity
+        )  # fmt: skip
+
+    # The first step without momentum shows the first gradient, the second with some both.
+    first = velocity(11, 0.0)
+    np.testing.assert_allclose(velocity(11, 0.6), 0.4 * first, rtol=1e-5)
+    second = velocity(21, 0.6) - 0.6 * 0.4 * first
+    assert np.abs(second).max() > 0
+    assert (np.abs(velocity(21, 0.6)) > 0).all()
+
+
+def test_the_step_size_is_halved_where_the_loss_has_fallen():
+    step_size, last = jnp.array([0.04, 0.04, 0.04, 3e-5]), jnp.full((4, 3), -jnp.inf)
+    least = jnp.float32(0.015)
+    for losses in ([1.0, 3.0, 1.0, 3.0], [2.0, 2.0, 9.0, 2.0]):
+        step_size, last = _decay(step_size, last, jnp.array(losses), least)
+        np.testing.assert_allclose(step_size, [0.04, 0.04, 0.04, 3e-5])  # too few losses yet
+    step_size, last = _decay(step_size, last, jnp.array([3.0, 1.0, 1.0, 1.0]), least)
+    np.testing.assert_allclose(step_size, [0.04, 0.02, 0.04, 3e-5])
+    assert np.isneginf(last[1]).all()
+    np.testing.assert_allclose(last[0], [1, 2, 3])
+    for losses in (3.0, 2.0, 1.0):
+        step_size, last = _decay(step_size, last, jnp.full(4, losses), least)
+    np.testing.assert_allclose(step_size[1], 0.015)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples_per_gradient": 5}, "samples_per_gradient is 5, not even"),
+        ({"samples_per_gradient": 0}, "samples_per_gradient is 0, not even"),
+        ({"sigma": 0.0}, "sigma is 0.0, not a number above 0"),
+        ({"directions": "uniform"}, "directions 'uniform' is not one of normal, rademacher"),
+        ({"loss": "hinge"}, "loss 'hinge' is not one of"),
+        ({"chunk_size": -2}, "chunk_size is -2"),
+        ({"momentum": -0.1}, "momentum is -0.1"),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    arguments = {"eps": 0.1, "step_size": 0.1, "num_queries": 10, **changes}
+    with pytest.raises(ValueError, match=message):
+        nes(KEY, LOGITS_FN, *examples(n=4), **arguments)

@@ -1,0 +1,223 @@
+"""What every black-box attack owes: its ledger, its budget, and independence of the batch."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_model import SIZE, WEIGHTS, examples, length
+
+from jaxadv.attacks import ATTACKS, GRADIENT_FREE, BlackBox
+from jaxadv.losses import margin
+
+KEY = jax.random.key(0)
+EPS = {"linf": 0.06, "l2": 0.4}
+BUDGET = 60
+ARGUMENTS = {"nes": {"step_size": 0.02, "samples_per_gradient": 10}}
+
+every_attack = pytest.mark.parametrize("name", GRADIENT_FREE)
+both_norms = pytest.mark.parametrize("norm", EPS)
+
+
+def logits_fn(key, images):
+    """A linear model whose sums run in the same order in any batch."""
+    return (images.reshape(-1, SIZE, 1) * jnp.asarray(WEIGHTS, images.dtype)).sum(axis=1)
+
+
+def noisy_logits_fn(key, images):
+    return logits_fn(key, images) + jax.random.normal(key, (1, 5))
+
+
+def attack(name, model, images, labels, norm="linf", num_queries=BUDGET, **changes):
+    arguments = {"eps": EPS[norm], "norm": norm, **ARGUMENTS.get(name, {}), **changes}
+    if name == "nes" and norm == "l2" and "step_size" not in changes:
+        arguments["step_size"] = 0.1
+    return ATTACKS[name](KEY, model, images, labels, num_queries=num_queries, **arguments)
+
+
+@cache
+def problem():
+    """Images that the model gets right, except for the first four."""
+    images, _ = examples(n=24)
+    labels = logits_fn(None, images).argmax(axis=1)
+    return images, labels.at[:4].set((labels[:4] + 1) % 5)
+
+
+@cache
+def found(name, norm):
+    return attack(name, logits_fn, *problem(), norm=norm)
+
+
+def rows(result, index):
+    return jax.tree.map(lambda array: np.asarray(array[index]), result)
+
+
+def assert_same(one, other):
+    for a, b in zip(one[:-1], other[:-1], strict=True):  # all but the memory
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+@every_attack
+@both_norms
+def test_the_ledger_says_what_the_model_says(name, norm):
+    images, labels = problem()
+    result = found(name, norm)
+    margins = margin(logits_fn(None, result.images), labels)
+    np.testing.assert_allclose(result.margins, margins, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(result.success, margins > 0)
+    assert 4 < result.success.sum() < len(labels)
+    assert (length(result.images - images, norm) <= EPS[norm] * (1 + 1e-5)).all()
+    assert result.images.min() >= 0
+    assert result.images.max() <= 1
+
+
+@every_attack
+def test_what_is_misclassified_costs_one_look(name):
+    result = found(name, "linf")
+    np.testing.assert_array_equal(result.queries[:4], 1)
+    np.testing.assert_array_equal(result.images[:4], problem()[0][:4])
+    assert result.success[:4].all()
+    assert (result.queries[4:] > 1).all()
+    assert (result.queries[~result.success] > BUDGET - 11).all()
+
+
+@every_attack
+@both_norms
+def test_a_batch_is_that_many_batches_of_one(name, norm):
+    images, labels = problem()
+    together = found(name, norm)
+    for i in range(0, 24, 5):
+        one = jnp.array([i])
+        alone = attack(name, logits_fn, images[one], labels[one], norm=norm, example_ids=one)
+        assert_same(rows(alone, 0), rows(together, i))
+
+
+@every_attack
+@pytest.mark.parametrize("num_queries", [0, 1, 2, 11, 12, 13, 23, 24])
+def test_the_budget_is_a_hard_cap(name, num_queries):
+    """Counted by a model that the attack knows nothing of, for each image by its colour."""
+    images, labels = problem()
+    counts = np.zeros(24, int)
+
+    def predict(queries):
+        nearest = np.abs(queries[:, None] - np.asarray(images)[None]).max(axis=(2, 3, 4))
+        np.add.at(counts, nearest.argmin(axis=1), 1)
+        return np.asarray(jax.nn.softmax(logits_fn(None, queries)))
+
+    result = attack(name, BlackBox(predict), images, labels, num_queries=num_queries)
+    np.testing.assert_array_equal(result.queries, counts)
+    assert counts.max() <= num_queries
+    if num_queries < 2:
+        np.testing.assert_array_equal(result.images, images)
+        assert (result.steps == num_queries).all()
+
+
+@every_attack
+def test_inside_jax_as_many_queries_are_computed_for_a_single_image(name):
+    images, labels = problem()
+    counts = []
+
+    def counted(key, images):
+        jax.debug.callback(lambda: counts.append(1))
+        return logits_fn(key, images)
+
+    for i in (5, 6):
+        one = jnp.array([i])
+        result = attack(name, counted, images[one], labels[one], example_ids=one)
+        jax.effects_barrier()
+        assert len(counts) == result.queries[0]
+        counts.clear()
+
+
+@every_attack
+def test_a_black_box_and_a_function_are_attacked_alike(name):
+    images, labels = problem()
+    model = BlackBox(lambda queries: np.asarray(jax.nn.softmax(logits_fn(None, queries))))
+    result = attack(name, model, images, labels)
+    np.testing.assert_array_equal(result.queries, found(name, "linf").queries)
+    np.testing.assert_array_equal(result.success, found(name, "linf").success)
+
+
+@every_attack
+@both_norms
+def test_a_search_goes_on_where_it_stopped(name, norm):
+    images, labels = problem()
+    part = attack(name, logits_fn, images, labels, norm=norm, num_queries=25)
+    assert (part.queries <= 25).all()
+    whole = attack(name, logits_fn, images, labels, norm=norm, resume=part)
+    assert_same(whole, found(name, norm))
+
+
+@every_attack
+def test_targets_are_reached(name):
+    images, labels = problem()
+    targets = (labels + 2) % 5
+    result = attack(name, logits_fn, images, labels, targets=targets, eps=0.3, num_queries=400)
+    reached = logits_fn(None, result.images).argmax(axis=1) == targets
+    np.testing.assert_array_equal(result.success, reached)
+    assert reached.mean() > 0.5
+
+
+@every_attack
+def test_each_look_may_average_passes_and_pays_for_them(name):
+    images, labels = problem()
+    result = attack(name, noisy_logits_fn, images, labels, num_noise_samples=3, num_queries=39)
+    assert result.queries.max() <= 39
+    step = 13 if name == "nes" else 3
+    np.testing.assert_array_equal((result.queries - 3) % step, 0)
+    single = attack(name, noisy_logits_fn, images, labels, num_queries=39)
+    assert not np.array_equal(single.margins, result.margins)
+
+
+def far_from_grey(key, images):
+    """A model that no search breaks, though almost any change of a grey image gains."""
+    gain = jnp.abs(images - 0.5).sum((1, 2, 3)) + logits_fn(key, images)[:, 0]
+    return jnp.stack([jnp.zeros(len(images)), gain - 1000], axis=1)
+
+
+@every_attack
+def test_equal_images_get_draws_of_their_own(name):
+    images, labels = jnp.full((6, 4, 4, 3), 0.5), jnp.zeros(6, jnp.int32)
+    changes = {"num_queries": 12, "loss": "margin"} if name == "nes" else {"num_queries": 2}
+    result = attack(name, far_from_grey, images, labels, **changes)
+    assert len(np.unique(np.asarray(result.images).reshape(6, -1), axis=0)) > 3
+
+
+BAD_ANSWERS = {
+    "shape": (lambda queries: np.ones(len(queries)), r"shape \(24,\), not \(24, classes\)"),
+    "rows": (lambda queries: np.full((3, 5), 0.2), r"shape \(3, 5\), not \(24, classes\)"),
+    "logits": (lambda queries: np.asarray(logits_fn(None, queries)), "no probabilities"),
+    "nan": (lambda queries: np.full((len(queries), 5), np.nan), "no probabilities"),
+}
+
+
+@pytest.mark.parametrize(("predict", "message"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
+def test_an_answer_that_is_no_probabilities_is_named(predict, message):
+    with pytest.raises(ValueError, match=message):
+        attack("square", BlackBox(predict), *problem())
+
+
+def test_an_error_of_the_black_box_comes_through():
+    def predict(queries):
+        raise ConnectionError("the server is gone")
+
+    with pytest.raises(ConnectionError, match="the server is gone"):
+        attack("square", BlackBox(predict), *problem())
+
+
+@every_attack
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_queries": -1}, "num_queries is -1"),
+        ({"eps": -0.1}, "eps is -0.1"),
+        ({"num_noise_samples": 0}, "num_noise_samples is 0"),
+        ({"norm": "l1"}, "norm 'l1' is not one of"),
+    ],
+)
+def test_bad_input_is_named(name, changes, message):
+    images, labels = problem()
+    arguments = {"eps": 0.1, "num_queries": 10, **ARGUMENTS.get(name, {}), **changes}
+    with pytest.raises(ValueError, match=message):
+        ATTACKS[name](KEY, logits_fn, images, labels, **arguments)
