@@ -78,19 +78,19 @@ def eot() -> ConfigDict:
     )
 
 
-_BLACK_BOX = {"eps": (0.03, 0.1), "num_queries": 10_000}
+_BLACK_BOX = {"eps": (0.1,), "num_queries": 10_000}
 _NES = {"attack": "nes", "step_size": 0.02}
 
 
 def blackbox() -> ConfigDict:
-    """Returns what sees outputs only, at a budget of 10,000 queries, and PGD for comparison.
+    """Returns what sees outputs only, with 10,000 queries at the study's eps, and PGD beside it.
 
     `nes` is the study's with early stop, `nes_ilyas` has the momentum, the decay and the sample
     count of Ilyas et al. 2018, `spsa` has random signs for directions and the margin as loss.
     """
     return ConfigDict(
         {
-            "pgd40": {"attack": "pgd", "eps": (0.03, 0.1), "step_size": 0.01, "num_steps": 40},
+            "pgd40": {"attack": "pgd", "eps": (0.1,), "step_size": 0.02, "num_steps": 40},
             "nes": {**_NES, **_BLACK_BOX},
             "nes_ilyas": {
                 **_NES,
@@ -146,7 +146,7 @@ def noisy_nes() -> ConfigDict:
                     "num_queries": 10 * samples + 1,
                     "early_stop": False,
                 }
-                for samples in (100, 1000)
+                for samples in (100, 400)
                 for sigma in (1e-3, 1e-2, 1e-1)
             },
         }

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxadv.attacks import ATTACKS
 from jaxadv.attacks.expectation import AVERAGES
-from jaxadv.attacks.nes import DIRECTIONS
+from jaxadv.attacks.finite_difference import DIRECTIONS
 from jaxadv.attacks.threat import THREATS
 from jaxadv.classifier import check_certifiable, make_classifier
 from jaxadv.crafting import NOISES

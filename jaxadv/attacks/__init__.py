@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from jaxadv.attacks.gradient import fgsm, pgd
+from jaxadv.attacks.label_only import nes_label_only
 from jaxadv.attacks.nes import nes
 from jaxadv.attacks.passes import BlackBox
 from jaxadv.attacks.queries import Queried
@@ -13,11 +14,12 @@ ATTACKS: dict[str, Callable] = {
     "fgsm": fgsm,
     "pgd": pgd,
     "nes": nes,
+    "nes_label_only": nes_label_only,
     "square": square,
     "random_search": random_search,
 }
 
-GRADIENT_FREE = ("nes", "square", "random_search")
+GRADIENT_FREE = ("nes", "nes_label_only", "square", "random_search")
 
 __all__ = [
     "ATTACKS", "GRADIENT_FREE", "BlackBox", "Queried", "fgsm", "nes", "pgd", "random_search",

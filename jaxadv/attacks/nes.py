@@ -1,43 +1,21 @@
 """NES: projected gradient ascent along gradients estimated from queries (Ilyas et al. 2018)."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxadv.attacks.expectation import Objective
+from jaxadv.attacks.finite_difference import Sampling, check_samples, estimate_gradient
 from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs, check_positive
-from jaxadv.attacks.passes import BlackBox, Passes, make_passes, reaching
-from jaxadv.attacks.queries import Queried, Search, begin, search
+from jaxadv.attacks.passes import BlackBox, make_passes, reaching
+from jaxadv.attacks.queries import Queried, Search, begin, keep_latest, search
 from jaxadv.attacks.threat import THREATS, perturb
-from jaxadv.draws import normal, rademacher
 from jaxadv.losses import make_objective
-from jaxadv.prng import example_keys
 from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
-DIRECTIONS: dict[str, Callable[..., Array]] = {"normal": normal, "rademacher": rademacher}
-
 _IMAGES_AT_ONCE = 8192  # on an accelerator
-
-
-class Sampling(NamedTuple):
-    """How a gradient is estimated.
-
-    Attributes:
-      num_samples: queries of one gradient, half of them pairs; static.
-      chunk_size: queries of an image taken at once; static.
-      directions: "normal" or "rademacher"; static.
-      sigma: distance of a query along its direction; may be traced.
-    """
-
-    num_samples: int
-    chunk_size: int
-    directions: str
-    sigma: Float[Array, ""]
 
 
 class _Memory(NamedTuple):
@@ -127,8 +105,7 @@ def nes(
     )  # fmt: skip
     check_positive(sigma=sigma)
     check_at_least(1, num_noise_samples=num_noise_samples, chunk_size=chunk_size or 1)
-    if directions not in DIRECTIONS:
-        raise ValueError(f"directions {directions!r} is not one of {', '.join(DIRECTIONS)}")
+    check_samples(samples_per_gradient, directions)
     chunk_size = _chunk_size(samples_per_gradient, chunk_size, len(images))
     if resume is None:
         memory = _Memory(
@@ -223,52 +200,13 @@ def _nes(
         make_objective("margin", labels, targets),
         images,
         found,
-        Search(propose, cost=samples_per_gradient, greedy=False),
+        Search(
+            propose, lambda found: jnp.full_like(found.queries, samples_per_gradient), keep_latest
+        ),
         num_queries=num_queries,
         num_noise_samples=num_noise_samples,
         early_stop=early_stop,
     )
-
-
-def estimate_gradient(
-    key: PRNGKey,
-    passes: Passes,
-    objective: Objective,
-    images: Images,
-    example_ids: Int[Array, "batch"],
-    active: Bool[Array, "batch"],
-    sampling: Sampling,
-) -> tuple[Images, PerExample]:
-    """Returns the antithetic estimate of each image's gradient, and the mean of the objective.
-
-    With n pairs it is 1 / (2 n sigma) sum_i [f(x + sigma u_i) - f(x - sigma u_i)] u_i. For a
-    linear f in d pixels its expectation is the gradient w, and that of its squared norm
-    |w|^2 (1 + (d + 1) / n), or (d - 1) / n for Rademacher directions: its cosine with the
-    gradient grows like the root of n / (n + d).
-    """
-    num_pairs, num_at_once = sampling.num_samples // 2, sampling.chunk_size // 2
-    draw_key, noise_key = jax.random.split(key)
-    keys = example_keys(draw_key, example_ids)
-    draw = partial(DIRECTIONS[sampling.directions], shape=images.shape[1:])
-
-    def directions(pair: Int[Array, ""]) -> Images:
-        return jax.vmap(lambda key: draw(jax.random.fold_in(key, pair)))(keys)
-
-    def add(i: int | Int[Array, ""], total: tuple[Images, PerExample]) -> tuple[Images, PerExample]:
-        gradient, value = total
-        pairs = i * num_at_once + jnp.arange(num_at_once)
-        u = jax.vmap(directions)(pairs)
-        queries = images + sampling.sigma * jnp.concatenate([u, -u])
-        noise_keys = example_keys(noise_key, jnp.concatenate([pairs, -1 - pairs]))
-        logits = passes(noise_keys, queries, active)
-        values = jax.vmap(objective)(logits)
-        slopes = values[:num_at_once] - values[num_at_once:]
-        gradient += (slopes[..., None, None, None] * u).sum(axis=0)
-        return gradient, value + values.sum(axis=0)
-
-    nothing = jnp.zeros_like(images), jnp.zeros(len(images), images.dtype)
-    gradient, value = lax.fori_loop(0, num_pairs // num_at_once, add, nothing)
-    return gradient / (2 * num_pairs * sampling.sigma), value / (2 * num_pairs)
 
 
 def _decay(
@@ -287,8 +225,6 @@ def _decay(
 
 def _chunk_size(num_samples: int, limit: int | None, batch: int) -> int:
     """Returns how many queries of an image to take at once."""
-    if num_samples < 2 or num_samples % 2:
-        raise ValueError(f"samples_per_gradient is {num_samples}, not even: queries come in pairs")
     if limit is None:
         limit = 2 if jax.default_backend() == "cpu" else _IMAGES_AT_ONCE // batch
     divisors = (size for size in range(2, num_samples + 1, 2) if num_samples % size == 0)

@@ -38,18 +38,48 @@ class Queried(NamedTuple):
     memory: PyTree
 
 
+class Verdict(NamedTuple):
+    """What comes of a look at a candidate; each has one row per example.
+
+    Attributes:
+      kept: whether the candidate takes the place of what was found.
+      success: whether it ends the search.
+      memory: of the search.
+    """
+
+    kept: Bool[Array, "batch"]
+    success: Bool[Array, "batch"]
+    memory: PyTree
+
+
 class Search(NamedTuple):
-    """A way to propose candidates.
+    """A way to search; only the rows that are active count.
 
     Attributes:
       propose: `(found, active) -> (candidates, memory)`; the step is the same for all active rows.
-      cost: passes that a proposal takes, without the look at it.
-      greedy: whether a candidate is kept only where its margin is larger.
+      cost: `found -> (batch,)` passes that the proposal takes, without the look at it.
+      judge: `(found, candidates, margins) -> Verdict`; `found` has the memory of the proposal.
     """
 
     propose: Callable[[Queried, Bool[Array, "batch"]], tuple[Images, PyTree]]
-    cost: int
-    greedy: bool
+    cost: Callable[[Queried], Int[Array, "batch"]]
+    judge: Callable[[Queried, Images, PerExample], Verdict]
+
+
+def always(count: int) -> Callable[[Queried], Int[Array, "batch"]]:
+    """Returns the cost of proposals that all take as many passes."""
+    return lambda found: jnp.full_like(found.queries, count)
+
+
+def keep_larger(found: Queried, candidates: Images, margins: PerExample) -> Verdict:
+    """Keeps a candidate where its margin is larger than any before."""
+    kept = margins > found.margins
+    return Verdict(kept, kept & (margins > 0), found.memory)
+
+
+def keep_latest(found: Queried, candidates: Images, margins: PerExample) -> Verdict:
+    """Keeps every candidate."""
+    return Verdict(jnp.ones_like(found.success), margins > 0, found.memory)
 
 
 def begin(images: Images, memory: PyTree = ()) -> Queried:
@@ -97,7 +127,7 @@ def search(
 
     def cost(found: Queried) -> Int[Array, "batch"]:
         first = (found.steps == 0) & early_stop
-        return jnp.where(first, 0, how.cost) + look_cost
+        return jnp.where(first, 0, how.cost(found)) + look_cost
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         return ~found.success & (found.queries + cost(found) <= num_queries)
@@ -109,15 +139,15 @@ def search(
         rows, step = active(found), found.steps.max()
         if not early_stop:
             candidates, memory = how.propose(found, rows)
-            moved = found._replace(images=candidates, memory=memory)
-            return _select(rows, _spend(moved, how.cost), found)
+            moved = _spend(found, how.cost(found))._replace(images=candidates, memory=memory)
+            return _select(rows, moved, found)
         candidates, memory = lax.cond(
             step == 0, lambda: (clean, found.memory), lambda: how.propose(found, rows)
         )
         margins = look(candidates, step, rows)
-        moved = _spend(found._replace(memory=memory), cost(found))
-        kept = margins > found.margins if how.greedy else jnp.ones_like(rows)
-        looked = moved._replace(images=candidates, margins=margins, success=margins > 0)
+        kept, success, memory = how.judge(found._replace(memory=memory), candidates, margins)
+        moved = _spend(found, cost(found))._replace(success=success, memory=memory)
+        looked = moved._replace(images=candidates, margins=margins)
         return _select(rows, _select(kept, looked, moved), found)
 
     found = lax.while_loop(lambda found: active(found).any(), advance, found)
@@ -129,7 +159,7 @@ def search(
     return lax.stop_gradient(_select(rows, looked, found))
 
 
-def _spend(found: Queried, cost: int | Int[Array, "..."]) -> Queried:
+def _spend(found: Queried, cost: Int[Array, "batch"]) -> Queried:
     return found._replace(queries=found.queries + cost, steps=found.steps + 1)
 
 

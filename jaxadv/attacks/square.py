@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
-from jaxadv.attacks.queries import Queried, Search, begin, search
+from jaxadv.attacks.queries import Queried, Search, always, begin, keep_larger, search
 from jaxadv.draws import rademacher
 from jaxadv.losses import make_objective
 from jaxadv.prng import example_keys
@@ -108,7 +108,7 @@ def _square(
         make_objective("margin", labels, targets),
         images,
         found,
-        Search(propose, cost=0, greedy=True),
+        Search(propose, always(0), keep_larger),
         num_queries=num_queries,
         num_noise_samples=num_noise_samples,
     )

@@ -13,6 +13,7 @@ from jaxadv.prng import example_keys
 from jaxadv.types import Images, PRNGKey
 
 Scalar = Float[Array, ""]
+Radius = Scalar | Float[Array, "batch 1 1 1"]  # of all images, or of each
 
 
 class Threat(NamedTuple):
@@ -23,12 +24,12 @@ class Threat(NamedTuple):
     `steepest(gradient)` is the perturbation of unit norm that gains most to first order.
     """
 
-    project: Callable[[Images, Scalar], Images]
+    project: Callable[[Images, Radius], Images]
     random_start: Callable[[Key[Array, ""], tuple[int, ...], Scalar], Float[Array, "..."]]
     steepest: Callable[[Images], Images]
 
 
-def _linf_project(delta: Images, eps: Scalar) -> Images:
+def _linf_project(delta: Images, eps: Radius) -> Images:
     return jnp.clip(delta, -eps, eps)
 
 
@@ -42,7 +43,7 @@ def _l2_norm(delta: Images) -> Float[Array, "batch 1 1 1"]:
     return jnp.sqrt((delta**2).sum(axis=(1, 2, 3), keepdims=True))
 
 
-def _l2_project(delta: Images, eps: Scalar) -> Images:
+def _l2_project(delta: Images, eps: Radius) -> Images:
     floor = jnp.finfo(delta.dtype).tiny  # keeps zero at zero instead of NaN
     return delta * jnp.minimum(1.0, eps / jnp.maximum(_l2_norm(delta), floor))
 
@@ -78,7 +79,7 @@ def random_perturbation(
     return draw(example_keys(key, example_ids), images.shape[1:], eps)
 
 
-def perturb(threat: Threat, images: Images, delta: Images, eps: Scalar) -> Images:
+def perturb(threat: Threat, images: Images, delta: Images, eps: Radius) -> Images:
     """Returns images + delta, inside the eps-ball around the images and inside [0, 1].
 
     Clipping to the box after the projection leaves the ball intact: every image is in the

@@ -7,7 +7,8 @@ import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, flat, numpy_pgd
 
 from jaxadv.attacks import nes
-from jaxadv.attacks.nes import Sampling, _decay, estimate_gradient
+from jaxadv.attacks.finite_difference import Sampling, estimate_gradient
+from jaxadv.attacks.nes import _decay
 from jaxadv.attacks.passes import make_passes
 from jaxadv.losses import make_objective, margin
 

@@ -1,0 +1,85 @@
+"""Gradients estimated from queries on both sides of an image (Salimans et al. 2017)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxadv.attacks.expectation import Objective
+from jaxadv.attacks.passes import Passes
+from jaxadv.draws import normal, rademacher
+from jaxadv.prng import example_keys
+from jaxadv.types import Images, PerExample, PRNGKey
+
+DIRECTIONS: dict[str, Callable[..., Array]] = {"normal": normal, "rademacher": rademacher}
+
+
+class Sampling(NamedTuple):
+    """How a gradient is estimated.
+
+    Attributes:
+      num_samples: queries of one gradient, half of them pairs; static.
+      chunk_size: queries of an image taken at once; static.
+      directions: "normal" or "rademacher"; static.
+      sigma: distance of a query along its direction; may be traced.
+    """
+
+    num_samples: int
+    chunk_size: int
+    directions: str
+    sigma: Float[Array, ""]
+
+
+def estimate_gradient(
+    key: PRNGKey,
+    passes: Passes,
+    objective: Objective,
+    images: Images,
+    example_ids: Int[Array, "batch"],
+    active: Bool[Array, "batch"],
+    sampling: Sampling,
+) -> tuple[Images, PerExample]:
+    """Returns the antithetic estimate of each image's gradient, and the mean of the objective.
+
+    With n pairs it is 1 / (2 n sigma) sum_i [f(x + sigma u_i) - f(x - sigma u_i)] u_i. For a
+    linear f in d pixels its expectation is the gradient w, and that of its squared norm
+    |w|^2 (1 + (d + 1) / n), or (d - 1) / n for Rademacher directions: its cosine with the
+    gradient grows like the root of n / (n + d).
+    """
+    num_pairs, num_at_once = sampling.num_samples // 2, sampling.chunk_size // 2
+    draw_key, noise_key = jax.random.split(key)
+    keys = example_keys(draw_key, example_ids)
+    draw = partial(DIRECTIONS[sampling.directions], shape=images.shape[1:])
+
+    def directions(pair: Int[Array, ""]) -> Images:
+        return jax.vmap(lambda key: draw(jax.random.fold_in(key, pair)))(keys)
+
+    def add(i: int | Int[Array, ""], total: tuple[Images, PerExample]) -> tuple[Images, PerExample]:
+        gradient, value = total
+        pairs = i * num_at_once + jnp.arange(num_at_once)
+        u = jax.vmap(directions)(pairs)
+        queries = images + sampling.sigma * jnp.concatenate([u, -u])
+        noise_keys = example_keys(noise_key, jnp.concatenate([pairs, -1 - pairs]))
+        logits = passes(noise_keys, queries, active)
+        values = jax.vmap(objective)(logits)
+        slopes = values[:num_at_once] - values[num_at_once:]
+        gradient += (slopes[..., None, None, None] * u).sum(axis=0)
+        return gradient, value + values.sum(axis=0)
+
+    nothing = jnp.zeros_like(images), jnp.zeros(len(images), images.dtype)
+    gradient, value = lax.fori_loop(0, num_pairs // num_at_once, add, nothing)
+    return gradient / (2 * num_pairs * sampling.sigma), value / (2 * num_pairs)
+
+
+def check_samples(samples_per_gradient: int, directions: str) -> None:
+    """Raises a ValueError if no gradient can be estimated so."""
+    if directions not in DIRECTIONS:
+        raise ValueError(f"directions {directions!r} is not one of {', '.join(DIRECTIONS)}")
+    if samples_per_gradient < 2 or samples_per_gradient % 2:
+        raise ValueError(
+            f"samples_per_gradient is {samples_per_gradient}, not even: queries come in pairs"
+        )

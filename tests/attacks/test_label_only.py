@@ -1,0 +1,84 @@
+"""NES on labels alone, on a linear model whose distances to the boundary are known."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_model import LOGITS_FN, WEIGHTS, examples, length, radii
+
+from jaxadv.attacks import nes_label_only
+
+KEY = jax.random.key(0)
+EPS = {"linf": 0.1, "l2": 0.6}
+STEP = {"linf": 0.02, "l2": 0.2}
+IMAGES, _ = examples(n=16)
+LABELS = LOGITS_FN(None, IMAGES).argmax(axis=1)
+
+
+def attack(norm="linf", logits_fn=LOGITS_FN, num_queries=5000, **changes):
+    arguments = {
+        "eps": EPS[norm], "step_size": STEP[norm], "samples_per_gradient": 20,
+        "label_samples": 10, "label_radius": 0.01, "sigma": 0.01, **changes,
+    }  # fmt: skip
+    return nes_label_only(
+        KEY, logits_fn, IMAGES, LABELS, num_queries=num_queries, norm=norm, **arguments
+    )
+
+
+found = cache(attack)
+
+
+@pytest.mark.parametrize("norm", EPS)
+def test_it_walks_to_the_boundary_and_no_further_than_there_is(norm):
+    result, distances = found(norm), radii(WEIGHTS, IMAGES, LABELS, norm)
+    wrong = LOGITS_FN(None, result.images).argmax(axis=1) != LABELS
+    np.testing.assert_array_equal(result.success, wrong)
+    assert result.success.sum() >= 12
+    np.testing.assert_array_equal(result.margins, np.where(wrong, 1, -1))
+    assert (length(result.images - IMAGES, norm) <= EPS[norm] * (1 + 1e-5)).all()
+    impossible = attack(norm, eps=float(distances.min() * 0.9))
+    assert not impossible.success.any()
+    np.testing.assert_array_equal(impossible.images, IMAGES)
+    place = LOGITS_FN(None, impossible.memory.place).argmax(axis=1)
+    assert (place != LABELS)[jnp.isfinite(impossible.memory.radius)].all()
+    assert (impossible.memory.radius >= distances * 0.99).all()
+
+
+def test_the_order_of_the_other_scores_does_not_matter():
+    def coarse(key, images):
+        return 5.0 * jax.nn.one_hot(LOGITS_FN(key, images).argmax(axis=1), 5)
+
+    np.testing.assert_array_equal(attack(logits_fn=coarse).queries, found("linf").queries)
+
+
+def test_it_begins_at_the_start_that_it_is_given():
+    starts = jnp.roll(IMAGES, 1, axis=0)
+    wrong = LOGITS_FN(None, starts).argmax(axis=1) != LABELS
+    result = attack(starts=starts, num_queries=2)  # the clean image and the start
+    np.testing.assert_array_equal(jnp.isfinite(result.memory.radius), wrong)
+    np.testing.assert_array_equal(result.memory.place[wrong], starts[wrong])
+
+
+def test_targets_are_reached_from_images_of_theirs():
+    targets = (LABELS + 1) % 5
+    places = [int(jnp.flatnonzero(target == LABELS)[0]) for target in targets]
+    result = attack(targets=targets, starts=IMAGES[jnp.array(places)], eps=0.25)
+    reached = LOGITS_FN(None, result.images).argmax(axis=1) == targets
+    np.testing.assert_array_equal(result.success, reached)
+    assert reached.mean() > 0.6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples_per_gradient": 7}, "samples_per_gradient is 7, not even"),
+        ({"label_samples": 0}, "label_samples is 0"),
+        ({"label_radius": -1.0}, "label_radius is -1.0"),
+        ({"starts": IMAGES[:3]}, "starts have shape"),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attack(**changes)
