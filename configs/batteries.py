@@ -87,6 +87,7 @@ def blackbox() -> ConfigDict:
 
     `nes` is the study's with early stop, `nes_ilyas` has the momentum, the decay and the sample
     count of Ilyas et al. 2018, `spsa` has random signs for directions and the margin as loss.
+    Random search fools next to nothing, so a tenth of the budget has to do for the floor.
     """
     return ConfigDict(
         {
@@ -103,7 +104,7 @@ def blackbox() -> ConfigDict:
             },
             "spsa": {**_NES, **_BLACK_BOX, "directions": "rademacher", "loss": "margin"},
             "square": {"attack": "square", **_BLACK_BOX},
-            "random_search": {"attack": "random_search", **_BLACK_BOX},
+            "random_search": {"attack": "random_search", "eps": (0.1,), "num_queries": 1000},
         }
     )
 

@@ -98,6 +98,37 @@ def test_an_example_gets_the_same_start_wherever_it_stands(problem):
     assert not some.unmoved.any()
 
 
+def test_a_black_box_attack_shows_what_its_queries_bought(problem):
+    weights, split, _ = problem
+    search = {"attack": "random_search", "eps": (0.08,), "num_queries": 40}
+    results, examples = run_battery(
+        Linear(), weights, split, battery(search=search), 0, progress=False
+    )
+    entry, queries = results["attacks"]["search/0.08"], examples["queries/search/0.08"]
+    survived, correct = examples["survived/search/0.08"], examples["margin/clean"] < 0
+    np.testing.assert_array_equal(queries[~correct], 0)
+    np.testing.assert_array_equal(queries[survived], 40)
+    broken = correct & ~survived
+    assert 0 < broken.sum() < correct.sum()
+    assert entry["success_rate"] == pytest.approx(broken.sum() / correct.sum())
+    assert entry["median_queries"] == np.median(queries[broken])
+    curve = {point["queries"]: point["accuracy"] for point in entry["over_queries"]}
+    assert curve[1] == results["clean"]["accuracy"]
+    assert curve[40] == entry["accuracy"]
+    assert curve[5] == np.mean(correct & ~(broken & (queries <= 5)))
+    assert (
+        "over_queries"
+        not in run_battery(
+            Linear(),
+            weights,
+            split,
+            battery(f={"attack": "fgsm", "eps": (0.1,)}),
+            0,
+            progress=False,
+        )[0]["attacks"]["f/0.1"]
+    )
+
+
 def test_an_attack_has_all_arguments_of_its_function():
     attacks = expand(batteries.standard())
     assert attacks["pgd40/0.03"] == {

@@ -43,7 +43,15 @@ def draw_margins():
     )
 
 
-@pytest.mark.parametrize("draw", [draw_accuracy, draw_training, draw_margins])
+@cache
+def draw_queries():
+    curve = [{**point(0, accuracy), "queries": n} for n, accuracy in ((1, 0.6), (5000, 0.2))]
+    return figures.accuracy_over_queries(
+        {"nes": curve, "once": curve[:1]}, {"pgd40": point(0.1, 0.15)}
+    )
+
+
+@pytest.mark.parametrize("draw", [draw_accuracy, draw_training, draw_margins, draw_queries])
 def test_colours_follow_the_page(draw):
     svg = draw()
     colors = set(re.findall(r"(?:fill|stroke): ?([^;\"]+)", svg))
@@ -55,6 +63,12 @@ def test_colours_follow_the_page(draw):
     }
     assert "currentColor" in colors
     assert "var(--series-1)" in colors or "var(--series-2)" in colors
+
+
+def test_queries_are_on_a_logarithmic_axis_with_the_white_box_as_a_level():
+    written = texts(draw_queries())
+    assert {"nes", "once", "pgd40", "queries for each image"} <= set(written)
+    assert "1,000" in written
 
 
 def test_ids_differ_between_figures_and_every_reference_is_resolved():
