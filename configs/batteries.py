@@ -138,7 +138,7 @@ def noisy_nes() -> ConfigDict:
         {
             "pgd10": _PGD10,
             **{
-                f"nes_n{samples}_sigma{sigma:g}": {
+                f"nes_n{samples}_sigma{sigma:.0e}": {
                     "attack": "nes",
                     "eps": (0.03,),
                     "step_size": 0.008,

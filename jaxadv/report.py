@@ -95,10 +95,12 @@ def _headline(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 
 
 def _over_eps(evaluation: Mapping[str, Any], groups: Mapping[str, list]) -> dict[str, str]:
-    """Returns for each norm the figure of accuracy over eps."""
+    """Returns for each norm the figure of accuracy over eps, where there are several."""
     drawn = {}
     for name, worst in entries.worst_cases(evaluation).items():
         norm = worst[0]["norm"]
+        if len(worst) == 1:
+            continue
         curves = {key: group for key, group in groups.items() if group[0]["norm"] == norm}
         drawn[norm] = figures.accuracy_over_eps(
             evaluation["clean"], _within_reach({**curves, name: worst}), worst=name

@@ -6,6 +6,7 @@ import pytest
 
 from configs import default, evaluate
 from jaxadv import config as configs
+from jaxadv.battery import expand
 from jaxadv.types import UserError
 
 CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "batteries")
@@ -16,6 +17,13 @@ def test_every_config_loads_and_is_possible(name):
     module = importlib.import_module(f"configs.{name}")
     configs.check(module.get_config(), num_devices=2)
     assert module.__doc__
+
+
+@pytest.mark.parametrize("battery", evaluate.BATTERIES)
+def test_every_battery_loads_and_is_possible(battery):
+    config = evaluate.get_config(battery)
+    configs.check(config, num_devices=2)
+    assert expand(config.evaluation.attacks)
 
 
 def test_the_digits_are_a_variant_of_the_main_job():
