@@ -349,14 +349,16 @@ def test_radius_of_k_255_is_shown_as_such(undrawn):
     assert any("0.03137 = 8/255" in row for row in render(undrawn).rows)
 
 
-def test_norms_have_a_worst_case_and_a_figure_each(undrawn):
+@pytest.mark.parametrize(("radii", "num_figures"), [((0.5,), 3), ((0.25, 0.5), 4)])
+def test_norms_have_a_worst_case_and_over_several_eps_a_figure_each(undrawn, radii, num_figures):
     def add_l2(evaluation):
-        evaluation["attacks"]["l2/0.5"] = {**pgd(0.2, 0.5), "norm": "l2"}
-        evaluation["worst_case"]["l2/0.5"] = {**worst(0.2, 0.5), "norm": "l2"}
+        for eps in radii:
+            evaluation["attacks"][f"l2/{eps}"] = {**pgd(0.2, eps), "norm": "l2"}
+            evaluation["worst_case"][f"l2/{eps}"] = {**worst(0.2, eps), "norm": "l2"}
 
     rewrite(undrawn, add_l2)
     page = render(undrawn)
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == num_figures
     assert {"worst case, L∞", "worst case, L2"} <= {row[0] for row in page.rows}
 
 
