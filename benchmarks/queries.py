@@ -28,7 +28,7 @@ from jaxadv.types import Batch  # noqa: E402
 
 BATCH, REPETITIONS = 512, 5
 # So small a radius that no image crosses the boundary.
-NOTHING = {"eps": (1e-6,), "num_queries": 405}
+NOTHING = {"eps": (1e-6,), "num_queries": 105}
 ATTACKS = {
     "NES": {"attack": "nes", "step_size": 1e-7, **NOTHING},
     "SPSA": {"attack": "nes", "step_size": 1e-7, "directions": "rademacher", **NOTHING},
@@ -53,9 +53,9 @@ def make_runs(name: str) -> dict[str, Callable[[], int]]:
     split = Batch(images, forward(weights, floats, ids).argmax(axis=1).astype(np.int32))
 
     def passes() -> int:
-        for _ in range(400):
+        for _ in range(100):
             forward(weights, floats, ids)
-        return 400 * BATCH
+        return 100 * BATCH
 
     def attack(config: dict) -> int:
         ((_, arguments),) = expand(ConfigDict({"a": config})).items()
