@@ -45,7 +45,7 @@ def make_runs(name: str) -> dict[str, Callable[[], int]]:
     floats, ids = images / np.float32(255), np.arange(BATCH)
     weights = replicate(jax.jit(model.init)(jax.random.key(0), floats[:1]))
     forward = pmap_batches(
-        lambda weights, images, ids: make_logits_fn(model, weights, ids)(None, images),
+        lambda weights, images, ids: make_logits_fn(model, weights, ids)(jax.random.key(0), images),
         num_replicated=1,
         num_batches=2,
         sharded_output=True,

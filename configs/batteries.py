@@ -87,7 +87,7 @@ def blackbox() -> ConfigDict:
 
     `nes` is the study's with early stop, `nes_ilyas` has the momentum, the decay and the sample
     count of Ilyas et al. 2018, `spsa` has random signs for directions and the margin as loss.
-    Random search fools next to nothing, so a tenth of the budget has to do for the floor.
+    Random search gains little after its first queries: a tenth of the budget does for the floor.
     """
     return ConfigDict(
         {
