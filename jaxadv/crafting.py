@@ -75,7 +75,7 @@ def num_queries(attack: Attack) -> int:
     if attack["attack"] in GRADIENT_FREE:
         return attack["num_queries"]
     steps = attack.get("num_steps", 1)
-    return steps * attack.get("num_restarts", 1) * attack["num_noise_samples"]
+    return steps * attack.get("num_restarts", 1) * attack.get("num_noise_samples", 1)
 
 
 def noisy_logits_fn(
@@ -137,7 +137,7 @@ def _advance(bar: tqdm | None, count: int) -> None:
 def _attack_step(model: nn.Module, static: tuple[tuple[str, Any], ...]) -> Callable:
     """Returns the compiled step of one kind of attack; its budget is traced."""
     arguments = dict(static)
-    noise, attack_fn = arguments.pop("noise"), ATTACKS[arguments.pop("attack")]
+    noise, attack_fn = arguments.pop("noise", "on"), ATTACKS[arguments.pop("attack")]
     known = inspect.signature(attack_fn).parameters
 
     def step(

@@ -78,7 +78,7 @@ def attack_examples(
     else:
         images = np.asarray(split.images[ids], np.float32) / 255
         queries = np.zeros(len(ids), int)
-    step = _score_step(model, attack["noise"], num_passes)
+    step = _score_step(model, attack.get("noise", "on"), num_passes)
     scores = []
     for rows, padded in padded_batches(np.arange(len(ids)), batch_size):
         numbers = np.resize(ids[rows], len(padded))

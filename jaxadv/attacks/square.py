@@ -22,7 +22,7 @@ Offsets = Int[Array, "..."]  # of pixels from the corner of a square, down or ac
 Scalar = Float[Array, ""]
 
 # After so many squares the share of the image that one covers is halved, whatever the budget.
-_HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
+_HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.int32)
 _TINY = 1e-12
 
 

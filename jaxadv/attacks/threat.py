@@ -36,7 +36,7 @@ def _linf_project(delta: Images, eps: Radius) -> Images:
 def _linf_random_start(
     key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
 ) -> Float[Array, "..."]:
-    return eps * uniform(key, shape)
+    return eps * uniform(key, shape).astype(eps.dtype)
 
 
 def _l2_norm(delta: Images) -> Float[Array, "batch 1 1 1"]:
@@ -55,7 +55,8 @@ def _l2_random_start(
     direction = normal(direction_key, shape)
     # The share of the ball within a radius r is r^d in d dimensions.
     radius = jax.random.uniform(radius_key) ** (1 / math.prod(shape))
-    return eps * radius * direction / jnp.sqrt((direction**2).sum())
+    unit = radius * direction / jnp.sqrt((direction**2).sum())
+    return eps * unit.astype(eps.dtype)
 
 
 def _l2_steepest(gradient: Images) -> Images:

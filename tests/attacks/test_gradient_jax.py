@@ -79,6 +79,12 @@ def test_nothing_differentiates_through_an_attack(name):
         "fgsm": {"eps": 0.1},
         "pgd": {"eps": 0.1, "step_size": 0.1, "num_steps": 1},
         "nes": {"eps": 0.1, "step_size": 0.1, "num_queries": 4, "samples_per_gradient": 2},
+        "nes_label_only": {
+            "eps": 0.1,
+            "num_queries": 20,
+            "samples_per_gradient": 2,
+            "label_samples": 2,
+        },
         "square": {"eps": 0.1, "num_queries": 3},
         "random_search": {"eps": 0.1, "num_queries": 3},
     }[name]
