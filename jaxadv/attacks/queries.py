@@ -136,13 +136,17 @@ def search(
         return score(_mean_logits(jax.random.fold_in(key, step), passes, images, active, look_cost))
 
     def advance(found: Queried) -> Queried:
-        rows, step = active(found), found.steps.max()
+        # Rows that waited for a larger budget first catch up, so that none skips a step.
+        ready = active(found)
+        step = jnp.where(ready, found.steps, jnp.iinfo(jnp.int32).max).min()
+        rows = ready & (found.steps == step)
+        now = found._replace(steps=jnp.full_like(found.steps, step))
         if not early_stop:
-            candidates, memory = how.propose(found, rows)
+            candidates, memory = how.propose(now, rows)
             moved = _spend(found, how.cost(found))._replace(images=candidates, memory=memory)
             return _select(rows, moved, found)
         candidates, memory = lax.cond(
-            step == 0, lambda: (clean, found.memory), lambda: how.propose(found, rows)
+            step == 0, lambda: (clean, found.memory), lambda: how.propose(now, rows)
         )
         margins = look(candidates, step, rows)
         kept, success, memory = how.judge(found._replace(memory=memory), candidates, margins)
