@@ -12,19 +12,14 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxadv.parallel import use_all_cores
-
-use_all_cores()
-
-from ml_collections import ConfigDict  # noqa: E402
-
-from jaxadv.battery import expand  # noqa: E402
-from jaxadv.classifier import make_logits_fn  # noqa: E402
-from jaxadv.crafting import craft  # noqa: E402
-from jaxadv.models import make_model  # noqa: E402
-from jaxadv.parallel import pmap_batches, replicate  # noqa: E402
-from jaxadv.types import Batch  # noqa: E402
+from jaxadv.battery import expand
+from jaxadv.classifier import make_logits_fn
+from jaxadv.crafting import craft
+from jaxadv.models import make_model
+from jaxadv.parallel import pmap_batches, replicate, use_all_cores
+from jaxadv.types import Batch
 
 BATCH, REPETITIONS = 512, 5
 # So small a radius that no image crosses the boundary.
@@ -67,6 +62,7 @@ def make_runs(name: str) -> dict[str, Callable[[], int]]:
 
 def main() -> None:
     """Prints a table for each model named on the command line."""
+    use_all_cores()
     for model in sys.argv[1:] or ["net"]:
         runs = make_runs(model)
         rates: dict[str, list[float]] = {name: [] for name in runs}

@@ -21,7 +21,7 @@ from jaxadv.outcomes import Outcome, attack_examples
 from jaxadv.query_budget import accuracy_over_queries, cost_of_success
 from jaxadv.types import Batch, UserError
 
-_PER_EXAMPLE = ("targets", "example_ids", "resume")
+_PER_EXAMPLE = ("targets", "starts", "example_ids", "resume")
 _NUM_SAMPLES = 8  # examples whose adversarial images are kept
 
 
@@ -79,14 +79,11 @@ def run_battery(
         noise: run({"noise": noise}, np.arange(n), seed=seed, num_passes=max(num_passes[noise], 2))
         for noise in sorted(noises)
     }
-    correct = np.flatnonzero(clean["on"].predictions == labels)
-    attacked = {
-        noise: np.arange(n)
-        if stochastic and noise == "on"
-        else np.flatnonzero(outcome.predictions == labels)
-        for noise, outcome in clean.items()
+    correct = {
+        noise: np.flatnonzero(outcome.predictions == labels) for noise, outcome in clean.items()
     }
-    sample = correct[:_NUM_SAMPLES]
+    attacked = correct | ({"on": np.arange(n)} if stochastic else {})
+    sample = correct["on"][:_NUM_SAMPLES]
     examples: dict[str, Any] = {
         "labels": labels,
         "predictions/clean": clean["on"].predictions,
@@ -117,7 +114,7 @@ def run_battery(
             }
             if attack["attack"] in GRADIENT_FREE:
                 examples[f"queries/{name}"] = whole.queries
-                results[name] |= _ledger(attack, whole, labels, ids)
+                results[name] |= _ledger(attack, whole, labels, correct[attack["noise"]])
     evaluated = {
         "stochastic": stochastic,
         "num_passes": num_passes["on"],
@@ -132,7 +129,7 @@ def run_battery(
             if noise != "on"
         },
         "attacks": results,
-        "worst_case": _worst_case(results, examples, np.isin(np.arange(n), correct)),
+        "worst_case": _worst_case(results, examples, clean["on"].predictions == labels),
         "aggregated_score": _aggregated_scores(results),
     }
     return {**evaluated, "warnings": signs_of_masking(evaluated)}, examples
@@ -170,13 +167,13 @@ def _accuracies(outcome: Outcome, labels: np.ndarray, num_passes: int) -> dict[s
 
 
 def _ledger(
-    attack: Attack, outcome: Outcome, labels: np.ndarray, ids: np.ndarray
+    attack: Attack, outcome: Outcome, labels: np.ndarray, correct: np.ndarray
 ) -> dict[str, Any]:
-    """Returns what the queries of a black-box attack bought, of all examples and of those asked."""
+    """Returns what the queries of a black-box attack bought, of all examples and of the correct."""
     broken = outcome.predictions != labels
     anytime = attack.get("early_stop", True)
     return {
-        **cost_of_success(broken[ids], outcome.queries[ids]),
+        **cost_of_success(broken[correct], outcome.queries[correct]),
         "over_queries": accuracy_over_queries(
             broken, outcome.queries, attack["num_queries"], anytime=anytime
         ),

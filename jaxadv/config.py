@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -22,8 +23,8 @@ from jaxadv.types import UserError
 Number = int | float
 Rule = tuple[Callable[[Number], bool], str]
 
-_COUNT: Rule = (lambda value: value >= 1, "at least 1")
-_STEPS: Rule = (lambda value: value >= 0, "0 or more")
+_COUNT: Rule = (lambda value: value >= 1 and value % 1 == 0, "a whole number, at least 1")
+_STEPS: Rule = (lambda value: value >= 0 and value % 1 == 0, "a whole number, 0 or more")
 _RADIUS: Rule = (lambda value: 0 <= value < math.inf, "0 or more")
 _POSITIVE: Rule = (lambda value: 0 < value < math.inf, "above 0")
 _SHARE: Rule = (lambda value: 0 <= value <= 1, "from 0 to 1")
@@ -81,6 +82,8 @@ _ATTACK_RULES: dict[str, Rule] = {
     "plateau_length": _STEPS,
     "min_step_size": _RADIUS,
     "share": _SHARE,
+    "label_samples": _COUNT,
+    "label_radius": _RADIUS,
 }
 
 _ATTACK_CHOICES = {
@@ -90,6 +93,8 @@ _ATTACK_CHOICES = {
     "noise": NOISES,
     "noise_average": AVERAGES,
     "directions": DIRECTIONS,
+    "random_start": (True, False),
+    "early_stop": (True, False),
 }
 
 # Where files lie, which another machine may change without changing the experiment.
@@ -102,9 +107,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
     if "model" in config:
         check_model(config.model, config.evaluation)
     for name, attack in config.evaluation.attacks.items():
-        _check_values(dict(attack), _ATTACK_RULES, _ATTACK_CHOICES, f"evaluation.attacks.{name}.")
-        for eps in attack.eps:
-            _check_rule(f"evaluation.attacks.{name}.eps", eps, _RADIUS)
+        _check_attack(f"evaluation.attacks.{name}", attack)
     for radius in config.evaluation.certification.radii:
         _check_rule("evaluation.certification.radii", radius, _RADIUS)
     for key in ("train.batch_size", "evaluation.batch_size"):
@@ -123,6 +126,17 @@ def check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
         check_certifiable(classifier)
 
 
+def _check_attack(name: str, attack: ConfigDict) -> None:
+    for key in ("attack", "eps"):
+        if key not in attack:
+            raise UserError(f"config.{name} lacks {key}")
+    _check_values(dict(attack), _ATTACK_RULES, _ATTACK_CHOICES, f"{name}.")
+    if not isinstance(attack.eps, tuple | list) or not attack.eps:
+        raise UserError(f"config.{name}.eps is {attack.eps}: it must be a tuple of radii")
+    for eps in attack.eps:
+        _check_rule(f"{name}.eps", eps, _RADIUS)
+
+
 def _check_values(values: dict, rules: dict, choices: dict, prefix: str = "") -> None:
     for key, rule in rules.items():
         if values.get(key) is not None:
@@ -130,14 +144,15 @@ def _check_values(values: dict, rules: dict, choices: dict, prefix: str = "") ->
     for key, options in choices.items():
         if key in values and values[key] not in options:
             raise UserError(
-                f"config.{prefix}{key} is {values[key]!r}: it must be one of {', '.join(options)}"
+                f"config.{prefix}{key} is {values[key]!r}: it must be one of "
+                f"{', '.join(map(str, options))}"
             )
 
 
-def _check_rule(key: str, value: Number, rule: Rule) -> None:
+def _check_rule(key: str, value: Any, rule: Rule) -> None:
     holds, words = rule
-    if not holds(value):
-        raise UserError(f"config.{key} is {value}: it must be {words}")
+    if isinstance(value, bool) or not isinstance(value, Number) or not holds(value):
+        raise UserError(f"config.{key} is {value!r}: it must be {words}")
 
 
 def read(workdir: Path) -> ConfigDict:

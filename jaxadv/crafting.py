@@ -1,4 +1,4 @@
-"""Attacks over all devices: each kind is compiled once, and its examples pass in batches."""
+"""Attacks over all devices: each kind is compiled once for a size of batch."""
 
 import inspect
 from collections.abc import Callable
@@ -23,7 +23,10 @@ attacked and scored, and the other keys are arguments of the function."""
 
 NOISES = ("on", "off", "fixed")
 
-_TRACED = ("eps", "step_size", "num_steps", "num_noise_samples", "num_queries", "sigma", "momentum")
+_TRACED = (
+    "eps", "step_size", "num_steps", "num_noise_samples", "num_queries", "sigma", "momentum",
+    "min_step_size", "share", "label_radius",
+)  # fmt: skip
 _SEGMENT = 500  # queries of each image before those that are fooled leave
 
 

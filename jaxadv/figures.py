@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 from PIL import Image
 
 _INK, _RULE = "#111111", "#dddddd"
@@ -112,13 +112,14 @@ def accuracy_over_queries(
     """Draws accuracy over the query budget, with the interval of each point.
 
     Args:
-      curves: for each black-box attack its entries with `queries`, `accuracy` and `ci95`, by
-        ascending budget.
+      curves: for each black-box attack its entries with `queries`, above 0, `accuracy` and
+        `ci95`, by ascending budget.
       white_box: entries of attacks that see the gradient, drawn as levels.
 
     Returns:
       An `<svg>` element.
     """
+    budgets = [entry["queries"] for entries in curves.values() for entry in entries]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained")
         axes = figure.subplots()
@@ -128,8 +129,11 @@ def accuracy_over_queries(
         for name, entry in white_box.items():
             axes.axhspan(*entry["ci95"], color=_INK, alpha=0.1, linewidth=0)
             axes.axhline(entry["accuracy"], color=_INK, linestyle="--", label=name)
+        # A scale of at least a decade, so that some powers of ten name it.
         axes.set_xscale("log")
+        axes.set_xlim(min(budgets) / 1.3, max(*budgets, 10 * min(budgets)) * 1.3)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("queries for each image")
         axes.set_ylabel("accuracy")
         axes.set_ylim(bottom=0)

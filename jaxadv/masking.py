@@ -1,11 +1,12 @@
 """Signs that an attack failed for lack of a useful gradient, not for the model's strength."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from jaxadv.attacks import GRADIENT_FREE
+from jaxadv.attacks import ATTACKS, GRADIENT_FREE
 
 Attacks = dict[str, dict[str, Any]]
 
@@ -175,5 +176,7 @@ def _below(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _settings(attack: dict[str, Any], besides: str) -> tuple:
-    names = ("attack", "noise", "norm", "eps", "step_size", "loss", "random_start", "noise_average")
-    return tuple(attack.get(name) for name in (*names, *(c for c in _COUNTS if c != besides)))
+    """Returns all arguments of an attack but one; what was measured is none."""
+    arguments = inspect.signature(ATTACKS[attack["attack"]]).parameters
+    names = ("attack", "noise", *arguments)
+    return tuple(attack.get(name) for name in names if name != besides)

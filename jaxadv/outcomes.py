@@ -76,7 +76,7 @@ def attack_examples(
     if "attack" in attack:
         images, queries = craft(model, weights, split, attack, ids, batch_size, seed, bar)
     else:
-        images = np.asarray(split.images[ids], np.float32) / 255
+        images = np.asarray(to_float(jnp.asarray(split.images[ids])))
         queries = np.zeros(len(ids), int)
     step = _score_step(model, attack.get("noise", "on"), num_passes)
     scores = []
@@ -102,7 +102,9 @@ def _score_step(model: nn.Module, noise: str, num_passes: int) -> Callable:
         ids: Int[Array, "share"],
     ) -> tuple[Array, ...]:
         logits_fn = noisy_logits_fn(model, weights, ids, noise, seed)
-        logits = _logits_of_passes(seed, logits_fn, images, num_passes)
+        # At full precision, as searches look at their candidates.
+        with jax.default_matmul_precision("highest"):
+            logits = _logits_of_passes(seed, logits_fn, images, num_passes)
         mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0)
         of_passes = jax.vmap(margin, in_axes=(0, None))(logits, labels)
         return (

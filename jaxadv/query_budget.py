@@ -11,7 +11,7 @@ from jaxadv.metrics import proportion
 def accuracy_over_queries(
     broken: Bool[np.ndarray, "n"], queries: Int[np.ndarray, "n"], budget: int, *, anytime: bool
 ) -> list[dict[str, Any]]:
-    """Returns the accuracy at budgets 1, 2, 5, 10, 20, ... and at the whole one.
+    """Returns the accuracy at budgets 1, 2, 5, 10, 20, ... and at the whole one, if it is not 0.
 
     An attack that stops with its first success would have had it with any budget that held it, so
     one run tells the accuracy at every smaller budget. One that looks only at the end does not.
@@ -23,7 +23,7 @@ def accuracy_over_queries(
       anytime: whether the attack stops with its first success.
     """
     decades = [d * 10**k for k in range(len(str(budget))) for d in (1, 2, 5)]
-    budgets = [*(b for b in decades if b < budget and anytime), budget]
+    budgets = [*(b for b in decades if b < budget and anytime), *([budget] if budget else [])]
     return [
         {"queries": b, **proportion((~broken | (queries > b)).sum(), len(broken))} for b in budgets
     ]

@@ -67,9 +67,9 @@ def _evaluated(
     """Returns what the page shows of the evaluation of the best checkpoint."""
     groups = entries.by_name(evaluation["attacks"])
     noisy = {
-        name: entries
-        for name, entries in groups.items()
-        if entries[0].get("noise", "on") == "on"  # attacks on the model as it is
+        name: group
+        for name, group in groups.items()
+        if group[0].get("noise", "on") == "on"  # attacks on the model as it is
     }
     headline = _headline(evaluation, config)
     return {
@@ -115,14 +115,18 @@ def _over_queries(groups: Mapping[str, list]) -> list[dict[str, Any]]:
         for entry in group:
             balls.setdefault((entry["norm"], entry["eps"]), {})[name] = entry
     parts = []
-    for (norm, eps), entries_of_ball in sorted(balls.items()):
-        asked = {name: e for name, e in entries_of_ball.items() if "over_queries" in e}
-        rest = {name: e for name, e in entries_of_ball.items() if "over_queries" not in e}
-        strongest = sorted(rest, key=lambda name: rest[name]["accuracy"])[:1]
-        if asked:
-            curves = {name: entry["over_queries"] for name, entry in asked.items()}
-            figure = figures.accuracy_over_queries(curves, {name: rest[name] for name in strongest})
-            parts.append({"norm": norm, "eps": eps, "attacks": asked, "figure": figure})
+    for (norm, eps), ball in sorted(balls.items()):
+        asked = {name: entry for name, entry in ball.items() if entry.get("over_queries")}
+        white_box = {name: entry for name, entry in ball.items() if "over_queries" not in entry}
+        if not asked:
+            continue
+        strongest = sorted(white_box, key=lambda name: white_box[name]["accuracy"])[:1]
+        curves = {name: entry["over_queries"] for name, entry in asked.items()}
+        levels = {name: white_box[name] for name in strongest}
+        figure = figures.accuracy_over_queries(curves, levels)
+        parts.append(
+            {"norm": norm, "eps": eps, "attacks": asked, "levels": levels, "figure": figure}
+        )
     return parts
 
 
@@ -161,8 +165,8 @@ def _pictures(
 ) -> dict[str, Any] | None:
     """Returns the first sampled examples under the attack that has the most radii."""
     drawn = {
-        name: [entry for entry in entries if f"sample/adversarial/{entry['key']}" in examples]
-        for name, entries in groups.items()
+        name: [entry for entry in group if f"sample/adversarial/{entry['key']}" in examples]
+        for name, group in groups.items()
     }
     if not any(drawn.values()) or not len(examples["sample/ids"]):
         return None

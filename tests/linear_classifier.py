@@ -1,10 +1,12 @@
 """A linear classifier of two classes, whose accuracy under attack has a closed form."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from jaxadv.models.defences import InputNoise
 from jaxadv.types import Batch
 
 
@@ -17,6 +19,22 @@ class Linear(nn.Module):
         b = self.param("b", nn.initializers.zeros_init(), ())
         score = images.reshape(len(images), -1) @ w + b
         return jnp.stack([jnp.zeros_like(score), score], axis=-1)
+
+
+class NoisyLinear(Linear):
+    """The same with Gaussian noise on the images: the score is a Gaussian of known moments."""
+
+    defence: InputNoise | None = InputNoise(sigma=0.05)
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        w = self.param("w", nn.initializers.normal(1.0), (12,))
+        b = self.param("b", nn.initializers.zeros_init(), ())
+        if self.defence is not None:
+            noise = jax.random.normal(self.make_rng("noise"), images.shape)
+            images = images + self.defence.sigma * noise
+        score = images.reshape(len(images), -1) @ w + b
+        return jnp.stack([jnp.zeros_like(score), 30 * score], axis=-1)
 
 
 def make_problem():

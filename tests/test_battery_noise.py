@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from linear_classifier import Linear, battery, make_problem
+from linear_classifier import Linear, NoisyLinear, battery, make_problem
 from scipy.stats import norm
 
 from jaxadv.battery import run_battery
@@ -17,22 +17,6 @@ from jaxadv.prng import stream
 @pytest.fixture(scope="module")
 def problem():
     return make_problem()
-
-
-class NoisyLinear(Linear):
-    """The same with Gaussian noise on the images: the score is a Gaussian of known moments."""
-
-    defence: InputNoise | None = InputNoise(sigma=0.05)
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        w = self.param("w", nn.initializers.normal(1.0), (12,))
-        b = self.param("b", nn.initializers.zeros_init(), ())
-        if self.defence is not None:
-            noise = jax.random.normal(self.make_rng("noise"), images.shape)
-            images = images + self.defence.sigma * noise
-        score = images.reshape(len(images), -1) @ w + b
-        return jnp.stack([jnp.zeros_like(score), 30 * score], axis=-1)
 
 
 EOT = {"attack": "pgd", "step_size": 0.02, "num_steps": 5, "num_noise_samples": 5, "eps": (0.02,)}
@@ -106,6 +90,21 @@ class Draw(nn.Module):
     @nn.compact
     def __call__(self):
         return jax.random.normal(self.make_rng("noise"), (1, 2, 2, 3))
+
+
+def test_natural_errors_of_a_stochastic_model_are_no_success_of_an_attack(problem):
+    weights, split, _ = problem
+    evaluation = battery(
+        nes={"attack": "nes", "eps": (1e-6,), "step_size": 1e-6, "num_queries": 12,
+             "samples_per_gradient": 10}
+    )  # fmt: skip
+    results, examples = run_battery(
+        NoisyLinear(), weights, split, evaluation, seed=0, progress=False
+    )
+    clean, after = examples["predictions/clean"], examples["survived/nes/1e-06"]
+    assert (clean != split.labels).sum() >= 5
+    broken = ~after[clean == split.labels]
+    assert results["attacks"]["nes/1e-06"]["success_rate"] == broken.mean() < 0.1
 
 
 def test_a_stochastic_result_does_not_depend_on_the_batch_size(problem, noisy):

@@ -1,8 +1,10 @@
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import default, evaluate
 from jaxadv import config as configs
@@ -68,6 +70,36 @@ def test_an_impossible_attack_of_the_battery_is_named():
     config = default.get_config()
     config.evaluation.attacks.pgd40.eps = (0.01, -0.02)
     with pytest.raises(UserError, match=r"attacks\.pgd40\.eps is -0\.02"):
+        configs.check(config, num_devices=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eps": 0.1}, "eps is 0.1: it must be a tuple of radii"),
+        ({"eps": ()}, "it must be a tuple of radii"),
+        ({"attack": "deepfool"}, "must be one of fgsm, pgd"),
+        ({"num_queries": 10.5}, "num_queries is 10.5: it must be a whole number"),
+        ({"num_queries": "10"}, "num_queries is '10': it must be a whole number"),
+        ({"label_samples": 0}, "label_samples is 0: it must be a whole number, at least 1"),
+        ({"label_radius": -1.0}, "label_radius is -1.0: it must be 0 or more"),
+        ({"early_stop": "no"}, "early_stop is 'no': it must be one of True, False"),
+    ],
+)
+def test_an_impossible_black_box_of_the_battery_is_named(changes, message):
+    config = evaluate.get_config()
+    config.evaluation.attacks = ConfigDict(
+        {"a": {"attack": "nes_label_only", "eps": (0.1,), "num_queries": 10, **changes}}
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        configs.check(config, num_devices=2)
+
+
+@pytest.mark.parametrize("key", ["attack", "eps"])
+def test_an_attack_without_a_name_or_a_radius_is_named(key):
+    config = evaluate.get_config()
+    del config.evaluation.attacks.pgd40[key]
+    with pytest.raises(UserError, match=f"pgd40 lacks {key}"):
         configs.check(config, num_devices=2)
 
 

@@ -71,6 +71,13 @@ def test_queries_are_on_a_logarithmic_axis_with_the_white_box_as_a_level():
     assert "1,000" in written
 
 
+def test_a_single_budget_is_on_a_scale_that_powers_of_ten_name():
+    once = {**point(0, 0.3), "queries": 4001}
+    written = texts(figures.accuracy_over_queries({"nes": [once]}, {}))
+    assert "10,000" in written
+    assert not any("\N{MULTIPLICATION SIGN}" in text for text in written)
+
+
 def test_ids_differ_between_figures_and_every_reference_is_resolved():
     svgs = [draw_accuracy(), draw_training(), draw_margins()]
     ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in svgs]

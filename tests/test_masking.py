@@ -114,6 +114,21 @@ def test_more_steps_are_compared_where_nothing_else_differs():
     assert signs_of_masking(results) == []
 
 
+def test_more_queries_are_compared_where_nothing_else_differs():
+    def signs(**changes):
+        more = {"attack": "nes", "num_queries": 200, "sigma": 1e-3, "ci95": [0.45, 0.49], **changes}
+        results = evaluation(more=more)
+        results["attacks"]["fewer"] = results["attacks"]["more"] | {
+            "num_queries": 100, "sigma": 1e-3, "momentum": 0.0, "ci95": [0.55, 0.59]
+        }  # fmt: skip
+        return signs_of_masking(results)
+
+    (sign,) = signs(momentum=0.0)
+    assert "more breaks more images than fewer, with 200 queries" in sign
+    assert signs(momentum=0.9) == []
+    assert signs(momentum=0.0, sigma=1e-2) == []
+
+
 def test_images_that_do_not_move_are_a_sign():
     (sign,) = signs_of_masking(evaluation(unmoved=3))
     assert "pgd/0.05 left 3 of 2000 images" in sign

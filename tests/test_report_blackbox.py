@@ -21,7 +21,7 @@ def asked(accuracy, attack, **changes):
 @pytest.fixture
 def section(tmp_path):
     evaluation = copy.deepcopy(EVALUATION)
-    steps = {"step_size": 0.02, "samples_per_gradient": 100, "sigma": 0.001}
+    steps = {"step_size": 0.02, "samples_per_gradient": 100, "directions": "normal", "sigma": 0.001}
     nothing = {"success_rate": 0.0, "median_queries": None, "mean_queries": None}
     evaluation["attacks"] |= {
         "nes/0.1": asked(0.2222, "nes") | steps,
@@ -30,7 +30,7 @@ def section(tmp_path):
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     page = report.write(tmp_path).read_text()
-    assert "steps of 0.02 on 100 samples of sigma 0.001" in page
+    assert "steps of 0.02 on 100 normal samples of sigma 0.001" in page
     assert page.count("<h2>Black box") == 1
     start = page.index("<h2>Black box, L∞ eps 0.10</h2>")
     return page[start : page.index("<h2>Training")]

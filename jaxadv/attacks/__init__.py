@@ -22,6 +22,6 @@ ATTACKS: dict[str, Callable] = {
 GRADIENT_FREE = ("nes", "nes_label_only", "square", "random_search")
 
 __all__ = [
-    "ATTACKS", "GRADIENT_FREE", "BlackBox", "Queried", "fgsm", "nes", "pgd", "random_search",
-    "square",
+    "ATTACKS", "GRADIENT_FREE", "BlackBox", "Queried", "fgsm", "nes", "nes_label_only", "pgd",
+    "random_search", "square",
 ]  # fmt: skip

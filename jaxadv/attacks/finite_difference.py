@@ -10,10 +10,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxadv.attacks.expectation import Objective
-from jaxadv.attacks.passes import Passes
+from jaxadv.attacks.passes import BlackBox, Passes
 from jaxadv.draws import normal, rademacher
 from jaxadv.prng import example_keys
-from jaxadv.types import Images, PerExample, PRNGKey
+from jaxadv.types import Images, LogitsFn, PerExample, PRNGKey
+
+_IMAGES_AT_ONCE = 8192  # on an accelerator
 
 DIRECTIONS: dict[str, Callable[..., Array]] = {"normal": normal, "rademacher": rademacher}
 
@@ -73,6 +75,22 @@ def estimate_gradient(
     nothing = jnp.zeros_like(images), jnp.zeros(len(images), images.dtype)
     gradient, value = lax.fori_loop(0, num_pairs // num_at_once, add, nothing)
     return gradient / (2 * num_pairs * sampling.sigma), value / (2 * num_pairs)
+
+
+def choose_chunk_size(
+    logits_fn: LogitsFn | BlackBox, num_samples: int, limit: int | None, batch: int
+) -> int:
+    """Returns how many queries of an image to take at once: a divisor of their number.
+
+    With no limit these are all for a black box, which is called as seldom as can be; on a CPU 2,
+    which is fastest there; else so many that a pass has about 8192 images.
+    """
+    if limit is None and isinstance(logits_fn, BlackBox):
+        return num_samples
+    if limit is None:
+        limit = 2 if jax.default_backend() == "cpu" else _IMAGES_AT_ONCE // max(batch, 1)
+    divisors = (size for size in range(2, num_samples + 1, 2) if num_samples % size == 0)
+    return max(size for size in divisors if size <= max(limit, 2))
 
 
 def check_samples(samples_per_gradient: int, directions: str) -> None:

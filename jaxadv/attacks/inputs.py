@@ -1,6 +1,7 @@
 """What every attack asks of its arguments, checked before anything is compiled."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +41,7 @@ def check_inputs(
         raise ValueError(f"norm {norm!r} is not one of {', '.join(THREATS)}")
     if loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is not one of {', '.join(LOSSES)}")
-    if images.ndim != 4:
-        raise ValueError(f"images have shape {images.shape}, not (batch, height, width, channels)")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images are {images.dtype}, not floats in [0, 1]: divide bytes by 255")
-    _check_range("images", images, highest=1)
+    check_images("images", images)
     num_classes = None  # of a black box only its answers tell
     if not isinstance(logits_fn, BlackBox):
         logits = jax.eval_shape(logits_fn, key, images)
@@ -56,18 +53,34 @@ def check_inputs(
             _check_classes(name, jnp.asarray(classes), len(images), num_classes)
 
 
+def check_images(name: str, images: Array) -> None:
+    """Raises a ValueError if these are not images: floats in [0, 1] of the right shape."""
+    if images.ndim != 4:
+        raise ValueError(f"{name} have shape {images.shape}, not (batch, height, width, channels)")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"{name} are {images.dtype}, not floats in [0, 1]: divide bytes by 255")
+    _check_range(name, images, highest=1)
+
+
 def check_at_least(least: int, **numbers: ArrayLike) -> None:
     """Raises a ValueError that names the first number below `least`, where it is known."""
-    for name, number in numbers.items():
-        if _known(number) and not (np.ndim(number) == 0 and np.asarray(number) >= least):
-            raise ValueError(f"{name} is {number}, not a number of {least} or more")
+    _check_each(numbers, lambda number: number >= least, f"of {least} or more")
 
 
 def check_positive(**numbers: ArrayLike) -> None:
     """Raises a ValueError that names the first number not above 0, where it is known."""
+    _check_each(numbers, lambda number: number > 0, "above 0")
+
+
+def check_decay(**numbers: ArrayLike) -> None:
+    """Raises a ValueError that names the first number outside of [0, 1), where it is known."""
+    _check_each(numbers, lambda number: 0 <= number < 1, "from 0 to below 1")
+
+
+def _check_each(numbers: dict[str, ArrayLike], holds: Callable[[float], bool], words: str) -> None:
     for name, number in numbers.items():
-        if _known(number) and not (np.ndim(number) == 0 and np.asarray(number) > 0):
-            raise ValueError(f"{name} is {number}, not a number above 0")
+        if _known(number) and not (np.ndim(number) == 0 and holds(np.asarray(number).item())):
+            raise ValueError(f"{name} is {number}, not a number {words}")
 
 
 def _check_classes(name: str, classes: Array, batch: int, num_classes: int | None) -> None:

@@ -10,10 +10,15 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from jaxadv.attacks.expectation import Objective
-from jaxadv.attacks.finite_difference import Sampling, check_samples, estimate_gradient
-from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs, check_positive
+from jaxadv.attacks.finite_difference import (
+    Sampling,
+    check_samples,
+    choose_chunk_size,
+    estimate_gradient,
+)
+from jaxadv.attacks.inputs import check_at_least, check_decay, check_images, check_positive
 from jaxadv.attacks.passes import BlackBox, Passes, make_passes, reaching
-from jaxadv.attacks.queries import Queried, Search, Verdict, begin, search
+from jaxadv.attacks.queries import Queried, Search, Task, Verdict, begin, make_task, search
 from jaxadv.attacks.threat import THREATS, perturb
 from jaxadv.draws import uniform
 from jaxadv.losses import make_objective
@@ -65,6 +70,11 @@ def nes_label_only(
     label stays wrong; else it is tried again with half its length, then with half the shrinking.
     An example is done when its ball has the radius eps. Until then its image is the clean one.
 
+    The constants are those of the code of Ilyas et al. That always has a target and starts at an
+    image of it, shrinks the ball only while the loss is low (`adv_thresh`) and by a part
+    (`conservative`) of what was tried, halves the step size on a plateau as well, and gives up
+    where this takes another gradient.
+
     A gradient takes `samples_per_gradient` x `label_samples` queries, so budgets of 100,000 are
     usual. The other arguments, the result and the errors are those of `jaxadv.attacks.nes`; the
     margins are 1 where the label is wrong and -1 where it is right.
@@ -91,34 +101,33 @@ def nes_label_only(
       example_ids: distinct numbers of the examples.
       resume: result of an earlier call with a smaller budget.
     """
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss="margin")
-    check_at_least(
-        0, eps=eps, step_size=step_size, num_queries=num_queries, label_radius=label_radius,
-        momentum=momentum, min_step_size=min_step_size,
+    task = make_task(
+        key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
+        num_noise_samples=num_noise_samples, norm=norm,
     )  # fmt: skip
-    check_at_least(1, num_noise_samples=num_noise_samples, label_samples=label_samples)
+    check_at_least(0, step_size=step_size, min_step_size=min_step_size, label_radius=label_radius)
+    check_at_least(1, label_samples=label_samples)
+    check_decay(momentum=momentum)
     check_positive(sigma=sigma)
     check_samples(samples_per_gradient, directions)
-    if starts is not None and starts.shape != images.shape:
-        raise ValueError(f"starts have shape {starts.shape}, not {images.shape} as the images")
-    if resume is None:
-        resume = begin(images, _first_memory(images, step_size, norm))
+    if starts is not None:
+        starts = jnp.asarray(starts)
+        if starts.shape != task.images.shape:
+            raise ValueError(f"starts have shape {starts.shape}, not {task.images.shape}")
+        check_images("starts", starts)
+    found = resume
+    if found is None:
+        found = begin(task.images, _first_memory(task.images, step_size, norm))
     with reaching(logits_fn):
         return _nes_label_only(
-            key,
-            logits_fn,
-            images,
-            labels,
-            targets,
+            task,
+            found,
             starts,
-            example_ids,
-            resume,
-            *(jnp.asarray(x, images.dtype) for x in (eps, step_size, min_step_size)),
-            *(jnp.asarray(x, images.dtype) for x in (label_radius, sigma, momentum)),
-            jnp.asarray(num_queries, jnp.int32),
-            jnp.asarray(num_noise_samples, jnp.int32),
+            *(jnp.asarray(x, jnp.float32) for x in (step_size, min_step_size)),
+            *(jnp.asarray(x, jnp.float32) for x in (label_radius, sigma, momentum)),
+            logits_fn=logits_fn,
             samples_per_gradient=samples_per_gradient,
+            chunk_size=choose_chunk_size(logits_fn, samples_per_gradient, None, len(task.images)),
             label_samples=label_samples,
             norm=norm,
             directions=directions,
@@ -142,39 +151,36 @@ def _first_memory(images: Images, step_size: ArrayLike, norm: str) -> _Memory:
     )
 
 
-_STATIC = ("logits_fn", "samples_per_gradient", "label_samples", "norm", "directions")
+_STATIC = (
+    "logits_fn", "samples_per_gradient", "chunk_size", "label_samples", "norm", "directions",
+)  # fmt: skip
 
 
 @partial(jax.jit, static_argnames=_STATIC)
 def _nes_label_only(
-    key: PRNGKey,
-    logits_fn: LogitsFn | BlackBox,
-    images: Images,
-    labels: Labels,
-    targets: Labels | None,
-    starts: Images | None,
-    example_ids: Int[Array, "batch"],
+    task: Task,
     found: Queried,
-    eps: Float[Array, ""],
+    starts: Images | None,
     step_size: Float[Array, ""],
     min_step_size: Float[Array, ""],
     label_radius: Float[Array, ""],
     sigma: Float[Array, ""],
     momentum: Float[Array, ""],
-    num_queries: Int[Array, ""],
-    num_noise_samples: Int[Array, ""],
     *,
+    logits_fn: LogitsFn | BlackBox,
     samples_per_gradient: int,
+    chunk_size: int,
     label_samples: int,
     norm: str,
     directions: str,
 ) -> Queried:
+    images, eps = task.images, task.eps
     threat, whole = THREATS[norm], _first_radius(norm, images.shape[1:])
-    margin = make_objective("margin", labels, targets)
-    passes = make_passes(logits_fn)
-    shares = _share_of_neighbours(passes, margin, example_ids, label_samples, label_radius)
-    sampling = Sampling(samples_per_gradient, 2, directions, sigma)
-    start_key, gradient_key, look_key = jax.random.split(key, 3)
+    margin = make_objective("margin", task.labels, task.targets)
+    passes = make_passes(logits_fn, task.labels, task.targets)
+    shares = _share_of_neighbours(passes, margin, task.example_ids, label_samples, label_radius)
+    sampling = Sampling(samples_per_gradient, chunk_size, directions, sigma)
+    start_key, gradient_key, look_key = jax.random.split(task.key, 3)
 
     def score(logits: Logits) -> PerExample:
         return jnp.where(margin(logits) > 0, 1.0, -1.0)
@@ -185,8 +191,10 @@ def _nes_label_only(
     def cost(found: Queried) -> Int[Array, "batch"]:
         return jnp.where(wants_gradient(found), samples_per_gradient * label_samples, 0)
 
-    def propose(found: Queried, active: Bool[Array, "batch"]) -> tuple[Images, _Memory]:
-        memory, step = found.memory, found.steps.max()
+    def propose(
+        found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]
+    ) -> tuple[Images, _Memory]:
+        memory = found.memory
         rows = wants_gradient(found) & active
 
         def follow() -> Images:
@@ -195,7 +203,7 @@ def _nes_label_only(
                 shares,
                 lambda share: share[:, 0],
                 memory.place,
-                example_ids,
+                task.example_ids,
                 rows,
                 sampling,
             )
@@ -207,11 +215,11 @@ def _nes_label_only(
         move = memory.step_size[:, None, None, None] * threat.steepest(velocity)
         radius = jnp.maximum(memory.radius - memory.shrink, eps)[:, None, None, None]
         moved = perturb(threat, images, memory.place + move - images, radius)
-        keys = example_keys(jax.random.fold_in(start_key, step), example_ids)
+        keys = example_keys(jax.random.fold_in(start_key, step), task.example_ids)
         noise = (1 + jax.vmap(partial(uniform, shape=images.shape[1:]))(keys)) / 2
         start = noise if starts is None else jnp.where(step == 1, starts, noise)
         there = jnp.isfinite(memory.radius)[:, None, None, None]
-        return jnp.where(there, moved, start.astype(images.dtype)), memory
+        return jnp.where(there, moved, start), memory
 
     def judge(found: Queried, candidates: Images, margins: PerExample) -> Verdict:
         memory, wrong, first = found.memory, margins > 0, found.steps == 0
@@ -244,11 +252,9 @@ def _nes_label_only(
         look_key,
         passes,
         score,
-        images,
+        task,
         found,
         Search(propose, cost, judge),
-        num_queries=num_queries,
-        num_noise_samples=num_noise_samples,
     )
 
 

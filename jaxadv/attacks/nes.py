@@ -7,15 +7,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxadv.attacks.finite_difference import Sampling, check_samples, estimate_gradient
-from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs, check_positive
+from jaxadv.attacks.finite_difference import (
+    Sampling,
+    check_samples,
+    choose_chunk_size,
+    estimate_gradient,
+)
+from jaxadv.attacks.inputs import check_at_least, check_decay, check_positive
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
-from jaxadv.attacks.queries import Queried, Search, begin, keep_latest, search
+from jaxadv.attacks.queries import (
+    Queried,
+    Search,
+    Task,
+    always,
+    begin,
+    keep_latest,
+    make_task,
+    search,
+)
 from jaxadv.attacks.threat import THREATS, perturb
 from jaxadv.losses import make_objective
 from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
-
-_IMAGES_AT_ONCE = 8192  # on an accelerator
 
 
 class _Memory(NamedTuple):
@@ -57,7 +69,8 @@ def nes(
 
     What an example gets follows from the key and its number alone, not from its batch. Static are
     `logits_fn`, `norm`, `loss`, `directions`, `samples_per_gradient`, `plateau_length`,
-    `early_stop` and `chunk_size`; the rest is traced. Matrix products are taken at full precision.
+    `early_stop` and `chunk_size`; the rest is traced. Images are float32 all along, and matrix
+    products are taken at full precision.
 
     Args:
       key: randomness of the directions and of the model's noise, which every query draws anew.
@@ -77,19 +90,20 @@ def nes(
         "margin" as for `pgd`.
       directions: "normal", or "rademacher", which makes it SPSA (Spall 1992, Uesato et al. 2018).
       momentum: of the gradients, in [0, 1); .9 in Ilyas et al.
-      plateau_length: the step size is halved when the loss is below that of so many gradients
-        before; 5 in Ilyas et al., 0 keeps it.
+      plateau_length: the step size is halved when the loss is below the first of the last so
+        many; 5 in Ilyas et al., 0 keeps it.
       min_step_size: below which it is not halved.
       early_stop: False takes all steps that the budget allows and looks once, at the end, as
         the study did: its L queries are L + 1 here.
       chunk_size: how many queries of an image are taken at once, at most. Memory grows with it;
         it changes no result. None: 2 on a CPU, which is fastest there, elsewhere so many that a
-        pass has up to 8192 images.
+        pass has up to 8192 images; for a black box all of a gradient.
       num_noise_samples: passes averaged in each look, each of them a query.
       targets: classes to be predicted instead, shape (batch,).
       example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
       resume: result of an earlier call with a smaller budget and else the same arguments: the
-        search goes on from there, to the same result as if it had never stopped.
+        search goes on from there, to the same result as if it had never stopped. Not without
+        `early_stop`, whose one look has been taken.
 
     Returns:
       The adversarial images, within eps of the clean ones and in [0, 1], with the ledger.
@@ -97,40 +111,36 @@ def nes(
     Raises:
       ValueError: a shape, a range or a name that is not as above.
     """
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss=loss)
-    check_at_least(
-        0, eps=eps, step_size=step_size, num_queries=num_queries, momentum=momentum,
-        plateau_length=plateau_length, min_step_size=min_step_size,
+    task = make_task(
+        key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
+        num_noise_samples=num_noise_samples, norm=norm, loss=loss,
     )  # fmt: skip
+    check_at_least(
+        0, step_size=step_size, plateau_length=plateau_length, min_step_size=min_step_size
+    )
+    check_decay(momentum=momentum)
     check_positive(sigma=sigma)
-    check_at_least(1, num_noise_samples=num_noise_samples, chunk_size=chunk_size or 1)
     check_samples(samples_per_gradient, directions)
-    chunk_size = _chunk_size(samples_per_gradient, chunk_size, len(images))
+    if chunk_size is not None:
+        check_at_least(1, chunk_size=chunk_size)
+    if resume is not None and not early_stop:
+        raise ValueError("resume needs early_stop: without it the last look has been taken")
+    batch = len(task.images)
     if resume is None:
         memory = _Memory(
-            velocity=jnp.zeros_like(images),
-            step_size=jnp.full(len(images), step_size, images.dtype),
-            losses=jnp.full((len(images), max(plateau_length, 1)), -jnp.inf, images.dtype),
+            velocity=jnp.zeros_like(task.images),
+            step_size=jnp.full(batch, step_size, jnp.float32),
+            losses=jnp.full((batch, max(plateau_length, 1)), -jnp.inf),
         )
-        resume = begin(images, memory)
+        resume = begin(task.images, memory)
     with reaching(logits_fn):
         return _nes(
-            key,
-            logits_fn,
-            images,
-            labels,
-            targets,
-            example_ids,
+            task,
             resume,
-            jnp.asarray(eps, images.dtype),
-            jnp.asarray(num_queries, jnp.int32),
-            jnp.asarray(sigma, images.dtype),
-            jnp.asarray(momentum, images.dtype),
-            jnp.asarray(min_step_size, images.dtype),
-            jnp.asarray(num_noise_samples, jnp.int32),
+            *(jnp.asarray(x, jnp.float32) for x in (sigma, momentum, min_step_size)),
+            logits_fn=logits_fn,
             samples_per_gradient=samples_per_gradient,
-            chunk_size=chunk_size,
+            chunk_size=choose_chunk_size(logits_fn, samples_per_gradient, chunk_size, batch),
             norm=norm,
             loss=loss,
             directions=directions,
@@ -153,20 +163,13 @@ _STATIC = (
 
 @partial(jax.jit, static_argnames=_STATIC)
 def _nes(
-    key: PRNGKey,
-    logits_fn: LogitsFn | BlackBox,
-    images: Images,
-    labels: Labels,
-    targets: Labels | None,
-    example_ids: Int[Array, "batch"],
+    task: Task,
     found: Queried,
-    eps: Float[Array, ""],
-    num_queries: Int[Array, ""],
     sigma: Float[Array, ""],
     momentum: Float[Array, ""],
     min_step_size: Float[Array, ""],
-    num_noise_samples: Int[Array, ""],
     *,
+    logits_fn: LogitsFn | BlackBox,
     samples_per_gradient: int,
     chunk_size: int,
     norm: str,
@@ -177,34 +180,33 @@ def _nes(
 ) -> Queried:
     threat = THREATS[norm]
     sampling = Sampling(samples_per_gradient, chunk_size, directions, sigma)
-    objective = make_objective(loss, labels, targets)
-    passes = make_passes(logits_fn)
-    gradient_key, look_key = jax.random.split(key)
+    objective = make_objective(loss, task.labels, task.targets)
+    passes = make_passes(logits_fn, task.labels, task.targets)
+    gradient_key, look_key = jax.random.split(task.key)
 
-    def propose(found: Queried, active: Bool[Array, "batch"]) -> tuple[Images, _Memory]:
-        step_key = jax.random.fold_in(gradient_key, found.steps.max())
+    def propose(
+        found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]
+    ) -> tuple[Images, _Memory]:
+        step_key = jax.random.fold_in(gradient_key, step)
         gradient, losses = estimate_gradient(
-            step_key, passes, objective, found.images, example_ids, active, sampling
+            step_key, passes, objective, found.images, task.example_ids, active, sampling
         )
         velocity = momentum * found.memory.velocity + (1 - momentum) * gradient
         step_size, last = found.memory.step_size, found.memory.losses
         if plateau_length:
             step_size, last = _decay(step_size, last, losses, min_step_size)
-        step = step_size[:, None, None, None] * threat.steepest(velocity)
-        candidates = perturb(threat, images, found.images + step - images, eps)
+        move = step_size[:, None, None, None] * threat.steepest(velocity)
+        delta = found.images + move - task.images
+        candidates = perturb(threat, task.images, delta, task.eps)
         return candidates, _Memory(velocity, step_size, last)
 
     return search(
         look_key,
         passes,
-        make_objective("margin", labels, targets),
-        images,
+        make_objective("margin", task.labels, task.targets),
+        task,
         found,
-        Search(
-            propose, lambda found: jnp.full_like(found.queries, samples_per_gradient), keep_latest
-        ),
-        num_queries=num_queries,
-        num_noise_samples=num_noise_samples,
+        Search(propose, always(samples_per_gradient), keep_latest),
         early_stop=early_stop,
     )
 
@@ -221,11 +223,3 @@ def _decay(
     halved = jnp.maximum(step_size / 2, jnp.minimum(min_step_size, step_size))
     last = jnp.where(stuck[:, None], -jnp.inf, last)
     return jnp.where(stuck, halved, step_size), last
-
-
-def _chunk_size(num_samples: int, limit: int | None, batch: int) -> int:
-    """Returns how many queries of an image to take at once."""
-    if limit is None:
-        limit = 2 if jax.default_backend() == "cpu" else _IMAGES_AT_ONCE // batch
-    divisors = (size for size in range(2, num_samples + 1, 2) if num_samples % size == 0)
-    return max(size for size in divisors if size <= max(limit, 2))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxadv.types import LogitsFn
+from jaxadv.types import Labels, LogitsFn
 
 
 class BlackBox(NamedTuple):
@@ -32,10 +32,14 @@ inactive rows need no answer. Inside JAX shapes are fixed, so there they are com
 a black box is not asked about them."""
 
 
-def make_passes(logits_fn: LogitsFn | BlackBox) -> Passes:
-    """Returns how to query the model many times at once."""
+def make_passes(logits_fn: LogitsFn | BlackBox, labels: Labels, targets: Labels | None) -> Passes:
+    """Returns how to query the model many times at once, with float32 logits for an answer.
+
+    An answer that has no place for one of the labels or targets is an error.
+    """
     if isinstance(logits_fn, BlackBox):
-        return _host_passes(logits_fn)
+        classes = labels if targets is None else jnp.concatenate([labels, targets])
+        return _host_passes(logits_fn, int(classes.max(initial=0)))
 
     def passes(
         keys: Key[Array, "k"],
@@ -44,8 +48,10 @@ def make_passes(logits_fn: LogitsFn | BlackBox) -> Passes:
     ) -> Float[Array, "k batch classes"]:
         # A pair is not mapped: a kernel with an axis of draws would make a slow convolution.
         if len(images) <= 2:
-            return jnp.stack([logits_fn(*query) for query in zip(keys, images, strict=True)])
-        return jax.vmap(logits_fn)(keys, images)
+            logits = jnp.stack([logits_fn(*query) for query in zip(keys, images, strict=True)])
+        else:
+            logits = jax.vmap(logits_fn)(keys, images)
+        return logits.astype(jnp.float32)
 
     return passes
 
@@ -62,7 +68,7 @@ def reaching(logits_fn: LogitsFn | BlackBox) -> Iterator[None]:
         yield
 
 
-def _host_passes(model: BlackBox) -> Passes:
+def _host_passes(model: BlackBox, highest_class: int) -> Passes:
     def passes(
         keys: Key[Array, "k"],
         images: Float[Array, "k batch height width channels"],
@@ -71,20 +77,26 @@ def _host_passes(model: BlackBox) -> Passes:
         asked = np.asarray(images)[:, np.asarray(active)]
         with jax.disable_jit(False):  # the model may be JAX's own
             answer = model.predict(asked.reshape(-1, *asked.shape[2:]))
-        probabilities = _check_answer(answer, asked.shape[0] * asked.shape[1])
+        probabilities = _check_answer(answer, asked.shape[0] * asked.shape[1], highest_class)
         logits = np.zeros((*images.shape[:2], probabilities.shape[1]), np.float32)
-        with np.errstate(divide="ignore"):  # log 0 is -inf
-            logits[:, np.asarray(active)] = np.log(probabilities).reshape(*asked.shape[:2], -1)
+        # Differences of infinite logits would be no numbers.
+        finite = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+        logits[:, np.asarray(active)] = finite.reshape(*asked.shape[:2], -1)
         return jnp.asarray(logits)
 
     return passes
 
 
-def _check_answer(answer: np.ndarray, n: int) -> np.ndarray:
+def _check_answer(answer: np.ndarray, n: int, highest_class: int) -> np.ndarray:
     """Returns the answer of a black box, once it is seen to be probabilities."""
     probabilities = np.asarray(answer, np.float64)
     if probabilities.ndim != 2 or len(probabilities) != n:
         raise ValueError(f"predict returned shape {probabilities.shape}, not ({n}, classes)")
+    if probabilities.shape[1] <= highest_class:
+        raise ValueError(
+            f"predict returned {probabilities.shape[1]} classes, too few for the class "
+            f"{highest_class} among the labels or targets"
+        )
     if not ((probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)):
         raise ValueError("predict returned rows that are no probabilities: from 0, with sum 1")
     return probabilities

@@ -11,10 +11,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from jaxadv.attacks.passes import Passes
-from jaxadv.types import Images, Logits, PerExample, PRNGKey
+from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
+from jaxadv.attacks.passes import BlackBox, Passes
+from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
+
+
+class Task(NamedTuple):
+    """What every black-box attack is asked: the arguments they share, in float32; all traced."""
+
+    key: PRNGKey
+    images: Images
+    labels: Labels
+    targets: Labels | None
+    example_ids: Int[Array, "batch"]
+    eps: Float[Array, ""]
+    num_queries: Int[Array, ""]
+    num_noise_samples: Int[Array, ""]
 
 
 class Queried(NamedTuple):
@@ -56,12 +70,12 @@ class Search(NamedTuple):
     """A way to search; only the rows that are active count.
 
     Attributes:
-      propose: `(found, active) -> (candidates, memory)`; the step is the same for all active rows.
+      propose: `(found, active, step) -> (candidates, memory)`; the step is that of all active rows.
       cost: `found -> (batch,)` passes that the proposal takes, without the look at it.
       judge: `(found, candidates, margins) -> Verdict`; `found` has the memory of the proposal.
     """
 
-    propose: Callable[[Queried, Bool[Array, "batch"]], tuple[Images, PyTree]]
+    propose: Callable[[Queried, Bool[Array, "batch"], Int[Array, ""]], tuple[Images, PyTree]]
     cost: Callable[[Queried], Int[Array, "batch"]]
     judge: Callable[[Queried, Images, PerExample], Verdict]
 
@@ -82,6 +96,37 @@ def keep_latest(found: Queried, candidates: Images, margins: PerExample) -> Verd
     return Verdict(jnp.ones_like(found.success), margins > 0, found.memory)
 
 
+def make_task(
+    key: PRNGKey,
+    logits_fn: LogitsFn | BlackBox,
+    images: Images,
+    labels: Labels,
+    targets: Labels | None,
+    example_ids: Int[Array, "batch"] | None,
+    *,
+    eps: ArrayLike,
+    num_queries: ArrayLike,
+    num_noise_samples: ArrayLike,
+    norm: str,
+    loss: str = "margin",
+) -> Task:
+    """Returns the arguments that all black-box attacks share, once they are checked."""
+    images, labels, example_ids = as_inputs(images, labels, example_ids)
+    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss=loss)
+    check_at_least(0, eps=eps, num_queries=num_queries)
+    check_at_least(1, num_noise_samples=num_noise_samples)
+    return Task(
+        key=key,
+        images=images.astype(jnp.float32),
+        labels=labels,
+        targets=None if targets is None else jnp.asarray(targets),
+        example_ids=example_ids,
+        eps=jnp.asarray(eps, jnp.float32),
+        num_queries=jnp.asarray(num_queries, jnp.int32),
+        num_noise_samples=jnp.asarray(num_noise_samples, jnp.int32),
+    )
+
+
 def begin(images: Images, memory: PyTree = ()) -> Queried:
     """Returns the state before the first query."""
     batch = len(images)
@@ -99,12 +144,10 @@ def search(
     key: PRNGKey,
     passes: Passes,
     score: Callable[[Logits], PerExample],
-    clean: Images,
+    task: Task,
     found: Queried,
     how: Search,
     *,
-    num_queries: Int[Array, ""],
-    num_noise_samples: Int[Array, ""],
     early_stop: bool = True,
 ) -> Queried:
     """Returns what the search found within the budget, from where it stands.
@@ -116,21 +159,20 @@ def search(
       key: of the noise under which candidates are looked at.
       passes: the model.
       score: margin of the logits, above 0 a success.
-      clean: images in the centre of the ball.
+      task: the clean images, the budget of each example over all calls, and the passes averaged
+        in each look.
       found: of `begin`, or of an earlier call with a smaller budget.
       how: the search.
-      num_queries: budget of each example, over all calls.
-      num_noise_samples: passes averaged in each look; a deterministic model needs one.
       early_stop: whether to look at every candidate.
     """
-    look_cost = num_noise_samples
+    look_cost = task.num_noise_samples
 
     def cost(found: Queried) -> Int[Array, "batch"]:
         first = (found.steps == 0) & early_stop
         return jnp.where(first, 0, how.cost(found)) + look_cost
 
     def active(found: Queried) -> Bool[Array, "batch"]:
-        return ~found.success & (found.queries + cost(found) <= num_queries)
+        return ~found.success & (found.queries + cost(found) <= task.num_queries)
 
     def look(images: Images, step: Int[Array, ""], active: Bool[Array, "batch"]) -> PerExample:
         return score(_mean_logits(jax.random.fold_in(key, step), passes, images, active, look_cost))
@@ -138,15 +180,15 @@ def search(
     def advance(found: Queried) -> Queried:
         # Rows that waited for a larger budget first catch up, so that none skips a step.
         ready = active(found)
-        step = jnp.where(ready, found.steps, jnp.iinfo(jnp.int32).max).min()
+        last = jnp.iinfo(jnp.int32).max
+        step = jnp.where(ready, found.steps, last).min(initial=last)
         rows = ready & (found.steps == step)
-        now = found._replace(steps=jnp.full_like(found.steps, step))
         if not early_stop:
-            candidates, memory = how.propose(now, rows)
+            candidates, memory = how.propose(found, rows, step)
             moved = _spend(found, how.cost(found))._replace(images=candidates, memory=memory)
             return _select(rows, moved, found)
         candidates, memory = lax.cond(
-            step == 0, lambda: (clean, found.memory), lambda: how.propose(now, rows)
+            step == 0, lambda: (task.images, found.memory), lambda: how.propose(found, rows, step)
         )
         margins = look(candidates, step, rows)
         kept, success, memory = how.judge(found._replace(memory=memory), candidates, margins)
@@ -157,8 +199,9 @@ def search(
     found = lax.while_loop(lambda found: active(found).any(), advance, found)
     if early_stop:
         return lax.stop_gradient(found)
-    rows = found.queries + look_cost <= num_queries
-    margins = look(found.images, found.steps.max(), rows)
+    rows = found.queries + look_cost <= task.num_queries
+    step = found.steps.max(initial=0)
+    margins = lax.cond(rows.any(), lambda: look(found.images, step, rows), lambda: found.margins)
     looked = found._replace(margins=margins, success=margins > 0, queries=found.queries + look_cost)
     return lax.stop_gradient(_select(rows, looked, found))
 

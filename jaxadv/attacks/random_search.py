@@ -3,12 +3,19 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Int
 
-from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
-from jaxadv.attacks.queries import Queried, Search, always, begin, keep_larger, search
+from jaxadv.attacks.queries import (
+    Queried,
+    Search,
+    Task,
+    always,
+    begin,
+    keep_larger,
+    make_task,
+    search,
+)
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
 from jaxadv.losses import make_objective
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
@@ -33,56 +40,34 @@ def random_search(
     The clean image is the first. What is returned has the largest margin seen. The arguments are
     those of `jaxadv.attacks.nes`.
     """
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss="margin")
-    check_at_least(0, eps=eps, num_queries=num_queries)
-    check_at_least(1, num_noise_samples=num_noise_samples)
+    task = make_task(
+        key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
+        num_noise_samples=num_noise_samples, norm=norm,
+    )  # fmt: skip
+    found = begin(task.images) if resume is None else resume
     with reaching(logits_fn):
-        return _random_search(
-            key,
-            logits_fn,
-            images,
-            labels,
-            targets,
-            example_ids,
-            begin(images) if resume is None else resume,
-            jnp.asarray(eps, images.dtype),
-            jnp.asarray(num_queries, jnp.int32),
-            jnp.asarray(num_noise_samples, jnp.int32),
-            norm=norm,
-        )
+        return _random_search(task, found, logits_fn=logits_fn, norm=norm)
 
 
 @partial(jax.jit, static_argnames=("logits_fn", "norm"))
 def _random_search(
-    key: PRNGKey,
-    logits_fn: LogitsFn | BlackBox,
-    images: Images,
-    labels: Labels,
-    targets: Labels | None,
-    example_ids: Int[Array, "batch"],
-    found: Queried,
-    eps: Float[Array, ""],
-    num_queries: Int[Array, ""],
-    num_noise_samples: Int[Array, ""],
-    *,
-    norm: str,
+    task: Task, found: Queried, *, logits_fn: LogitsFn | BlackBox, norm: str
 ) -> Queried:
     threat = THREATS[norm]
-    draw_key, look_key = jax.random.split(key)
+    draw_key, look_key = jax.random.split(task.key)
 
-    def propose(found: Queried, active: Bool[Array, "batch"]) -> tuple[Images, tuple]:
-        step_key = jax.random.fold_in(draw_key, found.steps.max())
-        delta = random_perturbation(threat, step_key, example_ids, images, eps)
-        return perturb(threat, images, delta, eps), ()
+    def propose(
+        found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]
+    ) -> tuple[Images, tuple]:
+        step_key = jax.random.fold_in(draw_key, step)
+        delta = random_perturbation(threat, step_key, task.example_ids, task.images, task.eps)
+        return perturb(threat, task.images, delta, task.eps), ()
 
     return search(
         look_key,
-        make_passes(logits_fn),
-        make_objective("margin", labels, targets),
-        images,
+        make_passes(logits_fn, task.labels, task.targets),
+        make_objective("margin", task.labels, task.targets),
+        task,
         found,
         Search(propose, always(0), keep_larger),
-        num_queries=num_queries,
-        num_noise_samples=num_noise_samples,
     )

@@ -8,9 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
+from jaxadv.attacks.inputs import check_at_least
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
-from jaxadv.attacks.queries import Queried, Search, always, begin, keep_larger, search
+from jaxadv.attacks.queries import (
+    Queried,
+    Search,
+    Task,
+    always,
+    begin,
+    keep_larger,
+    make_task,
+    search,
+)
 from jaxadv.draws import rademacher
 from jaxadv.losses import make_objective
 from jaxadv.prng import example_keys
@@ -44,57 +53,41 @@ def square(
     """Changes one square after another, each kept only if the margin grows.
 
     The first query looks at the clean image, the second at the start: vertical stripes of +-eps in
-    L-inf, a tiling of bumps in L2. Then every query is one square, at a place and with signs
-    drawn for each example from its own key. The side of the squares follows AutoAttack's
-    schedule, which depends on the number of squares and not on the budget.
+    L-inf, 5 x 5 bumps in L2. Then every query is one square, at a place and with signs drawn for
+    each example from its own key. The share of the image that a square covers is halved after 10,
+    50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of them, whatever the budget.
+
+    In AutoAttack the start is kept even where the clean image has the larger margin, the first
+    11 squares are large, none reaches the last row or column, and a target's cross entropy is
+    descended where here its margin is.
 
     `share` of the image is covered by the first squares; it is traced. The other arguments, the
     result and the errors are those of `jaxadv.attacks.nes`.
     """
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss="margin")
-    check_at_least(0, eps=eps, num_queries=num_queries, share=share)
-    check_at_least(1, num_noise_samples=num_noise_samples)
+    task = make_task(
+        key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
+        num_noise_samples=num_noise_samples, norm=norm,
+    )  # fmt: skip
+    check_at_least(0, share=share)
+    share = jnp.asarray(share, jnp.float32)
+    found = begin(task.images) if resume is None else resume
     with reaching(logits_fn):
-        return _square(
-            key,
-            logits_fn,
-            images,
-            labels,
-            targets,
-            example_ids,
-            begin(images) if resume is None else resume,
-            jnp.asarray(eps, images.dtype),
-            jnp.asarray(num_queries, jnp.int32),
-            jnp.asarray(share, images.dtype),
-            jnp.asarray(num_noise_samples, jnp.int32),
-            norm=norm,
-        )
+        return _square(task, found, share, logits_fn=logits_fn, norm=norm)
 
 
 @partial(jax.jit, static_argnames=("logits_fn", "norm"))
 def _square(
-    key: PRNGKey,
-    logits_fn: LogitsFn | BlackBox,
-    images: Images,
-    labels: Labels,
-    targets: Labels | None,
-    example_ids: Int[Array, "batch"],
-    found: Queried,
-    eps: Scalar,
-    num_queries: Int[Array, ""],
-    share: Scalar,
-    num_noise_samples: Int[Array, ""],
-    *,
-    norm: str,
+    task: Task, found: Queried, share: Scalar, *, logits_fn: LogitsFn | BlackBox, norm: str
 ) -> Queried:
     start, change = _MOVES[norm]
-    draw_key, look_key = jax.random.split(key)
+    draw_key, look_key = jax.random.split(task.key)
+    images, eps = task.images, task.eps
 
-    def propose(found: Queried, active: Bool[Array, "batch"]) -> tuple[Images, tuple]:
-        step = found.steps.max()
-        keys = example_keys(jax.random.fold_in(draw_key, step), example_ids)
-        covered = share / 2.0 ** (step - 1 > _HALVINGS).sum()
+    def propose(
+        found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]
+    ) -> tuple[Images, tuple]:
+        keys = example_keys(jax.random.fold_in(draw_key, step), task.example_ids)
+        covered = _covered(share, step - 1)
         delta = jax.lax.cond(
             step == 1,
             lambda: jax.vmap(partial(start, eps=eps, shape=images.shape[1:]))(keys),
@@ -104,14 +97,17 @@ def _square(
 
     return search(
         look_key,
-        make_passes(logits_fn),
-        make_objective("margin", labels, targets),
-        images,
+        make_passes(logits_fn, task.labels, task.targets),
+        make_objective("margin", task.labels, task.targets),
+        task,
         found,
         Search(propose, always(0), keep_larger),
-        num_queries=num_queries,
-        num_noise_samples=num_noise_samples,
     )
+
+
+def _covered(share: Scalar, square: Int[Array, ""]) -> Scalar:
+    """Returns the share of the image that a square covers; the first has the number 1."""
+    return share / 2.0 ** (square > _HALVINGS).sum()
 
 
 def _linf_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Image:

@@ -30,7 +30,7 @@ def estimate(directions="normal", num_samples=20, logits_fn=two_classes, loss="m
     )
     return estimate_gradient(
         KEY,
-        make_passes(logits_fn),
+        make_passes(logits_fn, LABELS, None),
         make_objective(loss, LABELS, None),
         IMAGES,
         jnp.arange(BATCH),
@@ -118,18 +118,28 @@ def test_momentum_carries_the_gradients_before():
     images, labels = examples(n=6)
     budget = {"eps": 0.5, "step_size": 0.01, "samples_per_gradient": 10, "early_stop": False}
 
-    def velocity(num_queries, momentum):
-        return flat(
-            nes(KEY, LOGITS_FN, images, labels, num_queries=num_queries, momentum=momentum,
-                loss="margin", **budget).memory.velocity
+    def run(num_queries, momentum):
+        return nes(
+            KEY, LOGITS_FN, images, labels, num_queries=num_queries, momentum=momentum,
+            loss="margin", **budget,
         )  # fmt: skip
 
-    # The first step without momentum shows the first gradient, the second with some both.
-    first = velocity(11, 0.0)
-    np.testing.assert_allclose(velocity(11, 0.6), 0.4 * first, rtol=1e-5)
-    second = velocity(21, 0.6) - 0.6 * 0.4 * first
-    assert np.abs(second).max() > 0
-    assert (np.abs(velocity(21, 0.6)) > 0).all()
+    # The first step without momentum shows the first gradient; the second is estimated here.
+    first, once = flat(run(11, 0.0).memory.velocity), run(11, 0.6)
+    np.testing.assert_allclose(flat(once.memory.velocity), 0.4 * first, rtol=1e-5)
+    gradient_key, _ = jax.random.split(KEY)
+    second, _ = estimate_gradient(
+        jax.random.fold_in(gradient_key, 1),
+        make_passes(LOGITS_FN, labels, None),
+        make_objective("margin", labels, None),
+        once.images,
+        jnp.arange(6),
+        jnp.ones(6, bool),
+        Sampling(10, 2, "normal", jnp.float32(1e-3)),
+    )
+    expected = 0.6 * 0.4 * first + 0.4 * flat(second)
+    np.testing.assert_allclose(flat(run(21, 0.6).memory.velocity), expected, atol=0.02)
+    assert np.abs(flat(second) - first).max() > 1
 
 
 def test_the_step_size_is_halved_where_the_loss_has_fallen():
@@ -147,6 +157,13 @@ def test_the_step_size_is_halved_where_the_loss_has_fallen():
     np.testing.assert_allclose(step_size[1], 0.015)
 
 
+def test_what_took_its_last_look_is_not_resumed():
+    arguments = {"eps": 0.1, "step_size": 0.1, "num_queries": 10, "samples_per_gradient": 4}
+    found = nes(KEY, LOGITS_FN, *examples(n=4), **arguments)
+    with pytest.raises(ValueError, match="resume needs early_stop"):
+        nes(KEY, LOGITS_FN, *examples(n=4), **arguments, resume=found, early_stop=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -157,6 +174,8 @@ def test_the_step_size_is_halved_where_the_loss_has_fallen():
         ({"loss": "hinge"}, "loss 'hinge' is not one of"),
         ({"chunk_size": -2}, "chunk_size is -2"),
         ({"momentum": -0.1}, "momentum is -0.1"),
+        ({"momentum": 1.0}, "momentum is 1.0, not a number from 0 to below 1"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
     ],
 )
 def test_bad_input_is_named(changes, message):

@@ -154,6 +154,17 @@ def test_a_search_goes_on_where_it_stopped(name, norm):
     assert (part.queries <= 25).all()
     whole = attack(name, logits_fn, images, labels, norm=norm, resume=part)
     assert_same(whole, found(name, norm))
+    for one, other in zip(whole.memory, found(name, norm).memory, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=0.05)
+
+
+def test_rows_that_wait_for_their_budget_skip_no_step():
+    """At 5 queries those whose start is misclassified wait for a gradient, the others go on."""
+    images, labels = problem()
+    part = attack("nes_label_only", logits_fn, images, labels, num_queries=7)
+    assert len(np.unique(part.steps[~part.success])) > 1
+    whole = attack("nes_label_only", logits_fn, images, labels, resume=part)
+    assert_same(whole, found("nes_label_only", "linf"))
 
 
 @every_score_based
@@ -177,6 +188,29 @@ def test_each_look_may_average_passes_and_pays_for_them(name):
     assert not np.array_equal(single.margins, result.margins)
 
 
+@every_attack
+def test_half_precision_is_searched_in_single(name):
+    images, labels = problem()
+    half = images.astype(jnp.float16)
+
+    def half_model(key, images):
+        return logits_fn(key, images).astype(jnp.float16)
+
+    result = attack(name, half_model, half, labels, num_queries=13)
+    assert result.images.dtype == result.margins.dtype == jnp.float32
+    assert result.queries.max() <= 13
+
+
+@every_attack
+@pytest.mark.parametrize("black_box", [False, True])
+def test_an_empty_batch_is_no_work(name, black_box):
+    images, labels = problem()
+    model = BlackBox(None) if black_box else logits_fn
+    result = attack(name, model, images[:0], labels[:0])
+    assert result.images.shape == (0, 4, 4, 3)
+    assert result.queries.shape == (0,)
+
+
 def far_from_grey(key, images):
     """A model that no search breaks, though almost any change of a grey image gains."""
     gain = jnp.abs(images - 0.5).sum((1, 2, 3)) + logits_fn(key, images)[:, 0]
@@ -196,6 +230,7 @@ BAD_ANSWERS = {
     "rows": (lambda queries: np.full((3, 5), 0.2), r"shape \(3, 5\), not \(24, classes\)"),
     "logits": (lambda queries: np.asarray(logits_fn(None, queries)), "no probabilities"),
     "nan": (lambda queries: np.full((len(queries), 5), np.nan), "no probabilities"),
+    "classes": (lambda queries: np.full((len(queries), 2), 0.5), "returned 2 classes, too few"),
 }
 
 
@@ -203,6 +238,37 @@ BAD_ANSWERS = {
 def test_an_answer_that_is_no_probabilities_is_named(predict, message):
     with pytest.raises(ValueError, match=message):
         attack("square", BlackBox(predict), *problem())
+
+
+def test_a_black_box_is_sure_of_itself_and_called_once_for_a_gradient():
+    images, labels = problem()
+    calls = []
+
+    def predict(queries):
+        calls.append(len(queries))
+        return np.eye(5)[logits_fn(None, queries).argmax(axis=1)]
+
+    result = attack("nes", BlackBox(predict), images, labels, loss="margin", num_queries=12)
+    left = int((~result.success | (result.queries > 1)).sum())
+    assert calls == [24, 10 * left, left]
+    assert np.isfinite(result.margins).all()
+    assert np.isfinite(result.images).all()
+
+
+@pytest.mark.parametrize("num_queries", [0, 1, 13])
+def test_a_black_box_is_looked_at_once_where_nothing_stops(num_queries):
+    images, labels = problem()
+    asked = []
+
+    def predict(queries):
+        asked.append(len(queries))
+        return np.asarray(jax.nn.softmax(logits_fn(None, queries)))
+
+    result = attack(
+        "nes", BlackBox(predict), images, labels, early_stop=False, num_queries=num_queries
+    )
+    assert sum(asked) == result.queries.sum()
+    assert (result.queries == {0: 0, 1: 1, 13: 11}[num_queries]).all()
 
 
 def test_an_error_of_the_black_box_comes_through():

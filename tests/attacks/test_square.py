@@ -7,7 +7,7 @@ import pytest
 from linear_model import examples, flat, length
 
 from jaxadv.attacks import random_search, square
-from jaxadv.attacks.square import _bump, _l2_change, _l2_start, _linf_change, _linf_start
+from jaxadv.attacks.square import _bump, _covered, _l2_change, _l2_start, _linf_change, _linf_start
 
 KEY = jax.random.key(0)
 EPS = jnp.float32(0.1)
@@ -59,6 +59,15 @@ def test_a_change_in_linf_is_one_square_of_equal_sign(share, side):
         assert (window == window[0, 0]).all()
         corners.add((rows[0], columns[0]))
     assert len(corners) > 2
+
+
+@pytest.mark.parametrize(
+    ("square", "halvings"),
+    [(1, 0), (10, 0), (11, 1), (50, 1), (51, 2), (500, 3), (501, 4), (8000, 8), (8001, 9)],
+)
+def test_squares_shrink_with_their_number(square, halvings):
+    covered = _covered(jnp.float32(0.8), jnp.int32(square))
+    assert covered == pytest.approx(0.8 / 2**halvings)
 
 
 def test_the_start_in_l2_is_a_tiling_on_the_sphere():
