@@ -87,7 +87,7 @@ def test_an_example_meets_the_same_in_any_company(problem):
 
 
 def test_survivors_close_ranks_in_ever_smaller_batches(problem, monkeypatch):
-    sizes = []
+    sizes, spent = [], []
     step = crafting._attack_step
 
     def counted(*arguments):
@@ -95,6 +95,7 @@ def test_survivors_close_ranks_in_ever_smaller_batches(problem, monkeypatch):
 
         def call(*args):
             sizes.append(len(args[-2]))
+            spent.append(0 if args[-1] is None else args[-1].queries.min())
             return run(*args)
 
         return call
@@ -104,6 +105,7 @@ def test_survivors_close_ranks_in_ever_smaller_batches(problem, monkeypatch):
     left = [int((queries > limit).sum()) for limit in (0, 23, 56)]  # two steps fit in 30 queries
     computed = sum(sizes)
     assert sizes[:4] == [16, 16, 16, 2]
+    assert sorted(set(spent)) == [0, 23, 56]  # nothing is done twice
     assert left[2] < left[1] < 50
     assert sum(left) <= computed < sum(left) + 3 * 2  # each segment in batches of up to 16
     assert set(sizes) <= {2, 4, 8, 16}

@@ -16,7 +16,13 @@ EPS = {"linf": 0.06, "l2": 0.4}
 BUDGET = 60
 ARGUMENTS = {
     "nes": {"step_size": 0.02, "samples_per_gradient": 10},
-    "nes_label_only": {"samples_per_gradient": 4, "label_samples": 2},
+    # Neighbours so far away that some of them have another label.
+    "nes_label_only": {
+        "samples_per_gradient": 4,
+        "label_samples": 2,
+        "sigma": 0.5,
+        "label_radius": 0.5,
+    },
 }
 
 every_attack = pytest.mark.parametrize("name", GRADIENT_FREE)
@@ -153,18 +159,22 @@ def test_a_search_goes_on_where_it_stopped(name, norm):
     part = attack(name, logits_fn, images, labels, norm=norm, num_queries=25)
     assert (part.queries <= 25).all()
     whole = attack(name, logits_fn, images, labels, norm=norm, resume=part)
-    assert_same(whole, found(name, norm))
-    for one, other in zip(whole.memory, found(name, norm).memory, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=0.05)
+    assert_same_with_memory(whole, found(name, norm))
+
+
+def assert_same_with_memory(one, other):
+    assert_same(one, other)
+    for a, b in zip(one.memory, other.memory, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_rows_that_wait_for_their_budget_skip_no_step():
-    """At 5 queries those whose start is misclassified wait for a gradient, the others go on."""
+    """At 7 queries those whose start is misclassified wait for a gradient, the others go on."""
     images, labels = problem()
     part = attack("nes_label_only", logits_fn, images, labels, num_queries=7)
     assert len(np.unique(part.steps[~part.success])) > 1
     whole = attack("nes_label_only", logits_fn, images, labels, resume=part)
-    assert_same(whole, found("nes_label_only", "linf"))
+    assert_same_with_memory(whole, found("nes_label_only", "linf"))
 
 
 @every_score_based
