@@ -7,21 +7,13 @@ of the ratios within each turn. The model is untrained and no example is ever fo
 """
 
 import sys
-import time
-from collections.abc import Callable
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
+from turns import compare, make_attack, make_problem
 
-from jaxadv.battery import expand
-from jaxadv.classifier import make_logits_fn
-from jaxadv.crafting import craft
 from jaxadv.models import make_model
-from jaxadv.parallel import pmap_batches, replicate, use_all_cores
-from jaxadv.types import Batch
+from jaxadv.parallel import use_all_cores
 
-BATCH, REPETITIONS = 512, 5
+BATCH = 512
 # So small a radius that no image crosses the boundary.
 NOTHING = {"eps": (1e-6,), "num_queries": 105}
 ATTACKS = {
@@ -33,51 +25,16 @@ ATTACKS = {
 }
 
 
-def make_runs(name: str) -> dict[str, Callable[[], int]]:
-    """Returns functions that compute some forward passes and return how many."""
-    model = make_model(name, 10)
-    images = np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
-    floats, ids = images / np.float32(255), np.arange(BATCH)
-    weights = replicate(jax.jit(model.init)(jax.random.key(0), floats[:1]))
-    forward = pmap_batches(
-        lambda weights, images, ids: make_logits_fn(model, weights, ids)(jax.random.key(0), images),
-        num_replicated=1,
-        num_batches=2,
-        sharded_output=True,
-    )
-    split = Batch(images, forward(weights, floats, ids).argmax(axis=1).astype(np.int32))
-
-    def passes() -> int:
-        for _ in range(100):
-            forward(weights, floats, ids)
-        return 100 * BATCH
-
-    def attack(config: dict) -> int:
-        ((_, arguments),) = expand(ConfigDict({"a": config})).items()
-        return int(craft(model, weights, split, arguments, ids, BATCH, seed=0)[1].sum())
-
-    runs = {name: lambda config=config: attack(config) for name, config in ATTACKS.items()}
-    return {"forward pass": passes, **runs}
-
-
 def main() -> None:
     """Prints a table for each model named on the command line."""
     use_all_cores()
-    for model in sys.argv[1:] or ["net"]:
-        runs = make_runs(model)
-        rates: dict[str, list[float]] = {name: [] for name in runs}
-        for repetition in range(-1, REPETITIONS):  # the first compiles
-            for name, run in runs.items():
-                began = time.perf_counter()
-                count = run()
-                if repetition >= 0:
-                    rates[name].append(count / (time.perf_counter() - began))
-        for name, values in rates.items():
-            ratio = np.median(np.divide(values, rates["forward pass"]))
-            print(
-                f"{model:10} {name:15} {np.median(values):9,.0f} per s "
-                f"({min(values):,.0f} to {max(values):,.0f})  {ratio:.2f} of the forward pass"
-            )
+    for name in sys.argv[1:] or ["net"]:
+        model = make_model(name, 10)
+        weights, split, passes = make_problem(model, BATCH)
+        attacks = {
+            attack: make_attack(model, weights, split, config) for attack, config in ATTACKS.items()
+        }
+        compare(name, {"forward pass": passes, **attacks})
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ battery that a random defence is trained with, `:plain` the same without noise. 
     python run.py --config configs/evaluate.py:blackbox --config.checkpoint=runs/nes/standard
 
 Attacks that see outputs only, on the first 1,000 images: of `net` after standard adversarial
-training NES leaves 9.1 %, Square 0.5 %; 13 min. `:study_nes` is the study's NES at its five budgets,
-2 min; `:noisy_nes` sweeps the estimate's samples and sigma on a model with noise of its own, 8 min
-for BigNet with RSE. See results/nes.md.
+training NES leaves 9.1 %, Square 0.5 %; 13 min. `:study_nes` is the study's NES at its five
+budgets, 2 min; `:noisy_nes` sweeps the estimate's samples and sigma on a model with noise of its
+own, 8 min for BigNet with RSE. See results/nes.md.
 """
 
 from ml_collections import ConfigDict

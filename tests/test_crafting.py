@@ -15,7 +15,10 @@ from jaxadv.attacks import ATTACKS
 from jaxadv.battery import expand
 from jaxadv.classifier import make_logits_fn, to_float
 from jaxadv.crafting import craft, num_queries
+from jaxadv.models import make_model
+from jaxadv.models.defences import PNI
 from jaxadv.prng import stream
+from jaxadv.types import Batch
 
 ARGUMENTS = {
     "nes": {"step_size": 0.01, "samples_per_gradient": 10},
@@ -119,6 +122,23 @@ def test_the_bar_ends_where_all_is_spent_or_saved(problem):
         rest = 100 - queries
         assert bar.n == 50 * 100 - rest[rest < step].sum()
         assert rest.max() >= step
+
+
+def test_draws_of_the_weights_may_be_taken_at_once():
+    model, generator = make_model("net", 10, defence=PNI()), np.random.default_rng(0)
+    images = generator.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    split = Batch(images, np.arange(4, dtype=np.int32))
+    weights = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+    def run(chunk_size):
+        arguments = {
+            "attack": "pgd", "eps": (0.1,), "step_size": 0.01, "num_steps": 1, "norm": "l2",
+            "num_noise_samples": 4, "noise_chunk_size": chunk_size,
+        }  # fmt: skip
+        ((_, attack),) = expand(ConfigDict({"a": arguments})).items()
+        return craft(model, weights, split, attack, np.arange(4), 4, seed=0)[0]
+
+    np.testing.assert_allclose(run(2), run(1), atol=1e-5)
 
 
 def test_no_examples_are_no_work(problem):

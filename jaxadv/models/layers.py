@@ -98,11 +98,14 @@ def _convolution(images: Images, kernel: Kernel, strides: int, pads: Pads) -> Ou
 
 
 def _convolution_fwd(images, kernel, strides, pads):
-    return _xla_convolution(images, kernel, strides, pads), (images, kernel)
+    outputs = _xla_convolution(images.value, kernel.value, strides, pads)
+    # An attack asks for no gradient of the kernel; of many draws of it JAX cannot even trace one.
+    learned = (kernel.value,) if kernel.perturbed else ()
+    return outputs, (images.value, kernel.value, learned)
 
 
 def _convolution_bwd(strides, pads, residuals, gradient):
-    images, kernel = residuals
+    images, kernel, learned = residuals
     if strides == 1:
         images_gradient = _mirrored_convolution(gradient, kernel, pads)
     else:
@@ -110,11 +113,13 @@ def _convolution_bwd(strides, pads, residuals, gradient):
             lambda images: _blocked_convolution(images, kernel, strides, pads, block=1), images
         )
         (images_gradient,) = images_vjp(gradient)
+    if not learned:
+        return images_gradient, jnp.zeros_like(kernel)
     _, kernel_vjp = jax.vjp(lambda kernel: _xla_convolution(images, kernel, strides, pads), kernel)
     return images_gradient, *kernel_vjp(gradient)
 
 
-_convolution.defvjp(_convolution_fwd, _convolution_bwd)
+_convolution.defvjp(_convolution_fwd, _convolution_bwd, symbolic_zeros=True)
 
 
 def _mirrored_convolution(gradient: Outputs, kernel: Kernel, pads: Pads) -> Images:

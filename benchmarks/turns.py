@@ -1,0 +1,71 @@
+"""What the benchmarks share: attacks on an untrained model, and runs that take turns."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from jaxadv.battery import expand
+from jaxadv.classifier import make_logits_fn
+from jaxadv.crafting import craft
+from jaxadv.parallel import pmap_batches, replicate
+from jaxadv.types import Batch
+
+REPETITIONS, PASSES = 5, 100
+
+Run = Callable[[], int]
+"""Does some work, and returns how many gradients or queries it took."""
+
+
+def make_problem(model: nn.Module, batch: int) -> tuple[PyTree, Batch, Run]:
+    """Returns weights, random images that the model gets right, and plain passes over them."""
+    images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
+    floats, ids = images / np.float32(255), np.arange(batch)
+    weights = replicate(jax.jit(model.init)(jax.random.key(0), floats[:1]))
+    forward = pmap_batches(
+        lambda weights, images, ids: make_logits_fn(model, weights, ids)(jax.random.key(0), images),
+        num_replicated=1,
+        num_batches=2,
+        sharded_output=True,
+    )
+
+    def passes() -> int:
+        for _ in range(PASSES):
+            forward(weights, floats, ids)
+        return PASSES * batch
+
+    labels = forward(weights, floats, ids).argmax(axis=1).astype(np.int32)
+    return weights, Batch(images, labels), passes
+
+
+def make_attack(model: nn.Module, weights: PyTree, split: Batch, attack: dict) -> Run:
+    """Returns an attack on all images at once."""
+    ((_, arguments),) = expand(ConfigDict({"a": attack})).items()
+    ids = np.arange(len(split.labels))
+    return lambda: int(craft(model, weights, split, arguments, ids, len(ids), seed=0)[1].sum())
+
+
+def compare(title: str, runs: Mapping[str, Run]) -> None:
+    """Runs all in turn, several times over, and prints a line for each.
+
+    It has the median and the range of the rate, and the median of its ratio, within a turn, to
+    that of the first.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for repetition in range(-1, REPETITIONS):  # the first compiles
+        for name, run in runs.items():
+            began = time.perf_counter()
+            count = run()
+            if repetition >= 0:
+                rates[name].append(count / (time.perf_counter() - began))
+    baseline = next(iter(rates))
+    for name, values in rates.items():
+        ratio = np.median(np.divide(values, rates[baseline]))
+        print(
+            f"{title:20} {name:20} {np.median(values):9,.0f} per s "
+            f"({min(values):,.0f} to {max(values):,.0f})  {ratio:.2f} of {baseline}"
+        )
