@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, UInt32
 
 from jaxadv.types import PRNGKey
@@ -27,9 +28,9 @@ _SIGN = np.uint32(0x80000000)
 def normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Returns float32 draws from N(0, 1), by the transform of Box & Muller (1958)."""
     size = math.prod(shape)
-    # XLA fuses neither across the stack nor across the concatenation: without the first it would
-    # draw the words twice, without the second it would run along the few channels of an image.
-    first, second = jnp.stack(_words(key, (size + 1) // 2))
+    # Behind a barrier, XLA draws the words once, not for each number and term that needs one, and
+    # the concatenation keeps it from running along the few channels of an image.
+    first, second = lax.optimization_barrier(jnp.stack(_words(key, (size + 1) // 2)))
     radius = jnp.sqrt(-jnp.log(2 - _one_to_two(first)))  # that of the pair over sqrt(2)
     # The angle is a sign for each axis and 45 degrees +- x; Taylor series to the last bit.
     x = (_one_to_two(second) - 1.5) * np.float32(math.pi / 2)
@@ -81,9 +82,9 @@ def _words(
 
 def _one_to_two(word: UInt32[Array, "blocks"]) -> Float[Array, "blocks"]:
     """Returns the upper 23 bits as the mantissa of a number in [1, 2)."""
-    return jax.lax.bitcast_convert_type((word >> 9) | _ONE, jnp.float32)
+    return lax.bitcast_convert_type((word >> 9) | _ONE, jnp.float32)
 
 
 def _sign(word: UInt32[Array, "..."]) -> Float[Array, "..."]:
     """Returns 1 or -1, as the highest bit says."""
-    return jax.lax.bitcast_convert_type((word & _SIGN) | _ONE, jnp.float32)
+    return lax.bitcast_convert_type((word & _SIGN) | _ONE, jnp.float32)
