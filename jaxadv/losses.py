@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxadv.types import Labels, Logits, PerExample
+
+_TINY = 1e-12
 
 
 def cross_entropy(logits: Logits, labels: Labels) -> PerExample:
@@ -28,7 +31,47 @@ def probability(logits: Logits, labels: Labels) -> PerExample:
     return -jnp.exp(-cross_entropy(logits, labels))
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "probability": probability}
+def dlr(logits: Logits, labels: Labels) -> PerExample:
+    """Returns the difference of logits ratio (Croce & Hein 2020, eq. 6), at most 1.
+
+    It is the margin over the distance of the largest logit to the third, so that it does not
+    change with their scale. With two classes it is the margin itself.
+    """
+    if logits.shape[-1] < 3:
+        return margin(logits, labels)
+    largest, _ = lax.top_k(logits, 3)
+    return margin(logits, labels) / (largest[:, 0] - largest[:, 2] + _TINY)
+
+
+LOSSES = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "probability": probability,
+    "dlr": dlr,
+}
+
+
+def make_targeted_objective(
+    loss: str, labels: Labels, targets: Labels
+) -> Callable[[Logits], PerExample]:
+    """Returns what leads from the labels to the targets.
+
+    It is minus the loss of the targets, but for the margin, which compares the two alone, and for
+    the DLR, which does so over the distance of the largest logit to the mean of the third and the
+    fourth (Croce & Hein 2020, eq. 7). With three classes that is the margin.
+    """
+    if loss not in ("margin", "dlr"):
+        return make_objective(loss, labels, targets)
+
+    def difference(logits: Logits) -> PerExample:
+        pair = jnp.take_along_axis(logits, jnp.stack([targets, labels], axis=1), axis=-1)
+        ahead = pair[:, 0] - pair[:, 1]
+        if loss == "margin" or logits.shape[-1] < 4:
+            return ahead
+        largest, _ = lax.top_k(logits, 4)
+        return ahead / (largest[:, 0] - largest[:, 2:].mean(axis=-1) + _TINY)
+
+    return difference
 
 
 def make_objective(

@@ -6,16 +6,17 @@ a time, so that memory grows with the chunk and not with the number of draws.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxadv.types import Images, Logits, LogitsFn, PerExample, PRNGKey
 
 Objective = Callable[[Logits], PerExample]
+T = TypeVar("T", bound=PyTree)
 
 AVERAGES = ("loss", "softmax")
 
@@ -38,24 +39,42 @@ def expected_gradient(
     key: PRNGKey, logits_fn: LogitsFn, objective: Objective, images: Images, noise: Noise
 ) -> Images:
     """Returns the gradient of the expected objective with respect to the images."""
+    return expected_value_and_gradient(key, logits_fn, objective, objective, images, noise)[2]
+
+
+def expected_value_and_gradient(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    objective: Objective,
+    score: Objective,
+    images: Images,
+    noise: Noise,
+) -> tuple[PerExample, PerExample, Images]:
+    """Returns the expected objective and score of each image, and the objective's gradient."""
     if noise.average == "loss":
 
-        def loss(key: PRNGKey, images: Images) -> Float[Array, ""]:
-            return objective(logits_fn(key, images)).sum()
+        def loss(key: PRNGKey, images: Images) -> tuple[Float[Array, ""], tuple]:
+            logits = logits_fn(key, images)
+            values = objective(logits)
+            return values.sum(), (values, score(logits))
 
     else:
         # With s_k the softmax of draw k and s their mean, d log s = mean of (s_k / s) d log s_k.
         mean = expected_logits(key, logits_fn, images, noise)
         slope = jax.grad(lambda logits: objective(logits).sum())(mean)
 
-        def loss(key: PRNGKey, images: Images) -> Float[Array, ""]:
+        def loss(key: PRNGKey, images: Images) -> tuple[Float[Array, ""], tuple]:
             logits = jax.nn.log_softmax(logits_fn(key, images))
-            return (lax.stop_gradient(slope * jnp.exp(logits - mean)) * logits).sum()
+            weighted = lax.stop_gradient(slope * jnp.exp(logits - mean)) * logits
+            return weighted.sum(), (objective(mean), score(mean))
 
-    def gradient(key: PRNGKey) -> Images:
-        return jax.grad(loss, argnums=1)(key, images)
+    def draw(key: PRNGKey) -> tuple[PerExample, PerExample, Images]:
+        gradient, (values, scores) = jax.grad(loss, argnums=1, has_aux=True)(key, images)
+        return values, scores, gradient
 
-    return _over_draws(gradient, key, noise, jnp.sum, jnp.zeros_like(images)) / noise.num_samples
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw, key))
+    total = _over_draws(draw, key, noise, jnp.sum, nothing)
+    return jax.tree.map(lambda x: x / noise.num_samples, total)
 
 
 def expected_score(
@@ -85,17 +104,25 @@ def expected_logits(key: PRNGKey, logits_fn: LogitsFn, images: Images, noise: No
 
 
 def _over_draws(
-    fn: Callable[[PRNGKey], Array], key: PRNGKey, noise: Noise, reduce: Callable, nothing: Array
-) -> Array:
+    fn: Callable[[PRNGKey], T], key: PRNGKey, noise: Noise, reduce: Callable, nothing: T
+) -> T:
     """Returns `fn` reduced over draws of its key; `nothing` is what changes no reduction."""
 
-    def add(i: Int[Array, ""], total: Array) -> Array:
+    def add(i: Int[Array, ""], total: T) -> T:
         draws = i * noise.chunk_size + jnp.arange(noise.chunk_size)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, draws)
         # One draw is not mapped: a kernel with an axis of draws would make a slow convolution.
-        values = fn(keys[0])[None] if noise.chunk_size == 1 else jax.vmap(fn)(keys)
-        counts = (draws < noise.num_samples).reshape(-1, *[1] * total.ndim)
-        return reduce(jnp.concatenate([total[None], jnp.where(counts, values, nothing)]), axis=0)
+        if noise.chunk_size == 1:
+            values = jax.tree.map(lambda value: value[None], fn(keys[0]))
+        else:
+            values = jax.vmap(fn)(keys)
+        counts = draws < noise.num_samples
+
+        def reduced(total: Array, values: Array, nothing: Array) -> Array:
+            values = jnp.where(counts.reshape(-1, *[1] * total.ndim), values, nothing)
+            return reduce(jnp.concatenate([total[None], values]), axis=0)
+
+        return jax.tree.map(reduced, total, values, nothing)
 
     num_chunks = (noise.num_samples + noise.chunk_size - 1) // noise.chunk_size
     return lax.fori_loop(0, num_chunks, add, nothing)

@@ -186,7 +186,7 @@ def search(
         if not early_stop:
             candidates, memory = how.propose(found, rows, step)
             moved = _spend(found, how.cost(found))._replace(images=candidates, memory=memory)
-            return _select(rows, moved, found)
+            return select(rows, moved, found)
         candidates, memory = lax.cond(
             step == 0, lambda: (task.images, found.memory), lambda: how.propose(found, rows, step)
         )
@@ -194,7 +194,7 @@ def search(
         kept, success, memory = how.judge(found._replace(memory=memory), candidates, margins)
         moved = _spend(found, cost(found))._replace(success=success, memory=memory)
         looked = moved._replace(images=candidates, margins=margins)
-        return _select(rows, _select(kept, looked, moved), found)
+        return select(rows, select(kept, looked, moved), found)
 
     found = lax.while_loop(lambda found: active(found).any(), advance, found)
     if early_stop:
@@ -203,14 +203,14 @@ def search(
     step = found.steps.max(initial=0)
     margins = lax.cond(rows.any(), lambda: look(found.images, step, rows), lambda: found.margins)
     looked = found._replace(margins=margins, success=margins > 0, queries=found.queries + look_cost)
-    return lax.stop_gradient(_select(rows, looked, found))
+    return lax.stop_gradient(select(rows, looked, found))
 
 
 def _spend(found: Queried, cost: Int[Array, "batch"]) -> Queried:
     return found._replace(queries=found.queries + cost, steps=found.steps + 1)
 
 
-def _select(rows: Bool[Array, "batch"], one: Any, other: Any) -> Any:
+def select(rows: Bool[Array, "batch"], one: Any, other: Any) -> Any:
     """Returns a tree with some rows of one and the rest of the other."""
 
     def select(one: Array, other: Array) -> Array:

@@ -19,14 +19,19 @@ Radius = Scalar | Float[Array, "batch 1 1 1"]  # of all images, or of each
 class Threat(NamedTuple):
     """The geometry of one norm ball, for a batch of images.
 
-    `project(delta, eps)` is the nearest perturbation inside the ball,
-    `random_start(key, shape, eps)` draws one uniformly from it for a single image, and
-    `steepest(gradient)` is the perturbation of unit norm that gains most to first order.
+    `length(delta)` is the norm of each perturbation, `project(delta, eps)` is the nearest one
+    inside the ball, `random_start(key, shape, eps)` draws one uniformly from it for a single
+    image, and `steepest(gradient)` is the one of unit norm that gains most to first order.
     """
 
+    length: Callable[[Images], Float[Array, "batch 1 1 1"]]
     project: Callable[[Images, Radius], Images]
     random_start: Callable[[Key[Array, ""], tuple[int, ...], Scalar], Float[Array, "..."]]
     steepest: Callable[[Images], Images]
+
+
+def _linf_norm(delta: Images) -> Float[Array, "batch 1 1 1"]:
+    return jnp.abs(delta).max(axis=(1, 2, 3), keepdims=True)
 
 
 def _linf_project(delta: Images, eps: Radius) -> Images:
@@ -61,14 +66,14 @@ def _l2_random_start(
 
 def _l2_steepest(gradient: Images) -> Images:
     # Scaled first: the squares of a confident model's tiny gradient would underflow to zero.
-    largest = jnp.abs(gradient).max(axis=(1, 2, 3), keepdims=True)
+    largest = _linf_norm(gradient)
     scaled = gradient / jnp.where(largest > 0, largest, 1)
     return scaled / jnp.maximum(_l2_norm(scaled), 1)  # at least 1, unless the gradient is 0
 
 
 THREATS = {
-    "linf": Threat(_linf_project, _linf_random_start, jnp.sign),
-    "l2": Threat(_l2_project, _l2_random_start, _l2_steepest),
+    "linf": Threat(_linf_norm, _linf_project, _linf_random_start, jnp.sign),
+    "l2": Threat(_l2_norm, _l2_project, _l2_random_start, _l2_steepest),
 }
 
 

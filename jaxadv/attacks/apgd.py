@@ -1,0 +1,238 @@
+"""Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce & Hein 2020)."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from jaxadv.attacks.attempt import Attempt, begin_attempt, look_back, move, window_lengths
+from jaxadv.attacks.expectation import (
+    AVERAGES,
+    Noise,
+    expected_logits,
+    expected_value_and_gradient,
+)
+from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
+from jaxadv.attacks.queries import Queried, begin, select
+from jaxadv.attacks.threat import THREATS, Threat, random_perturbation
+from jaxadv.losses import make_objective, make_targeted_objective
+from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
+
+
+class _Memory(NamedTuple):
+    targets: Int[Array, "batch targets"]
+    attempt: Attempt
+
+
+def apgd(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    *,
+    eps: ArrayLike,
+    num_steps: int = 100,
+    norm: str = "linf",
+    loss: str = "cross_entropy",
+    num_targets: int = 0,
+    num_restarts: int = 1,
+    num_noise_samples: ArrayLike = 1,
+    noise_chunk_size: int = 1,
+    noise_average: str = "loss",
+    example_ids: Int[Array, "batch"] | None = None,
+    num_gradients: ArrayLike | None = None,
+    resume: Queried | None = None,
+) -> Queried:
+    """Returns what projected ascent with momentum finds, its step halved where progress stops.
+
+    An attempt begins at a random point of the sphere with steps of 2 eps. At checkpoints, ever
+    closer to each other, the step size of an example is halved if its loss rose in at most 75 % of
+    the steps since the last one, or if its best loss has not improved since then with the same
+    step size; it then goes on from its best point. An example is done with its first iterate that
+    is misclassified.
+
+    The reference implementation, `autopgd_base.py` of fra31/auto-attack, compares the first loss
+    of the first window with 0 and, over several draws of noise, judges by the last draw's loss.
+    Here it is the loss at the start, and the mean over the draws.
+
+    Static are all arguments but the arrays, `eps`, `num_noise_samples` and `num_gradients`.
+
+    Args:
+      key: randomness of the starts and of the model's noise.
+      logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
+      images: clean images in [0, 1], shape (batch, height, width, channels).
+      labels: true classes, shape (batch,).
+      eps: radius of the ball in units of the pixel range.
+      num_steps: steps of each attempt, after its start.
+      norm: "linf" or "l2".
+      loss: "cross_entropy", "dlr", "margin" or "probability".
+      num_targets: 0 ascends the labels' loss; else there is an attempt for each of so many other
+        classes, in the order of the clean image's logits, that ascends the loss of its targeted
+        form. Success is to be misclassified, as whatever class.
+      num_restarts: attempts, for each target.
+      num_noise_samples: draws of the model's noise averaged in each gradient, and in each look.
+      noise_chunk_size: how many of these draws are taken at once; memory grows with it.
+      noise_average: "loss" or "softmax", as for `pgd`.
+      example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
+      num_gradients: a budget of gradients for each example, draws counted one by one; None is all
+        that the attempts take.
+      resume: result of an earlier call with a smaller budget and else the same arguments: the
+        search goes on from there, to the same result as if it had never stopped.
+
+    Returns:
+      For each example its iterate with the largest margin, the clean image where no margin was
+      seen, and the ledger; a query is a pass with its gradient.
+
+    Raises:
+      ValueError: a shape, a range or a name that is not as above.
+    """
+    images, labels, example_ids = as_inputs(images, labels, example_ids)
+    check_inputs(logits_fn, key, images, labels, None, norm=norm, loss=loss)
+    num_attempts = num_restarts * max(num_targets, 1)
+    if num_gradients is None:
+        num_gradients = num_attempts * (num_steps + 1) * jnp.asarray(num_noise_samples)
+    check_at_least(0, eps=eps, num_targets=num_targets, num_gradients=num_gradients)
+    check_at_least(
+        1,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+        num_noise_samples=num_noise_samples,
+        noise_chunk_size=noise_chunk_size,
+    )
+    if noise_average not in AVERAGES:
+        raise ValueError(f"noise_average {noise_average!r} is not one of {', '.join(AVERAGES)}")
+    num_classes = jax.eval_shape(logits_fn, key, images).shape[1]
+    if num_targets >= num_classes:
+        raise ValueError(f"num_targets is {num_targets}: there are {num_classes - 1} other classes")
+    return _apgd(
+        key,
+        images,
+        labels,
+        example_ids,
+        resume,
+        jnp.asarray(eps, images.dtype),
+        jnp.asarray(num_noise_samples, jnp.int32),
+        jnp.asarray(num_gradients, jnp.int32),
+        logits_fn=logits_fn,
+        num_steps=num_steps,
+        norm=norm,
+        loss=loss,
+        num_targets=num_targets,
+        num_restarts=num_restarts,
+        noise_chunk_size=noise_chunk_size,
+        noise_average=noise_average,
+    )
+
+
+_STATIC = (
+    "logits_fn",
+    "num_steps",
+    "norm",
+    "loss",
+    "num_targets",
+    "num_restarts",
+    "noise_chunk_size",
+    "noise_average",
+)
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _apgd(
+    key: PRNGKey,
+    images: Images,
+    labels: Labels,
+    example_ids: Int[Array, "batch"],
+    found: Queried | None,
+    eps: Float[Array, ""],
+    num_noise_samples: Int[Array, ""],
+    num_gradients: Int[Array, ""],
+    *,
+    logits_fn: LogitsFn,
+    num_steps: int,
+    norm: str,
+    loss: str,
+    num_targets: int,
+    num_restarts: int,
+    noise_chunk_size: int,
+    noise_average: str,
+) -> Queried:
+    threat = THREATS[norm]
+    noise = Noise(num_noise_samples, noise_chunk_size, noise_average)
+    margin = make_objective("margin", labels, None)
+    start_key, noise_key, rank_key = jax.random.split(key, 3)
+    windows = window_lengths(num_steps)
+    length = num_steps + 1  # of an attempt, its start included
+    last = num_restarts * max(num_targets, 1) * length
+    if found is None:
+        targets = _rank(rank_key, logits_fn, images, labels, noise, num_targets)
+        nothing = jnp.zeros(len(images), images.dtype)
+        found = begin(images, _Memory(targets, begin_attempt(images, nothing, images, eps)))
+
+    def active(found: Queried) -> Bool[Array, "batch"]:
+        affordable = found.queries + num_noise_samples <= num_gradients
+        return ~found.success & (found.steps < last) & affordable
+
+    def advance(found: Queried) -> Queried:
+        rows = active(found)
+        step = jnp.where(rows, found.steps, last).min(initial=last)
+        number, i = step // length, step % length
+        memory = found.memory
+        if num_targets:
+            target = memory.targets[:, number // num_restarts]
+            objective = make_targeted_objective(loss, labels, target)
+        else:
+            objective = make_objective(loss, labels, None)
+
+        def start() -> Images:
+            return _on_sphere(
+                threat, jax.random.fold_in(start_key, number), example_ids, images, eps
+            )
+
+        before = memory.attempt
+        here = lax.cond(i == 0, start, lambda: move(threat, images, eps, before, i))
+        losses, margins, gradient = expected_value_and_gradient(
+            jax.random.fold_in(noise_key, step), logits_fn, objective, margin, here, noise
+        )
+        attempt = lax.cond(
+            i == 0,
+            lambda: begin_attempt(here, losses, gradient, eps),
+            lambda: look_back(before, here, losses, gradient, jnp.asarray(windows)[i]),
+        )
+        better = margins > found.margins
+        moved = found._replace(
+            success=margins > 0,
+            queries=found.queries + num_noise_samples,
+            steps=found.steps + 1,
+            memory=memory._replace(attempt=attempt),
+        )
+        looked = moved._replace(images=here, margins=margins)
+        return select(rows, select(better, looked, moved), found)
+
+    found = lax.while_loop(lambda found: active(found).any(), advance, found)
+    return lax.stop_gradient(found)
+
+
+def _rank(
+    key: PRNGKey, logits_fn: LogitsFn, images: Images, labels: Labels, noise: Noise, number: int
+) -> Int[Array, "batch targets"]:
+    """Returns so many other classes of each image, that of the largest logit first."""
+    if not number:
+        return jnp.zeros((len(images), 0), jnp.int32)
+    logits = expected_logits(key, logits_fn, images, noise)
+    is_label = jnp.arange(logits.shape[1]) == labels[:, None]
+    return lax.top_k(jnp.where(is_label, -jnp.inf, logits), number)[1]
+
+
+def _on_sphere(
+    threat: Threat,
+    key: PRNGKey,
+    example_ids: Int[Array, "batch"],
+    images: Images,
+    eps: Float[Array, ""],
+) -> Images:
+    """Returns a random point at the distance eps, or nearer where the box is."""
+    delta = random_perturbation(threat, key, example_ids, images, jnp.ones_like(eps))
+    return jnp.clip(images + eps * delta / threat.length(delta), 0.0, 1.0)
