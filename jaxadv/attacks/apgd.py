@@ -63,7 +63,8 @@ def apgd(
     Args:
       key: randomness of the starts and of the model's noise.
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
-      images: clean images in [0, 1], shape (batch, height, width, channels).
+      images: clean images in [0, 1], shape (batch, height, width, channels); half precision is
+        searched in single.
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range.
       num_steps: steps of each attempt, after its start.
@@ -91,6 +92,7 @@ def apgd(
     """
     images, labels, example_ids = as_inputs(images, labels, example_ids)
     check_inputs(logits_fn, key, images, labels, None, norm=norm, loss=loss)
+    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     num_attempts = num_restarts * max(num_targets, 1)
     if num_gradients is None:
         num_gradients = num_attempts * (num_steps + 1) * jnp.asarray(num_noise_samples)

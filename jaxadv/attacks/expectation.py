@@ -72,7 +72,8 @@ def expected_value_and_gradient(
         gradient, (values, scores) = jax.grad(loss, argnums=1, has_aux=True)(key, images)
         return values, scores, gradient
 
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw, key))
+    zeros = jnp.zeros(len(images), images.dtype)
+    nothing = zeros, zeros, jnp.zeros_like(images)
     total = _over_draws(draw, key, noise, jnp.sum, nothing)
     return jax.tree.map(lambda x: x / noise.num_samples, total)
 
@@ -120,7 +121,7 @@ def _over_draws(
 
         def reduced(total: Array, values: Array, nothing: Array) -> Array:
             values = jnp.where(counts.reshape(-1, *[1] * total.ndim), values, nothing)
-            return reduce(jnp.concatenate([total[None], values]), axis=0)
+            return reduce(jnp.concatenate([total[None], values]), axis=0).astype(total.dtype)
 
         return jax.tree.map(reduced, total, values, nothing)
 

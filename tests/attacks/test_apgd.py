@@ -223,6 +223,16 @@ def test_noise_is_averaged_and_paid_for():
     assert_same(found, chunked)
 
 
+def test_half_precision_is_searched_in_single():
+    def half_model(key, images):
+        return LOGITS_FN(key, images).astype(jnp.float16)
+
+    images, labels = problem()
+    found = attack(images.astype(jnp.float16), labels, half_model)
+    assert found.images.dtype == found.margins.dtype == jnp.float32
+    assert found.success.any()
+
+
 def test_the_dlr_is_the_margin_over_the_spread_of_the_largest():
     logits = jnp.array([[4.0, 1.0, 2.0, -1.0], [1.0, 4.0, 2.0, -1.0]])
     labels = jnp.array([0, 0])
