@@ -9,9 +9,8 @@ from flax import linen as nn
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from jaxadv.battery import expand
 from jaxadv.classifier import make_logits_fn
-from jaxadv.crafting import craft
+from jaxadv.crafting import craft, expand
 from jaxadv.parallel import pmap_batches, replicate
 from jaxadv.types import Batch
 
@@ -22,7 +21,7 @@ Run = Callable[[], int]
 
 
 def make_problem(model: nn.Module, batch: int) -> tuple[PyTree, Batch, Run]:
-    """Returns weights, random images that the model gets right, and plain passes over them."""
+    """Returns weights, random images labelled as the model sees them, and passes over them."""
     images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
     floats, ids = images / np.float32(255), np.arange(batch)
     weights = replicate(jax.jit(model.init)(jax.random.key(0), floats[:1]))

@@ -7,11 +7,11 @@ from ml_collections import ConfigDict
 
 
 def standard() -> ConfigDict:
-    """Returns the attacks of the final evaluation: the keys of each are arguments of its function.
+    """Returns the attacks of the final evaluation.
 
-    Every name is evaluated at every eps of its tuple. The study's grid is `pgd40`. The last two
-    tell whether the others can be believed: a gradient-free attack must not beat them, and in
-    half the pixel range every image can be made grey.
+    The study's grid is `pgd40`. The last two tell whether the others can be believed: a
+    gradient-free attack must not beat them, and in half the pixel range every image can be made
+    grey.
     """
     grid = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
     pgd = {"attack": "pgd", "step_size": 0.01}
@@ -33,9 +33,10 @@ def standard() -> ConfigDict:
 
 
 _PGD10 = {"attack": "pgd", "eps": (0.03,), "step_size": 0.008, "num_steps": 10}
+_RANDOM_SEARCH = {"attack": "random_search", "eps": (0.03,), "num_queries": 100}
 _SANITY = {
     "fgsm": {"attack": "fgsm", "eps": (0.03,)},
-    "random_search": {"attack": "random_search", "eps": (0.03,), "num_queries": 100},
+    "random_search": _RANDOM_SEARCH,
     "pgd_unbounded": {**_PGD10, "eps": (0.5,), "step_size": 0.1},
 }
 
@@ -44,7 +45,8 @@ def noise() -> ConfigDict:
     """Returns the attacks of a model with noise of its own, at eps .03 and step .008.
 
     `pgd10` sees one draw of the noise in each step, `eot20` averages 20; then the same attack on
-    the model with its noise off, and with one draw of it fixed.
+    the model with its noise off, and with one draw of it fixed. Random search takes 10 looks of 10
+    passes, since a success in a single pass may be chance.
     """
     return ConfigDict(
         {
@@ -53,6 +55,7 @@ def noise() -> ConfigDict:
             "noise_off": {**_PGD10, "noise": "off"},
             "noise_fixed": {**_PGD10, "noise": "fixed"},
             **_SANITY,
+            "random_search": {**_RANDOM_SEARCH, "num_noise_samples": 10},
         }
     )
 
@@ -85,8 +88,9 @@ _NES = {"attack": "nes", "step_size": 0.02}
 def blackbox() -> ConfigDict:
     """Returns what sees outputs only, with 10,000 queries at the study's eps, and PGD beside it.
 
-    `nes` is the study's with early stop, `nes_ilyas` has the momentum, the decay and the sample
-    count of Ilyas et al. 2018, `spsa` has random signs for directions and the margin as loss.
+    `nes` is the study's with early stop; `nes_ilyas` has the loss, the momentum, the decay, the
+    sample count and the first step size of Ilyas et al. 2018; `spsa` has random signs for
+    directions and the margin as loss. For a model with noise of its own set `num_noise_samples`.
     Random search gains little after its first queries: a tenth of the budget does for the floor.
     """
     return ConfigDict(

@@ -1,8 +1,6 @@
 """A battery of attacks on a split: what becomes of each example, and what that amounts to."""
 
-import inspect
 import time
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -12,30 +10,16 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.attacks import ATTACKS, GRADIENT_FREE
+from jaxadv.attacks import GRADIENT_FREE
 from jaxadv.classifier import is_declared_stochastic
-from jaxadv.crafting import Attack, num_queries
+from jaxadv.crafting import Attack, expand, num_queries
 from jaxadv.masking import signs_of_masking
 from jaxadv.metrics import proportion
 from jaxadv.outcomes import Outcome, attack_examples
 from jaxadv.query_budget import accuracy_over_queries, cost_of_success
-from jaxadv.types import Batch, UserError
+from jaxadv.types import Batch
 
-_PER_EXAMPLE = ("targets", "starts", "example_ids", "resume")
 _NUM_SAMPLES = 8  # examples whose adversarial images are kept
-
-
-def expand(attacks: ConfigDict) -> dict[str, Attack]:
-    """Returns every attack of the config at every eps, as "name/eps", with all its arguments.
-
-    Raises:
-      UserError: an attack has an argument that its function does not know, or lacks one.
-    """
-    return {
-        f"{name}/{eps:.4g}": {**_complete(name, attack), "eps": eps}
-        for name, attack in attacks.items()
-        for eps in attack.eps
-    }
 
 
 def run_battery(
@@ -109,6 +93,7 @@ def run_battery(
                 **attack,
                 **_accuracies(whole, labels, passes),
                 "queries": num_queries(attack),
+                "attacked": len(ids),
                 "unmoved": int(found.unmoved.sum()),
                 "seconds": time.monotonic() - began,
             }
@@ -178,28 +163,6 @@ def _ledger(
             broken, outcome.queries, attack["num_queries"], anytime=anytime
         ),
     }
-
-
-def _complete(name: str, attack: ConfigDict) -> Attack:
-    """Returns the arguments of an attack with the defaults of its function filled in."""
-    parameters = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(ATTACKS[attack.attack]).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _PER_EXAMPLE
-    }
-    given = {key: value for key, value in attack.items() if key != "attack"}
-    for key in given:
-        if key not in (*parameters, "noise"):
-            near = get_close_matches(key, parameters, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"config.evaluation.attacks.{name}.{key} is no argument of {attack.attack}: "
-                f"did you mean {near}?"
-            )
-    arguments = {"attack": attack.attack, "noise": "on", **parameters, **given}
-    missing = [key for key, value in arguments.items() if value is inspect.Parameter.empty]
-    if missing:
-        raise UserError(f"config.evaluation.attacks.{name} lacks {', '.join(missing)}")
-    return arguments
 
 
 def _worst_case(

@@ -13,7 +13,7 @@ from jaxadv.attacks.expectation import AVERAGES
 from jaxadv.attacks.finite_difference import DIRECTIONS
 from jaxadv.attacks.threat import THREATS
 from jaxadv.classifier import check_certifiable, make_classifier
-from jaxadv.crafting import NOISES
+from jaxadv.crafting import NOISES, expand
 from jaxadv.data.augment import AUGMENTATIONS
 from jaxadv.data.datasets import SOURCES
 from jaxadv.losses import LOSSES
@@ -23,8 +23,8 @@ from jaxadv.types import UserError
 Number = int | float
 Rule = tuple[Callable[[Number], bool], str]
 
-_COUNT: Rule = (lambda value: value >= 1 and value % 1 == 0, "a whole number, at least 1")
-_STEPS: Rule = (lambda value: value >= 0 and value % 1 == 0, "a whole number, 0 or more")
+_COUNT: Rule = (lambda value: isinstance(value, int) and value >= 1, "an integer, at least 1")
+_STEPS: Rule = (lambda value: isinstance(value, int) and value >= 0, "an integer, 0 or more")
 _RADIUS: Rule = (lambda value: 0 <= value < math.inf, "0 or more")
 _POSITIVE: Rule = (lambda value: 0 < value < math.inf, "above 0")
 _SHARE: Rule = (lambda value: 0 <= value <= 1, "from 0 to 1")
@@ -75,7 +75,10 @@ _ATTACK_RULES: dict[str, Rule] = {
     "num_noise_samples": _COUNT,
     "noise_chunk_size": _COUNT,
     "num_queries": _STEPS,
-    "samples_per_gradient": (lambda value: value >= 2 and value % 2 == 0, "even, at least 2"),
+    "samples_per_gradient": (
+        lambda value: isinstance(value, int) and value >= 2 and value % 2 == 0,
+        "even, at least 2",
+    ),
     "chunk_size": _COUNT,
     "sigma": _POSITIVE,
     "momentum": _DECAY,
@@ -108,6 +111,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
         check_model(config.model, config.evaluation)
     for name, attack in config.evaluation.attacks.items():
         _check_attack(f"evaluation.attacks.{name}", attack)
+    expand(config.evaluation.attacks)
     for radius in config.evaluation.certification.radii:
         _check_rule("evaluation.certification.radii", radius, _RADIUS)
     for key in ("train.batch_size", "evaluation.batch_size"):

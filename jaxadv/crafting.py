@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -9,18 +10,20 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Int, PyTree
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxadv.attacks import ATTACKS, GRADIENT_FREE, Queried
 from jaxadv.classifier import make_logits_fn, to_float, without_noise
 from jaxadv.parallel import padded_batches, pmap_batches
 from jaxadv.prng import stream
-from jaxadv.types import Batch, ByteImages, Images, Labels, LogitsFn
+from jaxadv.types import Batch, ByteImages, Images, Labels, LogitsFn, UserError
 
 Attack = dict[str, Any]
 """One attack at one eps: `attack` names the function, `noise` the noise of the model while it is
 attacked and scored, and the other keys are arguments of the function."""
 
+_PER_EXAMPLE = ("targets", "starts", "example_ids", "resume")
 NOISES = ("on", "off", "fixed")
 
 _TRACED = (
@@ -28,6 +31,19 @@ _TRACED = (
     "min_step_size", "share", "label_radius",
 )  # fmt: skip
 _SEGMENT = 500  # queries of each image before those that are fooled leave
+
+
+def expand(attacks: ConfigDict) -> dict[str, Attack]:
+    """Returns every attack of the config at every eps, as "name/eps", with all its arguments.
+
+    Raises:
+      UserError: an attack has an argument that its function does not know, or lacks one.
+    """
+    return {
+        f"{name}/{eps:.4g}": {**_complete(name, attack), "eps": eps}
+        for name, attack in attacks.items()
+        for eps in attack.eps
+    }
 
 
 def craft(
@@ -49,7 +65,7 @@ def craft(
       model: the classifier.
       weights: its variables, replicated or on the host.
       split: bytes and labels.
-      attack: complete arguments as of `battery.expand`.
+      attack: complete arguments as of `expand`.
       ids: which examples, and the numbers that their random starts follow from.
       batch_size: over all devices together.
       seed: of the random starts and the noise.
@@ -91,6 +107,28 @@ def noisy_logits_fn(
     if noise == "fixed":
         return lambda _, images: logits_fn(stream(seed, "noise"), images)
     return logits_fn
+
+
+def _complete(name: str, attack: ConfigDict) -> Attack:
+    """Returns the arguments of an attack with the defaults of its function filled in."""
+    parameters = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(ATTACKS[attack.attack]).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _PER_EXAMPLE
+    }
+    given = {key: value for key, value in attack.items() if key != "attack"}
+    for key in given:
+        if key not in (*parameters, "noise"):
+            near = get_close_matches(key, parameters, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"config.evaluation.attacks.{name}.{key} is no argument of {attack.attack}: "
+                f"did you mean {near}?"
+            )
+    arguments = {"attack": attack.attack, "noise": "on", **parameters, **given}
+    missing = [key for key, value in arguments.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise UserError(f"config.evaluation.attacks.{name} lacks {', '.join(missing)}")
+    return arguments
 
 
 def _query_survivors(

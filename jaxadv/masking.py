@@ -41,7 +41,8 @@ def signs_of_masking(evaluation: dict[str, Any]) -> list[str]:
         _nothing_moves,
     ]
     signs = [sign for check in checks for sign in check(attacks)]
-    return signs + _noise_not_averaged(evaluation) + _undeclared_noise(evaluation)
+    signs += _noise_ends_the_search(evaluation) + _noise_not_averaged(evaluation)
+    return signs + _undeclared_noise(evaluation)
 
 
 def _single_step_wins(attacks: Attacks) -> list[str]:
@@ -134,6 +135,26 @@ def _nothing_moves(attacks: Attacks) -> list[str]:
         "zero. Try the margin loss, or a random start."
         for name, attack in attacks.items()
         if attack["eps"] > 0 and attack["unmoved"] > 0 and _follows_gradient(attack)
+    ] + [
+        f"{name} moved none of the {attack['attacked']} images it was given: its budget holds no "
+        "step, or all its queries are answered alike. Try more queries, and another loss."
+        for name, attack in attacks.items()
+        if attack["eps"] > 0
+        and not _follows_gradient(attack)
+        and attack["unmoved"] == attack.get("attacked", 0) > 0
+    ]
+
+
+def _noise_ends_the_search(evaluation: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} ends with the first noisy pass that sees a success, which the next one may not "
+        "see again: it is weaker than it seems. Set num_noise_samples, from 10 on."
+        for name, attack in evaluation["attacks"].items()
+        if evaluation["stochastic"]
+        and attack["noise"] == "on"
+        and not _follows_gradient(attack)
+        and attack.get("early_stop", True)
+        and attack["num_noise_samples"] == 1
     ]
 
 
@@ -176,7 +197,7 @@ def _below(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _settings(attack: dict[str, Any], besides: str) -> tuple:
-    """Returns all arguments of an attack but one; what was measured is none."""
+    """Returns the arguments of an attack, without one of them and without what was measured."""
     arguments = inspect.signature(ATTACKS[attack["attack"]]).parameters
     names = ("attack", "noise", *arguments)
     return tuple(attack.get(name) for name in names if name != besides)

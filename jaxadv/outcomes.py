@@ -65,7 +65,7 @@ def attack_examples(
       model: the classifier.
       weights: its variables, replicated or on the host.
       split: bytes and labels.
-      attack: complete arguments as of `battery.expand`; without the key `attack` the images stay
+      attack: complete arguments as of `crafting.expand`; without the key `attack` the images stay
         clean.
       ids: which examples, and the numbers that their randomness follows from.
       batch_size: over all devices together.

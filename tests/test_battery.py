@@ -6,7 +6,8 @@ from linear_classifier import Linear, battery, make_problem
 from ml_collections import ConfigDict
 
 from configs import batteries
-from jaxadv.battery import expand, run_battery
+from jaxadv.battery import run_battery
+from jaxadv.crafting import expand
 from jaxadv.outcomes import attack_examples
 from jaxadv.types import UserError
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import default, evaluate
 from jaxadv import config as configs
-from jaxadv.battery import expand
+from jaxadv.crafting import expand
 from jaxadv.types import UserError
 
 CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "batteries")
@@ -79,9 +79,11 @@ def test_an_impossible_attack_of_the_battery_is_named():
         ({"eps": 0.1}, "eps is 0.1: it must be a tuple of radii"),
         ({"eps": ()}, "it must be a tuple of radii"),
         ({"attack": "deepfool"}, "must be one of fgsm, pgd"),
-        ({"num_queries": 10.5}, "num_queries is 10.5: it must be a whole number"),
-        ({"num_queries": "10"}, "num_queries is '10': it must be a whole number"),
-        ({"label_samples": 0}, "label_samples is 0: it must be a whole number, at least 1"),
+        ({"num_queries": 10.5}, "num_queries is 10.5: it must be an integer"),
+        ({"num_queries": 1e4}, "num_queries is 10000.0: it must be an integer"),
+        ({"num_querys": 10}, "num_querys is no argument of nes_label_only: did you mean num_quer"),
+        ({"num_queries": "10"}, "num_queries is '10': it must be an integer"),
+        ({"label_samples": 0}, "label_samples is 0: it must be an integer, at least 1"),
         ({"label_radius": -1.0}, "label_radius is -1.0: it must be 0 or more"),
         ({"early_stop": "no"}, "early_stop is 'no': it must be one of True, False"),
     ],
@@ -95,8 +97,8 @@ def test_an_impossible_black_box_of_the_battery_is_named(changes, message):
         configs.check(config, num_devices=2)
 
 
-@pytest.mark.parametrize("key", ["attack", "eps"])
-def test_an_attack_without_a_name_or_a_radius_is_named(key):
+@pytest.mark.parametrize("key", ["attack", "eps", "num_steps"])
+def test_an_attack_without_what_it_needs_is_named(key):
     config = evaluate.get_config()
     del config.evaluation.attacks.pgd40[key]
     with pytest.raises(UserError, match=f"pgd40 lacks {key}"):

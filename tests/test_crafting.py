@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from jaxadv import crafting
 from jaxadv.attacks import ATTACKS
-from jaxadv.battery import expand
 from jaxadv.classifier import make_logits_fn, to_float
-from jaxadv.crafting import craft, num_queries
+from jaxadv.crafting import craft, expand, num_queries
 from jaxadv.models import make_model
 from jaxadv.models.defences import PNI
 from jaxadv.prng import stream

@@ -136,6 +136,28 @@ def test_images_that_do_not_move_are_a_sign():
     assert signs_of_masking(evaluation(unmoved=3, attack="random_search")) == []
 
 
+def test_a_search_that_one_noisy_pass_ends_is_a_sign():
+    free = {"attack": "square", "num_queries": 100, "ci95": [0.35, 0.39]}
+
+    def signs(**changes):
+        results = evaluation(stochastic=True, num_noise_samples=20, more=free | changes)
+        return signs_of_masking(results)
+
+    (sign,) = signs()
+    assert "more ends with the first noisy pass" in sign
+    assert signs(num_noise_samples=10) == []
+    assert signs(early_stop=False) == []
+    assert signs(noise="off") == []
+    assert signs_of_masking(evaluation(more=free)) == []
+
+
+def test_a_search_that_moved_nothing_is_a_sign():
+    free = {"attack": "nes", "num_queries": 100, "ci95": [0.35, 0.39], "attacked": 900}
+    (sign,) = signs_of_masking(evaluation(more=free | {"unmoved": 900}))
+    assert "more moved none of the 900 images" in sign
+    assert signs_of_masking(evaluation(more=free | {"unmoved": 899})) == []
+
+
 def test_noise_that_no_attack_averages_is_a_sign():
     (sign,) = signs_of_masking(evaluation(stochastic=True))
     assert "num_noise_samples" in sign

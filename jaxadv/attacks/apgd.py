@@ -12,12 +12,18 @@ from jaxadv.attacks.attempt import Attempt, begin_attempt, look_back, move, wind
 from jaxadv.attacks.expectation import (
     AVERAGES,
     Noise,
-    expected_logits,
     expected_value_and_gradient,
 )
-from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
+from jaxadv.attacks.inputs import (
+    as_inputs,
+    check_at_least,
+    check_count,
+    check_inputs,
+    count_classes,
+)
 from jaxadv.attacks.queries import Queried, begin, select
-from jaxadv.attacks.threat import THREATS, Threat, random_perturbation
+from jaxadv.attacks.targets import check_targets, likeliest_others
+from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.losses import make_objective, make_targeted_objective
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
 
@@ -91,24 +97,26 @@ def apgd(
       ValueError: a shape, a range or a name that is not as above.
     """
     images, labels, example_ids = as_inputs(images, labels, example_ids)
-    check_inputs(logits_fn, key, images, labels, None, norm=norm, loss=loss)
+    num_classes = count_classes(logits_fn, key, images)
+    check_inputs(images, labels, None, example_ids, num_classes=num_classes, norm=norm, loss=loss)
     images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    num_attempts = num_restarts * max(num_targets, 1)
-    if num_gradients is None:
-        num_gradients = num_attempts * (num_steps + 1) * jnp.asarray(num_noise_samples)
-    check_at_least(0, eps=eps, num_targets=num_targets, num_gradients=num_gradients)
-    check_at_least(
+    check_at_least(0, eps=eps)
+    check_count(0, num_targets=num_targets)
+    if num_gradients is not None:
+        check_count(0, num_gradients=num_gradients)
+    check_count(
         1,
         num_steps=num_steps,
         num_restarts=num_restarts,
         num_noise_samples=num_noise_samples,
         noise_chunk_size=noise_chunk_size,
     )
+    if num_gradients is None:
+        num_attempts = num_restarts * max(num_targets, 1)
+        num_gradients = num_attempts * (num_steps + 1) * jnp.asarray(num_noise_samples)
     if noise_average not in AVERAGES:
         raise ValueError(f"noise_average {noise_average!r} is not one of {', '.join(AVERAGES)}")
-    num_classes = jax.eval_shape(logits_fn, key, images).shape[1]
-    if num_targets >= num_classes:
-        raise ValueError(f"num_targets is {num_targets}: there are {num_classes - 1} other classes")
+    check_targets(num_targets, num_classes)
     return _apgd(
         key,
         images,
@@ -169,7 +177,7 @@ def _apgd(
     length = num_steps + 1  # of an attempt, its start included
     last = num_restarts * max(num_targets, 1) * length
     if found is None:
-        targets = _rank(rank_key, logits_fn, images, labels, noise, num_targets)
+        targets = likeliest_others(rank_key, logits_fn, images, labels, noise, num_targets)
         nothing = jnp.zeros(len(images), images.dtype)
         found = begin(images, _Memory(targets, begin_attempt(images, nothing, images, eps)))
 
@@ -189,9 +197,8 @@ def _apgd(
             objective = make_objective(loss, labels, None)
 
         def start() -> Images:
-            return _on_sphere(
-                threat, jax.random.fold_in(start_key, number), example_ids, images, eps
-            )
+            attempt_key = jax.random.fold_in(start_key, number)
+            return random_on_sphere(threat, attempt_key, example_ids, images, eps)
 
         before = memory.attempt
         here = lax.cond(i == 0, start, lambda: move(threat, images, eps, before, i))
@@ -215,26 +222,3 @@ def _apgd(
 
     found = lax.while_loop(lambda found: active(found).any(), advance, found)
     return lax.stop_gradient(found)
-
-
-def _rank(
-    key: PRNGKey, logits_fn: LogitsFn, images: Images, labels: Labels, noise: Noise, number: int
-) -> Int[Array, "batch targets"]:
-    """Returns so many other classes of each image, that of the largest logit first."""
-    if not number:
-        return jnp.zeros((len(images), 0), jnp.int32)
-    logits = expected_logits(key, logits_fn, images, noise)
-    is_label = jnp.arange(logits.shape[1]) == labels[:, None]
-    return lax.top_k(jnp.where(is_label, -jnp.inf, logits), number)[1]
-
-
-def _on_sphere(
-    threat: Threat,
-    key: PRNGKey,
-    example_ids: Int[Array, "batch"],
-    images: Images,
-    eps: Float[Array, ""],
-) -> Images:
-    """Returns a random point at the distance eps, or nearer where the box is."""
-    delta = random_perturbation(threat, key, example_ids, images, jnp.ones_like(eps))
-    return jnp.clip(images + eps * delta / threat.length(delta), 0.0, 1.0)

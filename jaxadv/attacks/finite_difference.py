@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxadv.attacks.expectation import Objective
+from jaxadv.attacks.inputs import check_count
 from jaxadv.attacks.passes import BlackBox, Passes
 from jaxadv.draws import normal, rademacher
 from jaxadv.prng import example_keys
@@ -24,7 +25,7 @@ class Sampling(NamedTuple):
     """How a gradient is estimated.
 
     Attributes:
-      num_samples: queries of one gradient, half of them pairs; static.
+      num_samples: queries of one gradient, in half as many pairs; static.
       chunk_size: queries of an image taken at once; static.
       directions: "normal" or "rademacher"; static.
       sigma: distance of a query along its direction; may be traced.
@@ -83,7 +84,8 @@ def choose_chunk_size(
     """Returns how many queries of an image to take at once: a divisor of their number.
 
     With no limit these are all for a black box, which is called as seldom as can be; on a CPU 2,
-    which is fastest there; else so many that a pass has about 8192 images.
+    since a convolution over an axis of draws is slow there; else so many that a pass has up to 8192
+    images, or 2 for each.
     """
     if limit is None and isinstance(logits_fn, BlackBox):
         return num_samples
@@ -97,6 +99,7 @@ def check_samples(samples_per_gradient: int, directions: str) -> None:
     """Raises a ValueError if no gradient can be estimated so."""
     if directions not in DIRECTIONS:
         raise ValueError(f"directions {directions!r} is not one of {', '.join(DIRECTIONS)}")
+    check_count(0, samples_per_gradient=samples_per_gradient)
     if samples_per_gradient < 2 or samples_per_gradient % 2:
         raise ValueError(
             f"samples_per_gradient is {samples_per_gradient}, not even: queries come in pairs"

@@ -13,7 +13,13 @@ from jaxadv.attacks.expectation import (
     expected_gradient,
     expected_score,
 )
-from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
+from jaxadv.attacks.inputs import (
+    as_inputs,
+    check_at_least,
+    check_count,
+    check_inputs,
+    count_classes,
+)
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
 from jaxadv.losses import make_objective
 from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
@@ -122,9 +128,13 @@ def pgd(
     Array(0.4, dtype=float32)
     """
     images, labels, example_ids = as_inputs(images, labels, example_ids)
-    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss=loss)
-    check_at_least(0, eps=eps, step_size=step_size, num_steps=num_steps)
-    check_at_least(
+    num_classes = count_classes(logits_fn, key, images)
+    check_inputs(
+        images, labels, targets, example_ids, num_classes=num_classes, norm=norm, loss=loss
+    )
+    check_at_least(0, eps=eps, step_size=step_size)
+    check_count(0, num_steps=num_steps)
+    check_count(
         1,
         num_restarts=num_restarts,
         num_noise_samples=num_noise_samples,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,12 @@ def as_inputs(
 
 
 def check_inputs(
-    logits_fn: LogitsFn | BlackBox,
-    key: PRNGKey,
     images: Array,
     labels: Array,
     targets: Array | None,
+    example_ids: Array,
     *,
+    num_classes: int | None,
     norm: str,
     loss: str,
 ) -> None:
@@ -42,15 +43,30 @@ def check_inputs(
     if loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is not one of {', '.join(LOSSES)}")
     check_images("images", images)
-    num_classes = None  # of a black box only its answers tell
-    if not isinstance(logits_fn, BlackBox):
-        logits = jax.eval_shape(logits_fn, key, images)
-        if logits.ndim != 2 or logits.shape[0] != len(images):
-            raise ValueError(f"logits have shape {logits.shape}, not ({len(images)}, classes)")
-        num_classes = logits.shape[1]
     for name, classes in (("labels", labels), ("targets", targets)):
         if classes is not None:
             _check_classes(name, jnp.asarray(classes), len(images), num_classes)
+    if example_ids.shape != (len(images),) or not jnp.issubdtype(example_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"example_ids are {example_ids.dtype} of shape {example_ids.shape}, not integers of "
+            f"shape ({len(images)},) as the images"
+        )
+    if known(example_ids) and len(np.unique(example_ids)) < len(images):
+        raise ValueError("example_ids are not distinct: examples would share their randomness")
+
+
+def count_classes(logits_fn: LogitsFn | BlackBox, key: PRNGKey, images: Array) -> int:
+    """Returns how many logits a function of JAX has; raises a ValueError if it is none."""
+    if isinstance(logits_fn, BlackBox):
+        raise ValueError("a BlackBox has no gradients: take nes, square or random_search")
+    check_images("images", images)
+    try:
+        logits = jax.eval_shape(logits_fn, key, images)
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise ValueError("logits_fn is no function of JAX: wrap it in a BlackBox") from error
+    if logits.ndim != 2 or logits.shape[0] != len(images):
+        raise ValueError(f"logits have shape {logits.shape}, not ({len(images)}, classes)")
+    return logits.shape[1]
 
 
 def check_images(name: str, images: Array) -> None:
@@ -62,24 +78,42 @@ def check_images(name: str, images: Array) -> None:
     _check_range(name, images, highest=1)
 
 
-def check_at_least(least: int, **numbers: ArrayLike) -> None:
+def check_at_least(least: int, **numbers: Any) -> None:
     """Raises a ValueError that names the first number below `least`, where it is known."""
-    _check_each(numbers, lambda number: number >= least, f"of {least} or more")
+    _check_each(numbers, lambda number: least <= number < math.inf, f"of {least} or more")
 
 
-def check_positive(**numbers: ArrayLike) -> None:
+def check_count(least: int, **numbers: Any) -> None:
+    """Raises a ValueError that names the first that is no integer from `least` on, where known."""
+    _check_each(
+        numbers,
+        lambda number: isinstance(number, int) and number >= least,
+        f"without fraction, of {least} or more",
+    )
+
+
+def check_positive(**numbers: Any) -> None:
     """Raises a ValueError that names the first number not above 0, where it is known."""
-    _check_each(numbers, lambda number: number > 0, "above 0")
+    _check_each(numbers, lambda number: 0 < number < math.inf, "above 0")
 
 
-def check_decay(**numbers: ArrayLike) -> None:
+def check_share(**numbers: Any) -> None:
+    """Raises a ValueError that names the first number outside of [0, 1], where it is known."""
+    _check_each(numbers, lambda number: 0 <= number <= 1, "from 0 to 1")
+
+
+def check_decay(**numbers: Any) -> None:
     """Raises a ValueError that names the first number outside of [0, 1), where it is known."""
     _check_each(numbers, lambda number: 0 <= number < 1, "from 0 to below 1")
 
 
-def _check_each(numbers: dict[str, ArrayLike], holds: Callable[[float], bool], words: str) -> None:
+def _check_each(numbers: dict[str, Any], holds: Callable[[float], bool], words: str) -> None:
     for name, number in numbers.items():
-        if _known(number) and not (np.ndim(number) == 0 and holds(np.asarray(number).item())):
+        if not known(number):
+            continue
+        value = np.asarray(number)
+        is_number = value.ndim == 0 and value.dtype.kind in "iuf"
+        if not (is_number and holds(value.item())):
             raise ValueError(f"{name} is {number}, not a number {words}")
 
 
@@ -92,7 +126,7 @@ def _check_classes(name: str, classes: Array, batch: int, num_classes: int | Non
 
 
 def _check_range(name: str, array: Array, highest: int | float) -> None:
-    if not _known(array) or not array.size:
+    if not known(array) or not array.size:
         return
     # Inside of jit a known array would be traced too, and a traced one cannot be compared.
     with jax.ensure_compile_time_eval():
@@ -101,5 +135,6 @@ def _check_range(name: str, array: Array, highest: int | float) -> None:
         raise ValueError(f"{name} lie in [{low:.4g}, {high:.4g}], not in [0, {highest}]")
 
 
-def _known(value: ArrayLike) -> bool:
+def known(value: Any) -> bool:
+    """Returns whether a value is there, and not just traced."""
     return not isinstance(value, jax.core.Tracer)

@@ -16,9 +16,15 @@ from jaxadv.attacks.finite_difference import (
     choose_chunk_size,
     estimate_gradient,
 )
-from jaxadv.attacks.inputs import check_at_least, check_decay, check_images, check_positive
+from jaxadv.attacks.inputs import (
+    check_at_least,
+    check_count,
+    check_decay,
+    check_images,
+    check_positive,
+)
 from jaxadv.attacks.passes import BlackBox, Passes, make_passes, reaching
-from jaxadv.attacks.queries import Queried, Search, Task, Verdict, begin, make_task, search
+from jaxadv.attacks.queries import Queried, Search, Task, Verdict, go_on, make_task, search
 from jaxadv.attacks.threat import THREATS, perturb
 from jaxadv.draws import uniform
 from jaxadv.losses import make_objective
@@ -26,7 +32,7 @@ from jaxadv.prng import example_keys
 from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
 
 # Of Ilyas et al.'s code, as shares of the first radius: how far the ball shrinks in a step at
-# first and at most after a success, and below what it waits for a better place.
+# first, at least after a success, and below what it waits for a better place.
 _SHRINK, _LEAST_SHRINK, _NO_SHRINK = 0.5, 0.1, 2e-3
 
 
@@ -64,11 +70,12 @@ def nes_label_only(
 ) -> Queried:
     """Walks from an image of another class towards the clean one, by labels alone.
 
-    The walk begins at `starts`, or at the first image of uniform noise that is misclassified, in a
-    ball that holds every image. Each step follows the estimated gradient of a stand-in for the
-    score, the share of neighbours that are misclassified, into a smaller ball. It is taken if the
-    label stays wrong; else it is tried again with half its length, then with half the shrinking.
-    An example is done when its ball has the radius eps. Until then its image is the clean one.
+    The first query looks at the clean image. The walk begins at `starts`, or at the first image of
+    uniform noise that is misclassified, in a ball that holds every image. Each step follows the
+    estimated gradient of a stand-in for the score, the share of neighbours that are misclassified,
+    into a smaller ball. It is taken if the label stays wrong; else it is tried again with half its
+    length, then with half the shrinking. An example is done when its ball has the radius eps. Until
+    then its image is the clean one.
 
     The constants are those of the code of Ilyas et al. That always has a target and starts at an
     image of it, shrinks the ball only while the loss is low (`adv_thresh`) and by a part
@@ -106,7 +113,7 @@ def nes_label_only(
         num_noise_samples=num_noise_samples, norm=norm,
     )  # fmt: skip
     check_at_least(0, step_size=step_size, min_step_size=min_step_size, label_radius=label_radius)
-    check_at_least(1, label_samples=label_samples)
+    check_count(1, label_samples=label_samples)
     check_decay(momentum=momentum)
     check_positive(sigma=sigma)
     check_samples(samples_per_gradient, directions)
@@ -115,9 +122,7 @@ def nes_label_only(
         if starts.shape != task.images.shape:
             raise ValueError(f"starts have shape {starts.shape}, not {task.images.shape}")
         check_images("starts", starts)
-    found = resume
-    if found is None:
-        found = begin(task.images, _first_memory(task.images, step_size, norm))
+    found = go_on(resume, task, _first_memory(task.images, step_size, norm), norm=norm)
     with reaching(logits_fn):
         return _nes_label_only(
             task,

@@ -13,14 +13,14 @@ from jaxadv.attacks.finite_difference import (
     choose_chunk_size,
     estimate_gradient,
 )
-from jaxadv.attacks.inputs import check_at_least, check_decay, check_positive
+from jaxadv.attacks.inputs import check_at_least, check_count, check_decay, check_positive
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
 from jaxadv.attacks.queries import (
     Queried,
     Search,
     Task,
     always,
-    begin,
+    go_on,
     keep_latest,
     make_task,
     search,
@@ -84,7 +84,7 @@ def nes(
         the look at the clean image and no step.
       samples_per_gradient: queries of one gradient, in pairs on both sides of the image, which
         may lie outside the ball and outside [0, 1].
-      sigma: distance of the queries from the image: their deviation in each pixel.
+      sigma: how far the queries are from the image: their standard deviation in each pixel.
       norm: "linf" or "l2".
       loss: what is climbed: "probability" is -p(label) as in the study, "cross_entropy" and
         "margin" as for `pgd`.
@@ -93,11 +93,12 @@ def nes(
       plateau_length: the step size is halved when the loss is below the first of the last so
         many; 5 in Ilyas et al., 0 keeps it.
       min_step_size: below which it is not halved.
-      early_stop: False takes all steps that the budget allows and looks once, at the end, as
-        the study did: its L queries are L + 1 here.
-      chunk_size: how many queries of an image are taken at once, at most. Memory grows with it;
-        it changes no result. None: 2 on a CPU, which is fastest there, elsewhere so many that a
-        pass has up to 8192 images; for a black box all of a gradient.
+      early_stop: an example is done with its first success, which in a model with noise may be
+        chance: average it over `num_noise_samples`. False takes all steps that the budget allows
+        and looks once, at the end, as the study did: its L queries are L + 1 here.
+      chunk_size: how many queries of an image are taken at once, at most; 2 or more. Memory grows
+        with it; it changes no result. None: 2 on a CPU, elsewhere so many that a pass has up to
+        8192 images, or 2 for each; for a black box all of a gradient.
       num_noise_samples: passes averaged in each look, each of them a query.
       targets: classes to be predicted instead, shape (batch,).
       example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
@@ -115,28 +116,25 @@ def nes(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
         num_noise_samples=num_noise_samples, norm=norm, loss=loss,
     )  # fmt: skip
-    check_at_least(
-        0, step_size=step_size, plateau_length=plateau_length, min_step_size=min_step_size
-    )
+    check_at_least(0, step_size=step_size, min_step_size=min_step_size)
+    check_count(0, plateau_length=plateau_length)
     check_decay(momentum=momentum)
     check_positive(sigma=sigma)
     check_samples(samples_per_gradient, directions)
     if chunk_size is not None:
-        check_at_least(1, chunk_size=chunk_size)
+        check_count(2, chunk_size=chunk_size)
     if resume is not None and not early_stop:
         raise ValueError("resume needs early_stop: without it the last look has been taken")
     batch = len(task.images)
-    if resume is None:
-        memory = _Memory(
-            velocity=jnp.zeros_like(task.images),
-            step_size=jnp.full(batch, step_size, jnp.float32),
-            losses=jnp.full((batch, max(plateau_length, 1)), -jnp.inf),
-        )
-        resume = begin(task.images, memory)
+    memory = _Memory(
+        velocity=jnp.zeros_like(task.images),
+        step_size=jnp.full(batch, step_size, jnp.float32),
+        losses=jnp.full((batch, max(plateau_length, 1)), -jnp.inf),
+    )
     with reaching(logits_fn):
         return _nes(
             task,
-            resume,
+            go_on(resume, task, memory, norm=norm),
             *(jnp.asarray(x, jnp.float32) for x in (sigma, momentum, min_step_size)),
             logits_fn=logits_fn,
             samples_per_gradient=samples_per_gradient,

@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jaxadv.types import Labels, LogitsFn
 
+_LARGEST = 1e30
+
 
 class BlackBox(NamedTuple):
     """A model that JAX cannot trace: a server, or another framework.
@@ -51,7 +53,8 @@ def make_passes(logits_fn: LogitsFn | BlackBox, labels: Labels, targets: Labels 
             logits = jnp.stack([logits_fn(*query) for query in zip(keys, images, strict=True)])
         else:
             logits = jax.vmap(logits_fn)(keys, images)
-        return logits.astype(jnp.float32)
+        # Differences of infinite logits would be no numbers.
+        return jnp.clip(logits.astype(jnp.float32), -_LARGEST, _LARGEST)
 
     return passes
 
@@ -79,7 +82,6 @@ def _host_passes(model: BlackBox, highest_class: int) -> Passes:
             answer = model.predict(asked.reshape(-1, *asked.shape[2:]))
         probabilities = _check_answer(answer, asked.shape[0] * asked.shape[1], highest_class)
         logits = np.zeros((*images.shape[:2], probabilities.shape[1]), np.float32)
-        # Differences of infinite logits would be no numbers.
         finite = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
         logits[:, np.asarray(active)] = finite.reshape(*asked.shape[:2], -1)
         return jnp.asarray(logits)

@@ -13,13 +13,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from jaxadv.attacks.inputs import as_inputs, check_at_least, check_inputs
+from jaxadv.attacks.inputs import (
+    as_inputs,
+    check_at_least,
+    check_count,
+    check_inputs,
+    count_classes,
+    known,
+)
 from jaxadv.attacks.passes import BlackBox, Passes
+from jaxadv.attacks.threat import THREATS
 from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
 
 
 class Task(NamedTuple):
-    """What every black-box attack is asked: the arguments they share, in float32; all traced."""
+    """What every black-box attack is asked: the arguments they share, all of them traced.
+
+    The images and eps are float32.
+    """
 
     key: PRNGKey
     images: Images
@@ -36,7 +47,7 @@ class Queried(NamedTuple):
 
     Attributes:
       images: adversarial images, (batch, height, width, channels).
-      success: whether the last look saw the image misclassified, or as its target.
+      success: whether the image was seen misclassified, or as its target, inside of the ball.
       queries: forward passes spent.
       margins: largest other logit minus the label's at the last look that was kept, or minus the
         same for the target; above 0 is a success, -inf where nothing was looked at.
@@ -88,7 +99,7 @@ def always(count: int) -> Callable[[Queried], Int[Array, "batch"]]:
 def keep_larger(found: Queried, candidates: Images, margins: PerExample) -> Verdict:
     """Keeps a candidate where its margin is larger than any before."""
     kept = margins > found.margins
-    return Verdict(kept, kept & (margins > 0), found.memory)
+    return Verdict(kept, margins > 0, found.memory)
 
 
 def keep_latest(found: Queried, candidates: Images, margins: PerExample) -> Verdict:
@@ -112,9 +123,17 @@ def make_task(
 ) -> Task:
     """Returns the arguments that all black-box attacks share, once they are checked."""
     images, labels, example_ids = as_inputs(images, labels, example_ids)
-    check_inputs(logits_fn, key, images, labels, targets, norm=norm, loss=loss)
-    check_at_least(0, eps=eps, num_queries=num_queries)
-    check_at_least(1, num_noise_samples=num_noise_samples)
+    black_box = isinstance(logits_fn, BlackBox)
+    if black_box and not all(map(known, (key, images, labels))):
+        raise ValueError("a BlackBox cannot be attacked inside of jit: it is called from Python")
+    # Of a black box only its answers tell the number of classes.
+    num_classes = None if black_box else count_classes(logits_fn, key, images)
+    check_inputs(
+        images, labels, targets, example_ids, num_classes=num_classes, norm=norm, loss=loss
+    )
+    check_at_least(0, eps=eps)
+    check_count(0, num_queries=num_queries)
+    check_count(1, num_noise_samples=num_noise_samples)
     return Task(
         key=key,
         images=images.astype(jnp.float32),
@@ -125,6 +144,24 @@ def make_task(
         num_queries=jnp.asarray(num_queries, jnp.int32),
         num_noise_samples=jnp.asarray(num_noise_samples, jnp.int32),
     )
+
+
+def go_on(resume: Queried | None, task: Task, memory: PyTree = (), *, norm: str) -> Queried:
+    """Returns where a search begins, or where an earlier call stopped.
+
+    Raises:
+      ValueError: that call was of another attack, on other images or in another ball.
+    """
+    first = begin(task.images, memory)
+    if resume is None:
+        return first
+    if jax.tree.map(jnp.shape, resume) != jax.tree.map(jnp.shape, first):
+        raise ValueError("resume is not of this attack, these arguments and as many images")
+    if known(resume.images) and known(task.eps):
+        lengths = THREATS[norm].length(resume.images - task.images)
+        if (lengths > task.eps * (1 + 1e-4) + 1e-6).any():
+            raise ValueError(f"resume has images farther than {task.eps:.4g} from those given")
+    return resume
 
 
 def begin(images: Images, memory: PyTree = ()) -> Queried:
@@ -152,8 +189,8 @@ def search(
 ) -> Queried:
     """Returns what the search found within the budget, from where it stands.
 
-    The first candidate is the clean image. With `early_stop` every candidate is looked at and an
-    example is done with the first success. Without it there is one look, at the very end.
+    With `early_stop` every candidate is looked at, the clean image first, and an example is done
+    with the first success. Without it there is one look, at the very end.
 
     Args:
       key: of the noise under which candidates are looked at.
@@ -213,10 +250,10 @@ def _spend(found: Queried, cost: Int[Array, "batch"]) -> Queried:
 def select(rows: Bool[Array, "batch"], one: Any, other: Any) -> Any:
     """Returns a tree with some rows of one and the rest of the other."""
 
-    def select(one: Array, other: Array) -> Array:
+    def of_leaf(one: Array, other: Array) -> Array:
         return jnp.where(rows.reshape(-1, *[1] * (one.ndim - 1)), one, other)
 
-    return jax.tree.map(select, one, other)
+    return jax.tree.map(of_leaf, one, other)
 
 
 def _mean_logits(

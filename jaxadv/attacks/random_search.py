@@ -11,7 +11,7 @@ from jaxadv.attacks.queries import (
     Search,
     Task,
     always,
-    begin,
+    go_on,
     keep_larger,
     make_task,
     search,
@@ -44,7 +44,7 @@ def random_search(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
         num_noise_samples=num_noise_samples, norm=norm,
     )  # fmt: skip
-    found = begin(task.images) if resume is None else resume
+    found = go_on(resume, task, norm=norm)
     with reaching(logits_fn):
         return _random_search(task, found, logits_fn=logits_fn, norm=norm)
 

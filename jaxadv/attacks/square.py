@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxadv.attacks.inputs import check_at_least
+from jaxadv.attacks.inputs import check_share
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
 from jaxadv.attacks.queries import (
     Queried,
     Search,
     Task,
     always,
-    begin,
+    go_on,
     keep_larger,
     make_task,
     search,
@@ -68,9 +68,9 @@ def square(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
         num_noise_samples=num_noise_samples, norm=norm,
     )  # fmt: skip
-    check_at_least(0, share=share)
+    check_share(share=share)
     share = jnp.asarray(share, jnp.float32)
-    found = begin(task.images) if resume is None else resume
+    found = go_on(resume, task, norm=norm)
     with reaching(logits_fn):
         return _square(task, found, share, logits_fn=logits_fn, norm=norm)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxadv.draws import normal, uniform
 from jaxadv.prng import example_keys
-from jaxadv.types import Images, PRNGKey
+from jaxadv.types import Images, PerExample, PRNGKey
 
 Scalar = Float[Array, ""]
 Radius = Scalar | Float[Array, "batch 1 1 1"]  # of all images, or of each
@@ -83,6 +83,19 @@ def random_perturbation(
     """Returns a uniform draw from the ball for each image, which follows from its own number."""
     draw = jax.vmap(threat.random_start, in_axes=(0, None, None))
     return draw(example_keys(key, example_ids), images.shape[1:], eps)
+
+
+def random_on_sphere(
+    threat: Threat,
+    key: PRNGKey,
+    example_ids: Int[Array, "batch"],
+    images: Images,
+    radius: Scalar | PerExample,
+) -> Images:
+    """Returns for each image a random point at that distance, or nearer where the box is."""
+    delta = random_perturbation(threat, key, example_ids, images, jnp.ones((), images.dtype))
+    radius = jnp.broadcast_to(radius, len(images))[:, None, None, None]
+    return jnp.clip(images + radius * delta / threat.length(delta), 0.0, 1.0)
 
 
 def perturb(threat: Threat, images: Images, delta: Images, eps: Radius) -> Images:

@@ -3,10 +3,11 @@ from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxadv.attacks import pgd
-from jaxadv.attacks.inputs import check_inputs
+from jaxadv.attacks import BlackBox, pgd
+from jaxadv.attacks.inputs import as_inputs, check_count, check_inputs, count_classes
 
 IMAGES = jnp.full((2, 4, 4, 3), 0.5)
 LABELS = jnp.array([0, 4])
@@ -16,9 +17,11 @@ def logits_fn(key, images):
     return images.reshape(len(images), -1)[:, :5]
 
 
-def check(images=IMAGES, labels=LABELS, targets=None, logits_fn=logits_fn, **changes):
+def check(images=IMAGES, labels=LABELS, targets=None, logits_fn=logits_fn, ids=None, **changes):
+    num_classes = count_classes(logits_fn, jax.random.key(0), images)
+    images, labels, ids = as_inputs(images, labels, ids)
     arguments = {"norm": "linf", "loss": "margin"} | changes
-    check_inputs(logits_fn, jax.random.key(0), images, labels, targets, **arguments)
+    check_inputs(images, labels, targets, ids, num_classes=num_classes, **arguments)
 
 
 BAD = {
@@ -37,6 +40,11 @@ BAD = {
     "label too large": ({"labels": LABELS + 1}, "labels lie in [1, 5]"),
     "negative label": ({"labels": LABELS - 1}, "labels lie in [-1, 3]"),
     "target too large": ({"targets": LABELS + 3}, "targets lie in [3, 7]"),
+    "black box": ({"logits_fn": BlackBox(len)}, "a BlackBox has no gradients"),
+    "not of JAX": ({"logits_fn": lambda key, x: np.asarray(x)}, "wrap it in a BlackBox"),
+    "equal ids": ({"ids": jnp.array([3, 3])}, "example_ids are not distinct"),
+    "float ids": ({"ids": jnp.array([1.0, 2.0])}, "example_ids are float32"),
+    "too few ids": ({"ids": jnp.array([1])}, "of shape (1,), not integers of shape (2,)"),
     "too many targets": ({"targets": jnp.zeros(3, int)}, "targets have shape (3,)"),
 }
 
@@ -45,6 +53,14 @@ BAD = {
 def test_bad_input_is_named_with_its_value(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check(**changes)
+
+
+@pytest.mark.parametrize("number", [1, 2.0, None, "3", True, jnp.array([2])])
+def test_a_count_is_an_integer(number):
+    with pytest.raises(ValueError, match=r"number is .*, not a number without fraction, of 2"):
+        check_count(2, number=number)
+    check_count(2, number=2)
+    check_count(2, number=jnp.int32(7))
 
 
 BAD_ATTACKS = {

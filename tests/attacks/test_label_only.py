@@ -53,6 +53,17 @@ def test_the_order_of_the_other_scores_does_not_matter():
     np.testing.assert_array_equal(attack(logits_fn=coarse).queries, found("linf").queries)
 
 
+def test_momentum_carries_the_gradients_before():
+    starts = jnp.roll(IMAGES, 1, axis=0)
+    budget = 2 + 20 * 10 + 1  # the clean image, the start, a gradient, a step
+    plain, heavy = (
+        attack(starts=starts, num_queries=budget, momentum=momentum).memory.velocity
+        for momentum in (0.0, 0.6)
+    )
+    assert np.abs(plain).max() > 0
+    np.testing.assert_allclose(heavy, 0.4 * plain, rtol=1e-4, atol=1e-6)
+
+
 def test_it_begins_at_the_start_that_it_is_given():
     starts = jnp.roll(IMAGES, 1, axis=0)
     wrong = LOGITS_FN(None, starts).argmax(axis=1) != LABELS

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, flat, numpy_pgd
 
-from jaxadv.attacks import nes
-from jaxadv.attacks.finite_difference import Sampling, estimate_gradient
+from jaxadv.attacks import BlackBox, nes
+from jaxadv.attacks.finite_difference import Sampling, choose_chunk_size, estimate_gradient
 from jaxadv.attacks.nes import _decay
 from jaxadv.attacks.passes import make_passes
 from jaxadv.losses import make_objective, margin
@@ -157,6 +157,16 @@ def test_the_step_size_is_halved_where_the_loss_has_fallen():
     np.testing.assert_allclose(step_size[1], 0.015)
 
 
+def test_a_chunk_divides_the_samples(monkeypatch):
+    assert choose_chunk_size(LOGITS_FN, 100, None, 512) == 2
+    assert choose_chunk_size(LOGITS_FN, 100, 7, 512) == 4
+    assert choose_chunk_size(LOGITS_FN, 100, 1000, 512) == 100
+    assert choose_chunk_size(BlackBox(len), 100, None, 512) == 100
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choose_chunk_size(LOGITS_FN, 100, None, 512) == 10  # 16 fit, 10 divide
+    assert choose_chunk_size(LOGITS_FN, 100, None, 10**6) == 2
+
+
 def test_what_took_its_last_look_is_not_resumed():
     arguments = {"eps": 0.1, "step_size": 0.1, "num_queries": 10, "samples_per_gradient": 4}
     found = nes(KEY, LOGITS_FN, *examples(n=4), **arguments)
@@ -175,7 +185,7 @@ def test_what_took_its_last_look_is_not_resumed():
         ({"chunk_size": -2}, "chunk_size is -2"),
         ({"momentum": -0.1}, "momentum is -0.1"),
         ({"momentum": 1.0}, "momentum is 1.0, not a number from 0 to below 1"),
-        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"chunk_size": 1}, "chunk_size is 1"),
     ],
 )
 def test_bad_input_is_named(changes, message):

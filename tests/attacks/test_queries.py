@@ -162,6 +162,30 @@ def test_a_search_goes_on_where_it_stopped(name, norm):
     assert_same_with_memory(whole, found(name, norm))
 
 
+@every_attack
+def test_only_what_it_found_itself_is_gone_on_from(name):
+    images, labels = problem()
+    other = "square" if name.startswith("nes") else "nes"
+    strangers = [
+        (found(other, "linf"), {}),
+        (rows(found(name, "linf"), slice(3)), {}),
+        (found(name, "linf"), {"eps": 0.001}),
+    ]
+    for resume, changes in strangers:
+        with pytest.raises(ValueError, match="resume"):
+            attack(name, logits_fn, images, labels, resume=resume, **changes)
+
+
+def test_infinite_logits_leave_numbers():
+    def sure(key, images):
+        return jnp.log(jax.nn.softmax(1e4 * logits_fn(key, images)))
+
+    images, labels = problem()
+    for loss in ("margin", "probability"):
+        result = attack("nes", sure, images, labels, loss=loss)
+        assert np.isfinite(result.images).all()
+
+
 def assert_same_with_memory(one, other):
     assert_same(one, other)
     for a, b in zip(one.memory, other.memory, strict=True):
@@ -194,8 +218,24 @@ def test_each_look_may_average_passes_and_pays_for_them(name):
     assert result.queries.max() <= 39
     step = 13 if name == "nes" else 3
     np.testing.assert_array_equal((result.queries - 3) % step, 0)
-    single = attack(name, noisy_logits_fn, images, labels, num_queries=39)
-    assert not np.array_equal(single.margins, result.margins)
+
+
+@every_score_based
+def test_a_look_sees_the_mean_softmax_of_its_passes(name):
+    images, labels = problem()
+    seen = []
+
+    def recorded(key, images):
+        logits = noisy_logits_fn(key, images)
+        jax.debug.callback(lambda logits: seen.append(logits), logits)
+        return logits
+
+    result = attack(name, recorded, images, labels, num_noise_samples=3, num_queries=3)
+    jax.effects_barrier()
+    assert len(seen) == 3
+    assert np.abs(seen[0] - seen[1]).max() > 0.1
+    mean = jnp.log(jax.nn.softmax(jnp.stack(seen)).mean(axis=0))
+    np.testing.assert_allclose(result.margins, margin(mean, labels), rtol=1e-4, atol=1e-4)
 
 
 @every_attack
@@ -281,6 +321,13 @@ def test_a_black_box_is_looked_at_once_where_nothing_stops(num_queries):
     assert (result.queries == {0: 0, 1: 1, 13: 11}[num_queries]).all()
 
 
+def test_a_black_box_inside_of_jit_is_named():
+    images, labels = problem()
+    model = BlackBox(lambda queries: np.full((len(queries), 5), 0.2))
+    with pytest.raises(ValueError, match="inside of jit"):
+        jax.jit(lambda images: attack("square", model, images, labels))(images)
+
+
 def test_an_error_of_the_black_box_comes_through():
     def predict(queries):
         raise ConnectionError("the server is gone")
@@ -294,6 +341,9 @@ def test_an_error_of_the_black_box_comes_through():
     ("changes", "message"),
     [
         ({"num_queries": -1}, "num_queries is -1"),
+        ({"num_queries": 10.5}, "num_queries is 10.5, not a number without fraction"),
+        ({"eps": np.inf}, "eps is inf"),
+        ({"example_ids": jnp.zeros(24, jnp.int32)}, "example_ids are not distinct"),
         ({"eps": -0.1}, "eps is -0.1"),
         ({"num_noise_samples": 0}, "num_noise_samples is 0"),
         ({"norm": "l1"}, "norm 'l1' is not one of"),
