@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from jaxadv.attacks.apgd import apgd
+from jaxadv.attacks.fab import fab
 from jaxadv.attacks.gradient import fgsm, pgd
 from jaxadv.attacks.label_only import nes_label_only
 from jaxadv.attacks.nes import nes
@@ -23,6 +24,6 @@ ATTACKS: dict[str, Callable] = {
 GRADIENT_FREE = ("nes", "nes_label_only", "square", "random_search")
 
 __all__ = [
-    "ATTACKS", "GRADIENT_FREE", "BlackBox", "Queried", "apgd", "fgsm", "nes", "nes_label_only",
-    "pgd", "random_search", "square",
+    "ATTACKS", "GRADIENT_FREE", "BlackBox", "Queried", "apgd", "fab", "fgsm", "nes",
+    "nes_label_only", "pgd", "random_search", "square",
 ]  # fmt: skip

@@ -1,0 +1,219 @@
+"""Fast adaptive boundary attack: the nearest misclassified image (Croce & Hein 2020)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from jaxadv.attacks.boundary import nearest_on_plane
+from jaxadv.attacks.expectation import Noise, Objective
+from jaxadv.attacks.inputs import (
+    as_inputs,
+    check_at_least,
+    check_count,
+    check_inputs,
+    count_classes,
+)
+from jaxadv.attacks.queries import Queried, begin, select
+from jaxadv.attacks.targets import check_targets, likeliest_others
+from jaxadv.attacks.threat import THREATS, random_on_sphere
+from jaxadv.losses import make_objective, make_targeted_objective
+from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
+
+_OVERSHOOT = 1.05  # eta: how far beyond the linearised boundary a step goes
+_BACK = 0.9  # beta: how much of the way to a misclassified image is kept
+_LARGEST_PULL = 0.1  # alpha_max: of the step from the clean image, against that from here
+_QUERIES_OF_STEP = 2  # one of them with its gradient
+_TINY = 1e-8
+
+
+class _Memory(NamedTuple):
+    targets: Int[Array, "batch targets"]
+    here: Images
+    distance: PerExample  # of the nearest misclassified image; infinite where there is none
+
+
+def fab(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    *,
+    eps: ArrayLike | None = None,
+    num_steps: int = 100,
+    norm: str = "linf",
+    num_targets: int = 9,
+    num_restarts: int = 1,
+    early_stop: bool = True,
+    example_ids: Int[Array, "batch"] | None = None,
+    num_queries: ArrayLike | None = None,
+    resume: Queried | None = None,
+) -> Queried:
+    """Returns the nearest misclassified images that walks along the boundary find (FAB-T).
+
+    There is an attempt for each of the `num_targets` likeliest other classes. Each step takes the
+    boundary to the target for a plane, moves to a mean of the points of it that are nearest to
+    where it is and to the clean image, both inside of the box, and goes a little beyond. From a
+    misclassified image it goes back a tenth of the way to the clean one.
+
+    Static are all arguments but the arrays, `eps` and `num_queries`. The model's noise, if it has
+    any, is drawn anew at each query and not averaged.
+
+    Args:
+      key: randomness of the restarts and of the model's noise.
+      logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
+      images: clean images in [0, 1], shape (batch, height, width, channels); half precision is
+        searched in single.
+      labels: true classes, shape (batch,).
+      eps: distance at which a misclassified image is a success; None is any distance.
+      num_steps: steps of each attempt.
+      norm: "linf" or "l2".
+      num_targets: how many classes are tried.
+      num_restarts: attempts for each target; all but the first begin at a random point, half as
+        far away as what was found, or as eps.
+      early_stop: an example is done with its first success; False takes all steps, for the
+        smallest distance.
+      example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
+      num_queries: a budget for each example; None is all that the attempts take: 2 passes for each
+        step, one of them with its gradient.
+      resume: result of an earlier call with a smaller budget and else the same arguments: the
+        search goes on from there, to the same result as if it had never stopped.
+
+    Returns:
+      For each example the nearest misclassified image, the clean one where none was found, and the
+      ledger; `margins` are those of the image returned, and `memory.distance` is its distance.
+
+    Raises:
+      ValueError: a shape, a range or a name that is not as above.
+    """
+    images, labels, example_ids = as_inputs(images, labels, example_ids)
+    num_classes = count_classes(logits_fn, key, images)
+    check_inputs(
+        images, labels, None, example_ids, num_classes=num_classes, norm=norm, loss="margin"
+    )
+    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    check_count(1, num_steps=num_steps, num_targets=num_targets, num_restarts=num_restarts)
+    check_targets(num_targets, num_classes)
+    if num_queries is None:
+        num_queries = _QUERIES_OF_STEP * num_steps * num_targets * num_restarts
+    check_count(0, num_queries=num_queries)
+    if eps is None:
+        eps = jnp.inf
+    else:
+        check_at_least(0, eps=eps)
+    return _fab(
+        key,
+        images,
+        labels,
+        example_ids,
+        resume,
+        jnp.asarray(eps, images.dtype),
+        jnp.asarray(num_queries, jnp.int32),
+        logits_fn=logits_fn,
+        num_steps=num_steps,
+        norm=norm,
+        num_targets=num_targets,
+        num_restarts=num_restarts,
+        early_stop=early_stop,
+    )
+
+
+_STATIC = ("logits_fn", "num_steps", "norm", "num_targets", "num_restarts", "early_stop")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _fab(
+    key: PRNGKey,
+    images: Images,
+    labels: Labels,
+    example_ids: Int[Array, "batch"],
+    found: Queried | None,
+    eps: Float[Array, ""],
+    num_queries: Int[Array, ""],
+    *,
+    logits_fn: LogitsFn,
+    num_steps: int,
+    norm: str,
+    num_targets: int,
+    num_restarts: int,
+    early_stop: bool,
+) -> Queried:
+    threat = THREATS[norm]
+    margin = make_objective("margin", labels, None)
+    start_key, noise_key, rank_key = jax.random.split(key, 3)
+    last = num_steps * num_targets * num_restarts
+    if found is None:
+        one_pass = Noise(1, 1, "loss")
+        targets = likeliest_others(rank_key, logits_fn, images, labels, one_pass, num_targets)
+        nowhere = jnp.full(len(images), jnp.inf, images.dtype)
+        found = begin(images, _Memory(targets, images, nowhere))
+
+    def active(found: Queried) -> Bool[Array, "batch"]:
+        affordable = found.queries + _QUERIES_OF_STEP <= num_queries
+        done = found.success & early_stop
+        return ~done & (found.steps < last) & affordable
+
+    def advance(found: Queried) -> Queried:
+        rows = active(found)
+        step = jnp.where(rows, found.steps, last).min(initial=last)
+        number, i = step // num_steps, step % num_steps
+        target = found.memory.targets[:, number // num_restarts]
+        gap = make_targeted_objective("margin", labels, target)
+
+        def start() -> Images:
+            radius = jnp.minimum(found.memory.distance, eps) / 2
+            radius = jnp.where(jnp.isfinite(radius) & (number % num_restarts > 0), radius, 0)
+            attempt_key = jax.random.fold_in(start_key, number)
+            return random_on_sphere(threat, attempt_key, example_ids, images, radius)
+
+        here = lax.cond(i == 0, start, lambda: found.memory.here)
+        plane_key, look_key = jax.random.split(jax.random.fold_in(noise_key, step))
+        here = _cross(partial(logits_fn, plane_key), gap, images, here, norm)
+        margins = margin(logits_fn(look_key, here)).astype(images.dtype)
+        distance = threat.length(here - images)[:, 0, 0, 0]
+        wrong = margins > 0
+        nearer = wrong & (distance < found.memory.distance)
+        back = jnp.where(wrong[:, None, None, None], images + _BACK * (here - images), here)
+        moved = found._replace(
+            queries=found.queries + _QUERIES_OF_STEP,
+            steps=found.steps + 1,
+            memory=found.memory._replace(here=back),
+        )
+        looked = moved._replace(
+            images=here,
+            margins=margins,
+            success=distance <= eps,
+            memory=moved.memory._replace(distance=distance),
+        )
+        return select(rows, select(nearer, looked, moved), found)
+
+    found = lax.while_loop(lambda found: active(found).any(), advance, found)
+    return lax.stop_gradient(found)
+
+
+def _cross(
+    logits_fn: Callable[[Images], Logits],
+    gap: Objective,
+    images: Images,
+    here: Images,
+    norm: str,
+) -> Images:
+    """Returns the point beyond the linearised boundary to which a step goes."""
+
+    def gaps(here: Images) -> tuple[Float[Array, ""], PerExample]:
+        values = gap(logits_fn(here))
+        return values.sum(), values
+
+    normal, values = jax.grad(gaps, has_aux=True)(here)
+    length = THREATS[norm].length
+    across = nearest_on_plane(here, normal, -values, norm)
+    behind = (normal * (images - here)).sum(axis=(1, 2, 3))
+    from_clean = nearest_on_plane(images, normal, -values - behind, norm)
+    near, far = (jnp.maximum(length(change), _TINY) for change in (across, from_clean))
+    pull = jnp.minimum(near / (near + far), _LARGEST_PULL)
+    mean = (1 - pull) * (here + _OVERSHOOT * across) + pull * (images + _OVERSHOOT * from_clean)
+    return jnp.clip(mean, 0.0, 1.0)

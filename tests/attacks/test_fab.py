@@ -1,0 +1,110 @@
+"""FAB on linear models, whose nearest boundaries are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, length, radii
+
+from jaxadv.attacks.fab import fab
+from jaxadv.losses import margin
+
+KEY = jax.random.key(0)
+IMAGES, _ = examples(n=24, low=0.3, high=0.7)
+LABELS = LOGITS_FN(None, IMAGES).argmax(axis=1)
+HIDDEN = np.random.default_rng(1).normal(size=(SIZE, 8))
+OUT = np.random.default_rng(2).normal(size=(8, 5))
+
+
+def curved(key, images):
+    return jnp.tanh(0.5 * images.reshape(-1, SIZE) @ HIDDEN) @ OUT
+
+
+def attack(images=IMAGES, labels=LABELS, logits_fn=LOGITS_FN, **changes):
+    arguments = {"num_steps": 20, "num_targets": 4, **changes}
+    return fab(KEY, logits_fn, images, labels, **arguments)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_linear_model_it_finds_the_nearest_boundary(norm):
+    distances = radii(WEIGHTS, IMAGES, LABELS, norm)
+    found = attack(norm=norm, early_stop=False)
+    assert found.success.all()
+    np.testing.assert_allclose(found.memory.distance, distances, rtol=0.02)
+    assert (found.memory.distance > distances).all()
+    np.testing.assert_allclose(
+        length(found.images - IMAGES, norm), found.memory.distance, rtol=1e-3
+    )
+    wrong = LOGITS_FN(None, found.images).argmax(axis=1) != LABELS
+    assert wrong.all()
+    assert (found.queries == 2 * 20 * 4).all()
+    np.testing.assert_allclose(
+        found.margins, margin(LOGITS_FN(None, found.images), LABELS), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_example_is_done_within_eps(norm):
+    distances = radii(WEIGHTS, IMAGES, LABELS, norm)
+    eps = float(np.median(distances))
+    found = attack(norm=norm, eps=eps)
+    clear = np.abs(distances / eps - 1) > 0.02
+    np.testing.assert_array_equal(found.success[clear], distances[clear] < eps)
+    assert (found.memory.distance[found.success] <= eps).all()
+    assert (found.queries[found.success] < 80).all()
+    assert (found.queries[~found.success] == 160).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_curved_model_it_finds_the_boundary(norm):
+    labels = curved(None, IMAGES).argmax(axis=1)
+    found = attack(labels=labels, logits_fn=curved, norm=norm, early_stop=False, num_steps=40)
+    assert found.success.all()
+    rays = np.asarray(found.images - IMAGES)
+    for share in (0.5, 0.9):
+        # Nearer along the same ray is the label: the boundary itself was found.
+        inside = curved(None, IMAGES + share * rays).argmax(axis=1) == labels
+        assert inside.mean() > 0.9
+    single = attack(labels=labels, logits_fn=curved, norm=norm, early_stop=False, num_targets=1)
+    assert (found.memory.distance <= single.memory.distance * (1 + 1e-4)).all()
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_it_goes_on_where_it_stopped_and_knows_no_batch():
+    arguments = {"eps": 0.02, "num_targets": 2, "num_restarts": 2, "num_steps": 5}
+    whole = attack(**arguments)
+    assert 0 < whole.success.sum() < 24
+    part = attack(**arguments, num_queries=15)
+    assert part.queries.max() == 14
+    assert_same(attack(**arguments, resume=part), whole)
+    one = jnp.array([7])
+    alone = attack(IMAGES[one], LABELS[one], **arguments, example_ids=one)
+    assert_same(alone, jax.tree.map(lambda array: array[one], whole))
+
+
+def test_restarts_begin_at_half_of_the_radius():
+    def here(num_queries):
+        found = attack(
+            eps=0.001, num_restarts=2, num_steps=3, num_targets=1, num_queries=num_queries
+        )
+        return found.memory.here
+
+    assert not np.allclose(here(8), here(6), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_targets": 5}, "num_targets is 5: there are 4 other classes"),
+        ({"num_targets": 0}, "num_targets is 0"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"eps": -1.0}, "eps is -1.0"),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attack(**changes)
