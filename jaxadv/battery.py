@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.attacks import GRADIENT_FREE
+from jaxadv.attacks import GRADIENT_FREE, RESUMABLE
 from jaxadv.classifier import is_declared_stochastic
 from jaxadv.crafting import Attack, expand, num_queries
 from jaxadv.masking import signs_of_masking
@@ -97,8 +97,9 @@ def run_battery(
                 "unmoved": int(found.unmoved.sum()),
                 "seconds": time.monotonic() - began,
             }
-            if attack["attack"] in GRADIENT_FREE:
+            if attack["attack"] in RESUMABLE:
                 examples[f"queries/{name}"] = whole.queries
+            if attack["attack"] in GRADIENT_FREE:
                 results[name] |= _ledger(attack, whole, labels, correct[attack["noise"]])
     evaluated = {
         "stochastic": stochastic,

@@ -72,6 +72,7 @@ _ATTACK_RULES: dict[str, Rule] = {
     "step_size": _RADIUS,
     "num_steps": _STEPS,
     "num_restarts": _COUNT,
+    "num_targets": _STEPS,
     "num_noise_samples": _COUNT,
     "noise_chunk_size": _COUNT,
     "num_queries": _STEPS,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.attacks import ATTACKS, GRADIENT_FREE, Queried
+from jaxadv.attacks import ATTACKS, GRADIENT_FREE, RESUMABLE, Queried
 from jaxadv.classifier import make_logits_fn, to_float, without_noise
 from jaxadv.parallel import padded_batches, pmap_batches
 from jaxadv.prng import stream
@@ -30,7 +30,9 @@ _TRACED = (
     "eps", "step_size", "num_steps", "num_noise_samples", "num_queries", "sigma", "momentum",
     "min_step_size", "share", "label_radius",
 )  # fmt: skip
-_SEGMENT = 500  # queries of each image before those that are fooled leave
+_SCHEDULED = ("apgd", "fab")  # with a compilation for each number of steps
+# Queries of each image before those that are fooled leave.
+_SEGMENT, _SEGMENT_WITH_GRADIENTS = 500, 25
 
 
 def expand(attacks: ConfigDict) -> dict[str, Attack]:
@@ -71,15 +73,16 @@ def craft(
       seed: of the random starts and the noise.
       bar: advanced by the queries.
     """
-    traced = {name: attack[name] for name in _TRACED if name in attack}
-    static = tuple((k, v) for k, v in attack.items() if k not in traced)
+    names = set(_TRACED) - {"num_steps"} if attack["attack"] in _SCHEDULED else _TRACED
+    traced = {name: attack[name] for name in names if attack.get(name) is not None}
+    static = tuple((k, v) for k, v in attack.items() if k not in names)
     step = _attack_step(model, static)
 
     def run(budget: dict, numbers: np.ndarray, resume: Queried | None) -> Any:
         examples = split.images[numbers], split.labels[numbers], numbers
         return step(weights, seed, {**traced, **budget}, *examples, resume)
 
-    if attack["attack"] in GRADIENT_FREE:
+    if attack["attack"] in RESUMABLE:
         found = _query_survivors(run, attack, ids, batch_size, bar)
         return np.asarray(found.images), np.asarray(found.queries)
     images = []
@@ -91,10 +94,15 @@ def craft(
 
 def num_queries(attack: Attack) -> int:
     """Returns what an attack may spend on an image: gradients, or passes where it takes none."""
-    if attack["attack"] in GRADIENT_FREE:
+    if attack.get("num_queries") is not None:
         return attack["num_queries"]
-    steps = attack.get("num_steps", 1)
-    return steps * attack.get("num_restarts", 1) * attack.get("num_noise_samples", 1)
+    passes = attack.get("num_steps", 1)
+    if attack["attack"] == "apgd":
+        passes += 1  # at the start
+    if attack["attack"] == "fab":
+        passes *= 2  # a gradient and a look
+    attempts = attack.get("num_restarts", 1) * max(attack.get("num_targets", 0), 1)
+    return passes * attempts * attack.get("num_noise_samples", 1)
 
 
 def noisy_logits_fn(
@@ -139,8 +147,10 @@ def _query_survivors(
     All examples take their steps together, so that no batch waits for another's stragglers and
     what an example meets does not depend on who was fooled before.
     """
-    budget = attack["num_queries"]
-    segment = _SEGMENT if attack.get("early_stop", True) else max(budget, 1)
+    budget = num_queries(attack)
+    segment = _SEGMENT if attack["attack"] in GRADIENT_FREE else _SEGMENT_WITH_GRADIENTS
+    if not attack.get("early_stop", True):
+        segment = max(budget, 1)
     found: Any = None
     left = np.arange(len(ids))
     for limit in [*range(segment, budget, segment), budget]:

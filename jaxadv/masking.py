@@ -134,7 +134,10 @@ def _nothing_moves(attacks: Attacks) -> list[str]:
         f"{name} left {attack['unmoved']} of {attack['n']} images as they were: their gradient is "
         "zero. Try the margin loss, or a random start."
         for name, attack in attacks.items()
-        if attack["eps"] > 0 and attack["unmoved"] > 0 and _follows_gradient(attack)
+        if attack["eps"] > 0
+        and attack["unmoved"] > 0
+        and _follows_gradient(attack)
+        and attack["attack"] != "fab"  # which hands in the clean image where it finds none
     ] + [
         f"{name} moved none of the {attack['attacked']} images it was given: its budget holds no "
         "step, or all its queries are answered alike. Try more queries, and another loss."
@@ -164,7 +167,7 @@ def _noise_not_averaged(evaluation: dict[str, Any]) -> list[str]:
         for attack in evaluation["attacks"].values()
         if attack["noise"] == "on" and _follows_gradient(attack)
     ]
-    averaged = any(attack["num_noise_samples"] > 1 for attack in gradient)
+    averaged = any(attack.get("num_noise_samples", 1) > 1 for attack in gradient)
     if not evaluation["stochastic"] or not gradient or averaged:
         return []
     return [

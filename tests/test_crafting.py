@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxadv import crafting
-from jaxadv.attacks import ATTACKS
+from jaxadv.attacks import ATTACKS, GRADIENT_FREE
 from jaxadv.classifier import make_logits_fn, to_float
 from jaxadv.crafting import craft, expand, num_queries
 from jaxadv.models import make_model
@@ -29,6 +29,8 @@ ARGUMENTS = {
         "label_radius": 0.05,
         "num_queries": 400,
     },
+    "apgd": {"num_steps": 30, "num_targets": 1, "num_restarts": 2},
+    "fab": {"num_steps": 20, "num_targets": 1},
     "square": {},
     "random_search": {},
 }
@@ -37,7 +39,8 @@ PLAIN = Linear()
 
 
 def attack(name, **changes):
-    arguments = {"eps": (0.05,), "num_queries": 100, **ARGUMENTS[name], **changes}
+    budget = {} if name in ("apgd", "fab") else {"num_queries": 100}
+    arguments = {"eps": (0.05,), **budget, **ARGUMENTS[name], **changes}
     return expand(ConfigDict({"a": {"attack": name, **arguments}}))["a/0.05"]
 
 
@@ -50,6 +53,7 @@ def problem():
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch):
     monkeypatch.setattr(crafting, "_SEGMENT", 30)
+    monkeypatch.setattr(crafting, "_SEGMENT_WITH_GRADIENTS", 30)
 
 
 def run(problem, name, ids=ALL, batch_size=16, bar=None, model=PLAIN, **changes):
@@ -68,7 +72,9 @@ def test_those_who_leave_change_nothing_for_those_who_stay(problem, name, model)
     images, queries = run(problem, name, model=model)
     np.testing.assert_array_equal(queries, found.queries)
     np.testing.assert_allclose(images, found.images, atol=1e-5)
-    assert len(np.unique(queries[found.success])) > 2  # they leave at different times
+    if name in GRADIENT_FREE:
+        assert len(np.unique(queries[found.success])) > 2  # they leave at different times
+    assert queries[~found.success].max() > 30  # after the first segment
     assert 0 < found.success.sum() < 50
 
 
@@ -151,6 +157,9 @@ def test_what_an_attack_may_spend():
     pgd = {"attack": "pgd", "num_steps": 5, "num_restarts": 2, "num_noise_samples": 3}
     assert num_queries(pgd) == 30
     assert num_queries({"attack": "fgsm", "num_noise_samples": 1}) == 1
+    assert num_queries(attack("apgd")) == 2 * 31
+    assert num_queries(attack("apgd", num_targets=9, num_noise_samples=3)) == 2 * 9 * 3 * 31
+    assert num_queries(attack("fab", num_targets=9)) == 9 * 2 * 20
 
 
 def test_the_study_goes_to_the_end_in_one_go(problem):

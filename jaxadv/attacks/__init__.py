@@ -15,6 +15,8 @@ from jaxadv.attacks.square import square
 ATTACKS: dict[str, Callable] = {
     "fgsm": fgsm,
     "pgd": pgd,
+    "apgd": apgd,
+    "fab": fab,
     "nes": nes,
     "nes_label_only": nes_label_only,
     "square": square,
@@ -22,8 +24,10 @@ ATTACKS: dict[str, Callable] = {
 }
 
 GRADIENT_FREE = ("nes", "nes_label_only", "square", "random_search")
+# That keep a ledger, and go on where they stopped: they return a `Queried`.
+RESUMABLE = (*GRADIENT_FREE, "apgd", "fab")
 
 __all__ = [
-    "ATTACKS", "GRADIENT_FREE", "BlackBox", "Queried", "apgd", "fab", "fgsm", "nes",
+    "ATTACKS", "GRADIENT_FREE", "RESUMABLE", "BlackBox", "Queried", "apgd", "fab", "fgsm", "nes",
     "nes_label_only", "pgd", "random_search", "square",
 ]  # fmt: skip

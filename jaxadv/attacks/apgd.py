@@ -49,7 +49,7 @@ def apgd(
     noise_chunk_size: int = 1,
     noise_average: str = "loss",
     example_ids: Int[Array, "batch"] | None = None,
-    num_gradients: ArrayLike | None = None,
+    num_queries: ArrayLike | None = None,
     resume: Queried | None = None,
 ) -> Queried:
     """Returns what projected ascent with momentum finds, its step halved where progress stops.
@@ -64,7 +64,7 @@ def apgd(
     of the first window with 0 and, over several draws of noise, judges by the last draw's loss.
     Here it is the loss at the start, and the mean over the draws.
 
-    Static are all arguments but the arrays, `eps`, `num_noise_samples` and `num_gradients`.
+    Static are all arguments but the arrays, `eps`, `num_noise_samples` and `num_queries`.
 
     Args:
       key: randomness of the starts and of the model's noise.
@@ -84,7 +84,7 @@ def apgd(
       noise_chunk_size: how many of these draws are taken at once; memory grows with it.
       noise_average: "loss" or "softmax", as for `pgd`.
       example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
-      num_gradients: a budget of gradients for each example, draws counted one by one; None is all
+      num_queries: a budget of passes for each example, draws counted one by one; None is all
         that the attempts take.
       resume: result of an earlier call with a smaller budget and else the same arguments: the
         search goes on from there, to the same result as if it had never stopped.
@@ -102,8 +102,8 @@ def apgd(
     images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     check_at_least(0, eps=eps)
     check_count(0, num_targets=num_targets)
-    if num_gradients is not None:
-        check_count(0, num_gradients=num_gradients)
+    if num_queries is not None:
+        check_count(0, num_queries=num_queries)
     check_count(
         1,
         num_steps=num_steps,
@@ -111,9 +111,9 @@ def apgd(
         num_noise_samples=num_noise_samples,
         noise_chunk_size=noise_chunk_size,
     )
-    if num_gradients is None:
+    if num_queries is None:
         num_attempts = num_restarts * max(num_targets, 1)
-        num_gradients = num_attempts * (num_steps + 1) * jnp.asarray(num_noise_samples)
+        num_queries = num_attempts * (num_steps + 1) * jnp.asarray(num_noise_samples)
     if noise_average not in AVERAGES:
         raise ValueError(f"noise_average {noise_average!r} is not one of {', '.join(AVERAGES)}")
     check_targets(num_targets, num_classes)
@@ -125,7 +125,7 @@ def apgd(
         resume,
         jnp.asarray(eps, images.dtype),
         jnp.asarray(num_noise_samples, jnp.int32),
-        jnp.asarray(num_gradients, jnp.int32),
+        jnp.asarray(num_queries, jnp.int32),
         logits_fn=logits_fn,
         num_steps=num_steps,
         norm=norm,
@@ -158,7 +158,7 @@ def _apgd(
     found: Queried | None,
     eps: Float[Array, ""],
     num_noise_samples: Int[Array, ""],
-    num_gradients: Int[Array, ""],
+    num_queries: Int[Array, ""],
     *,
     logits_fn: LogitsFn,
     num_steps: int,
@@ -182,7 +182,7 @@ def _apgd(
         found = begin(images, _Memory(targets, begin_attempt(images, nothing, images, eps)))
 
     def active(found: Queried) -> Bool[Array, "batch"]:
-        affordable = found.queries + num_noise_samples <= num_gradients
+        affordable = found.queries + num_noise_samples <= num_queries
         return ~found.success & (found.steps < last) & affordable
 
     def advance(found: Queried) -> Queried:

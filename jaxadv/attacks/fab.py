@@ -84,8 +84,8 @@ def fab(
         search goes on from there, to the same result as if it had never stopped.
 
     Returns:
-      For each example the nearest misclassified image, the clean one where none was found, and the
-      ledger; `margins` are those of the image returned, and `memory.distance` is its distance.
+      For each example the nearest misclassified image within eps, the clean one where none was
+      found, and the ledger; `memory.distance` is that of the nearest at all.
 
     Raises:
       ValueError: a shape, a range or a name that is not as above.
@@ -177,19 +177,14 @@ def _fab(
         distance = threat.length(here - images)[:, 0, 0, 0]
         wrong = margins > 0
         nearer = wrong & (distance < found.memory.distance)
-        back = jnp.where(wrong[:, None, None, None], images + _BACK * (here - images), here)
-        moved = found._replace(
-            queries=found.queries + _QUERIES_OF_STEP,
-            steps=found.steps + 1,
-            memory=found.memory._replace(here=back),
+        memory = found.memory._replace(
+            here=jnp.where(wrong[:, None, None, None], images + _BACK * (here - images), here),
+            distance=jnp.where(nearer, distance, found.memory.distance),
         )
-        looked = moved._replace(
-            images=here,
-            margins=margins,
-            success=distance <= eps,
-            memory=moved.memory._replace(distance=distance),
-        )
-        return select(rows, select(nearer, looked, moved), found)
+        queries = found.queries + _QUERIES_OF_STEP
+        moved = found._replace(queries=queries, steps=found.steps + 1, memory=memory)
+        better = moved._replace(images=here, margins=margins, success=wrong)
+        return select(rows, select(nearer & (distance <= eps), better, moved), found)
 
     found = lax.while_loop(lambda found: active(found).any(), advance, found)
     return lax.stop_gradient(found)

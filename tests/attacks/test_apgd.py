@@ -83,10 +83,10 @@ def test_it_is_the_algorithm_of_the_paper(norm, loss, double_precision):
     run = partial(
         apgd, KEY, safe, images, labels, eps=EPS[norm], norm=norm, loss=loss, num_steps=num_steps
     )
-    start = run(num_gradients=1).memory.attempt.here
+    start = run(num_queries=1).memory.attempt.here
     np.testing.assert_allclose(length(start - images, norm), EPS[norm], rtol=0.1)  # the box
     objective = {"margin": margin, "dlr": dlr}[loss]
-    found = {n: run(num_gradients=n) for n in (2, 3, 7, 8, 13, 31)}
+    found = {n: run(num_queries=n) for n in (2, 3, 7, 8, 13, 31)}
     windows = [6, 5, 4, 3, 2, *[1] * 10]
     for i in range(3):
         steps = reference(
@@ -176,7 +176,7 @@ def test_it_goes_on_where_it_stopped():
     whole = attack(images, labels)
     assert 0 < whole.success.sum() < 16
     for budget in (1, 13, 20):  # the start, the first attempt, into the second
-        part = attack(images, labels, num_gradients=budget)
+        part = attack(images, labels, num_queries=budget)
         assert (part.queries <= budget).all()
         assert_same(attack(images, labels, resume=part), whole)
 
@@ -192,7 +192,7 @@ def test_a_batch_is_that_many_batches_of_one():
 
 def test_targets_are_the_other_classes_by_their_logits():
     images, labels = problem()
-    found = attack(images, labels, num_targets=4, num_gradients=0)
+    found = attack(images, labels, num_targets=4, num_queries=0)
     others = np.argsort(-np.asarray(LOGITS_FN(None, images)), axis=1)[:, 1:]
     np.testing.assert_array_equal(found.memory.targets, others)
 
@@ -200,10 +200,10 @@ def test_targets_are_the_other_classes_by_their_logits():
 def test_attempts_begin_at_points_of_their_own_and_follow_their_target():
     images, labels = problem(2)[0], jnp.zeros(2, jnp.int32)
     run = partial(attack, images, labels, safe, num_targets=2, num_restarts=2, num_steps=3)
-    starts = [flat(run(num_gradients=4 * i + 1).memory.attempt.here) for i in range(4)]
+    starts = [flat(run(num_queries=4 * i + 1).memory.attempt.here) for i in range(4)]
     assert all(np.abs(a - b).max() > 0.05 for i, a in enumerate(starts) for b in starts[:i])
     for number, rank in enumerate((0, 0, 1, 1)):
-        targets, attempt = run(num_gradients=4 * number + 1).memory
+        targets, attempt = run(num_queries=4 * number + 1).memory
         objective = make_targeted_objective("dlr", labels, targets[:, rank])
         np.testing.assert_allclose(attempt.loss, objective(safe(None, attempt.here)), rtol=1e-5)
     assert (run().queries == 16).all()
@@ -214,12 +214,10 @@ def test_noise_is_averaged_and_paid_for():
         return LOGITS_FN(key, images) + 0.1 * jax.random.normal(key, (len(images), 5))
 
     images, labels = problem()
-    found = attack(images, labels, noisy, num_noise_samples=3, num_gradients=20)
+    found = attack(images, labels, noisy, num_noise_samples=3, num_queries=20)
     assert found.queries.max() == 18
     np.testing.assert_array_equal(found.queries, 3 * found.steps)
-    chunked = attack(
-        images, labels, noisy, num_noise_samples=3, noise_chunk_size=3, num_gradients=20
-    )
+    chunked = attack(images, labels, noisy, num_noise_samples=3, noise_chunk_size=3, num_queries=20)
     assert_same(found, chunked)
 
 
@@ -254,7 +252,7 @@ def test_the_dlr_is_the_margin_over_the_spread_of_the_largest():
         ({"num_steps": 0}, "num_steps is 0"),
         ({"num_restarts": 0}, "num_restarts is 0"),
         ({"noise_average": "logits"}, "noise_average 'logits' is not one of"),
-        ({"num_gradients": -1}, "num_gradients is -1"),
+        ({"num_queries": -1}, "num_queries is -1"),
     ],
 )
 def test_bad_input_is_named(changes, message):

@@ -78,6 +78,8 @@ def test_nothing_differentiates_through_an_attack(name):
     budget = {
         "fgsm": {"eps": 0.1},
         "pgd": {"eps": 0.1, "step_size": 0.1, "num_steps": 1},
+        "apgd": {"eps": 0.1, "num_steps": 2, "num_targets": 1},
+        "fab": {"eps": 0.1, "num_steps": 2, "num_targets": 1},
         "nes": {"eps": 0.1, "step_size": 0.1, "num_queries": 4, "samples_per_gradient": 2},
         "nes_label_only": {
             "eps": 0.1,
