@@ -119,9 +119,11 @@ def positions(share: int) -> Int[Array, "share"]:
 
 def _split(batch: np.ndarray) -> np.ndarray:
     num_devices = jax.device_count()
-    return batch.reshape(-1, num_devices, *batch.shape[1:]).swapaxes(0, 1)
+    shape = (len(batch) // num_devices, num_devices, *batch.shape[1:])
+    return batch.reshape(shape).swapaxes(0, 1)
 
 
 def _merge(batch: jax.Array) -> np.ndarray:
-    array = np.asarray(batch)
-    return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
+    array = np.asarray(batch).swapaxes(0, 1)
+    # Not -1, which has no meaning where rows are empty.
+    return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])

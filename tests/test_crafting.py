@@ -29,7 +29,7 @@ ARGUMENTS = {
         "label_radius": 0.05,
         "num_queries": 400,
     },
-    "apgd": {"num_steps": 30, "num_targets": 1, "num_restarts": 2},
+    "apgd": {"num_steps": 30, "num_restarts": 2},
     "fab": {"num_steps": 20, "num_targets": 1},
     "square": {},
     "random_search": {},
