@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, length, radii
 
-from jaxadv.attacks.fab import fab
+from jaxadv.attacks.fab import _cross, fab
 from jaxadv.losses import margin
 
 KEY = jax.random.key(0)
@@ -67,6 +67,38 @@ def test_on_a_curved_model_it_finds_the_boundary(norm):
         assert inside.mean() > 0.9
     single = attack(labels=labels, logits_fn=curved, norm=norm, early_stop=False, num_targets=1)
     assert (found.memory.distance <= single.memory.distance * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize(("norm", "order"), [("linf", np.inf), ("l2", 2)])
+def test_a_step_is_a_mean_of_two_projections(norm, order):
+    """Far from the walls of the box, from a place near the boundary and from the clean image."""
+    w, clean = WEIGHTS[:, 1] - WEIGHTS[:, 0], np.full(SIZE, 0.5)
+    generator = np.random.default_rng(0)
+    places = [clean + generator.normal(size=SIZE) * scale for scale in (1e-3, 0.02, 0.05)]
+    clean = clean - 0.01 * np.sign(w)  # on the label's side
+
+    def across(x):
+        gap = x @ w
+        return -gap * w / (w @ w) if order == 2 else -gap * np.sign(w) / np.abs(w).sum()
+
+    def size(change):
+        return max(np.linalg.norm(change, order), 1e-8)
+
+    pulls = [size(across(x)) / (size(across(x)) + size(across(clean))) for x in places]
+    expected = [
+        (1 - min(pull, 0.1)) * (x + 1.05 * across(x))
+        + min(pull, 0.1) * (clean + 1.05 * across(clean))
+        for x, pull in zip(places, pulls, strict=True)
+    ]
+    assert min(pulls) < 0.1 < max(pulls)
+    images, here = (
+        jnp.asarray(np.reshape(flat, (3, 4, 4, 3)), jnp.float32)
+        for flat in (np.tile(clean, (3, 1)), places)
+    )
+    found = _cross(
+        lambda x: x.reshape(3, -1) @ w.astype(np.float32), lambda gap: gap, images, here, norm
+    )
+    np.testing.assert_allclose(np.reshape(found, (3, -1)), expected, atol=1e-5)
 
 
 def assert_same(one, other):
