@@ -8,8 +8,8 @@ CIFAR-10, on 2 cores of an AMD EPYC, before the last two of them were added.
     python run.py --config configs/evaluate.py:eot --config.checkpoint=runs/randomness_rse
 
 A model with noise of its own, under gradients averaged over ever more draws of it: of BigNet with
-RSE 1 draw leaves 31.1 % of 1,000 images, 20 leave 24.1 %; 4 min on 2 cores of an Intel Xeon. `:noise`
-is the battery that a random defence is trained with, `:plain` the same without noise.
+RSE 1 draw leaves 31.1 % of 1,000 images, 20 leave 24.1 %; 4 min on 2 cores of an Intel Xeon.
+`:noise` is the battery that a random defence is trained with, `:plain` the same without noise.
 
     python run.py --config configs/evaluate.py:blackbox --config.checkpoint=runs/nes/standard
 

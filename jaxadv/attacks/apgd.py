@@ -21,7 +21,7 @@ from jaxadv.attacks.inputs import (
     check_inputs,
     count_classes,
 )
-from jaxadv.attacks.queries import Queried, begin, select
+from jaxadv.attacks.queries import Queried, begin, go_on, select
 from jaxadv.attacks.targets import check_targets, likeliest_others
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.losses import make_objective, make_targeted_objective
@@ -117,13 +117,17 @@ def apgd(
     if noise_average not in AVERAGES:
         raise ValueError(f"noise_average {noise_average!r} is not one of {', '.join(AVERAGES)}")
     check_targets(num_targets, num_classes)
+    eps = jnp.asarray(eps, images.dtype)
+    nothing = jnp.zeros(len(images), images.dtype)
+    no_targets = jnp.zeros((len(images), num_targets), jnp.int32)
+    first = begin(images, _Memory(no_targets, begin_attempt(images, nothing, images, eps)))
     return _apgd(
         key,
         images,
         labels,
         example_ids,
-        resume,
-        jnp.asarray(eps, images.dtype),
+        go_on(resume, first, eps, norm),
+        eps,
         jnp.asarray(num_noise_samples, jnp.int32),
         jnp.asarray(num_queries, jnp.int32),
         logits_fn=logits_fn,
@@ -155,7 +159,7 @@ def _apgd(
     images: Images,
     labels: Labels,
     example_ids: Int[Array, "batch"],
-    found: Queried | None,
+    found: Queried,
     eps: Float[Array, ""],
     num_noise_samples: Int[Array, ""],
     num_queries: Int[Array, ""],
@@ -176,10 +180,12 @@ def _apgd(
     windows = window_lengths(num_steps)
     length = num_steps + 1  # of an attempt, its start included
     last = num_restarts * max(num_targets, 1) * length
-    if found is None:
-        targets = likeliest_others(rank_key, logits_fn, images, labels, noise, num_targets)
-        nothing = jnp.zeros(len(images), images.dtype)
-        found = begin(images, _Memory(targets, begin_attempt(images, nothing, images, eps)))
+    targets = lax.cond(
+        (found.steps == 0).all(),
+        lambda: likeliest_others(rank_key, logits_fn, images, labels, noise, num_targets),
+        lambda: found.memory.targets,
+    )
+    found = found._replace(memory=found.memory._replace(targets=targets))
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         affordable = found.queries + num_noise_samples <= num_queries

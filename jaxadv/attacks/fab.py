@@ -18,7 +18,7 @@ from jaxadv.attacks.inputs import (
     check_inputs,
     count_classes,
 )
-from jaxadv.attacks.queries import Queried, begin, select
+from jaxadv.attacks.queries import Queried, begin, go_on, select
 from jaxadv.attacks.targets import check_targets, likeliest_others
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.losses import make_objective, make_targeted_objective
@@ -105,13 +105,17 @@ def fab(
         eps = jnp.inf
     else:
         check_at_least(0, eps=eps)
+    eps = jnp.asarray(eps, images.dtype)
+    no_targets = jnp.zeros((len(images), num_targets), jnp.int32)
+    nowhere = jnp.full(len(images), jnp.inf, images.dtype)
+    first = begin(images, _Memory(no_targets, images, nowhere))
     return _fab(
         key,
         images,
         labels,
         example_ids,
-        resume,
-        jnp.asarray(eps, images.dtype),
+        go_on(resume, first, eps, norm),
+        eps,
         jnp.asarray(num_queries, jnp.int32),
         logits_fn=logits_fn,
         num_steps=num_steps,
@@ -131,7 +135,7 @@ def _fab(
     images: Images,
     labels: Labels,
     example_ids: Int[Array, "batch"],
-    found: Queried | None,
+    found: Queried,
     eps: Float[Array, ""],
     num_queries: Int[Array, ""],
     *,
@@ -146,11 +150,13 @@ def _fab(
     margin = make_objective("margin", labels, None)
     start_key, noise_key, rank_key = jax.random.split(key, 3)
     last = num_steps * num_targets * num_restarts
-    if found is None:
-        one_pass = Noise(1, 1, "loss")
-        targets = likeliest_others(rank_key, logits_fn, images, labels, one_pass, num_targets)
-        nowhere = jnp.full(len(images), jnp.inf, images.dtype)
-        found = begin(images, _Memory(targets, images, nowhere))
+    one_pass = Noise(1, 1, "loss")
+    targets = lax.cond(
+        (found.steps == 0).all(),
+        lambda: likeliest_others(rank_key, logits_fn, images, labels, one_pass, num_targets),
+        lambda: found.memory.targets,
+    )
+    found = found._replace(memory=found.memory._replace(targets=targets))
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         affordable = found.queries + _QUERIES_OF_STEP <= num_queries

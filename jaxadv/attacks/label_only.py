@@ -24,7 +24,7 @@ from jaxadv.attacks.inputs import (
     check_positive,
 )
 from jaxadv.attacks.passes import BlackBox, Passes, make_passes, reaching
-from jaxadv.attacks.queries import Queried, Search, Task, Verdict, go_on, make_task, search
+from jaxadv.attacks.queries import Queried, Search, Task, Verdict, begin, go_on, make_task, search
 from jaxadv.attacks.threat import THREATS, perturb
 from jaxadv.draws import uniform
 from jaxadv.losses import make_objective
@@ -122,7 +122,8 @@ def nes_label_only(
         if starts.shape != task.images.shape:
             raise ValueError(f"starts have shape {starts.shape}, not {task.images.shape}")
         check_images("starts", starts)
-    found = go_on(resume, task, _first_memory(task.images, step_size, norm), norm=norm)
+    first = begin(task.images, _first_memory(task.images, step_size, norm))
+    found = go_on(resume, first, task.eps, norm)
     with reaching(logits_fn):
         return _nes_label_only(
             task,

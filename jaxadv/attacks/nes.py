@@ -20,6 +20,7 @@ from jaxadv.attacks.queries import (
     Search,
     Task,
     always,
+    begin,
     go_on,
     keep_latest,
     make_task,
@@ -134,7 +135,7 @@ def nes(
     with reaching(logits_fn):
         return _nes(
             task,
-            go_on(resume, task, memory, norm=norm),
+            go_on(resume, begin(task.images, memory), task.eps, norm),
             *(jnp.asarray(x, jnp.float32) for x in (sigma, momentum, min_step_size)),
             logits_fn=logits_fn,
             samples_per_gradient=samples_per_gradient,

@@ -146,21 +146,20 @@ def make_task(
     )
 
 
-def go_on(resume: Queried | None, task: Task, memory: PyTree = (), *, norm: str) -> Queried:
+def go_on(resume: Queried | None, first: Queried, eps: Float[Array, ""], norm: str) -> Queried:
     """Returns where a search begins, or where an earlier call stopped.
 
     Raises:
       ValueError: that call was of another attack, on other images or in another ball.
     """
-    first = begin(task.images, memory)
     if resume is None:
         return first
     if jax.tree.map(jnp.shape, resume) != jax.tree.map(jnp.shape, first):
         raise ValueError("resume is not of this attack, these arguments and as many images")
-    if known(resume.images) and known(task.eps):
-        lengths = THREATS[norm].length(resume.images - task.images)
-        if (lengths > task.eps * (1 + 1e-4) + 1e-6).any():
-            raise ValueError(f"resume has images farther than {task.eps:.4g} from those given")
+    if known(resume.images) and known(first.images) and known(eps):
+        lengths = THREATS[norm].length(resume.images - first.images)
+        if (lengths > eps * (1 + 1e-4) + 1e-6).any():
+            raise ValueError(f"resume has images farther than {eps:.4g} from those given")
     return resume
 
 

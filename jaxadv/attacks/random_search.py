@@ -11,6 +11,7 @@ from jaxadv.attacks.queries import (
     Search,
     Task,
     always,
+    begin,
     go_on,
     keep_larger,
     make_task,
@@ -44,7 +45,7 @@ def random_search(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
         num_noise_samples=num_noise_samples, norm=norm,
     )  # fmt: skip
-    found = go_on(resume, task, norm=norm)
+    found = go_on(resume, begin(task.images), task.eps, norm)
     with reaching(logits_fn):
         return _random_search(task, found, logits_fn=logits_fn, norm=norm)
 

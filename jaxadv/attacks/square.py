@@ -15,6 +15,7 @@ from jaxadv.attacks.queries import (
     Search,
     Task,
     always,
+    begin,
     go_on,
     keep_larger,
     make_task,
@@ -70,7 +71,7 @@ def square(
     )  # fmt: skip
     check_share(share=share)
     share = jnp.asarray(share, jnp.float32)
-    found = go_on(resume, task, norm=norm)
+    found = go_on(resume, begin(task.images), task.eps, norm)
     with reaching(logits_fn):
         return _square(task, found, share, logits_fn=logits_fn, norm=norm)
 

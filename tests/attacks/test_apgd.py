@@ -181,6 +181,16 @@ def test_it_goes_on_where_it_stopped():
         assert_same(attack(images, labels, resume=part), whole)
 
 
+def test_only_what_it_found_itself_is_gone_on_from():
+    images, labels = problem()
+    found = attack(images, labels)
+    for changes in ({"num_targets": 1}, {"eps": 0.001}):
+        with pytest.raises(ValueError, match="resume"):
+            attack(images, labels, resume=found, **changes)
+    with pytest.raises(ValueError, match="resume"):
+        attack(images[:3], labels[:3], resume=found)
+
+
 def test_a_batch_is_that_many_batches_of_one():
     images, labels = problem()
     whole = attack(images, labels)
