@@ -6,9 +6,10 @@ The argument is none, pni, rse, dropout or input_noise. Standard adversarial tra
 epochs, half of each batch attacked at eps .03 with step .008, then attacks that average over the
 noise; the plain model meets as many gradients.
 
-One seed, PGD-10 at eps .03 with one noise sample, then 20: plain 26.9 % (26.6 % under PGD-200),
-PNI 26.2 and 25.5 %, RSE 32.5 and 24.2 %; 15 to 27 min of training and 12 to 23 min of evaluation
-on 2 cores of an AMD EPYC, shared. dropout, input_noise: not run. See results/randomness.md.
+Mean of three seeds, PGD-10 at eps .03 with one noise sample, then 20: plain 26.0 % (25.7 % under
+PGD-200), PNI 26.4 and 25.9 %, RSE 32.0 and 24.6 %; 7 to 12 min of training and 4 to 20 min of
+evaluation on 2 cores of an Intel Xeon, shared. dropout, input_noise: not run. See
+results/randomness.md.
 """
 
 from ml_collections import ConfigDict
