@@ -21,8 +21,8 @@ from jaxadv.attacks.inputs import (
     check_inputs,
     count_classes,
 )
-from jaxadv.attacks.queries import Queried, begin, go_on, select
-from jaxadv.attacks.targets import check_targets, likeliest_others
+from jaxadv.attacks.queries import Queried, begin, earliest_step, go_on, select
+from jaxadv.attacks.targets import check_targets, choose_targets
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.losses import make_objective, make_targeted_objective
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
@@ -180,12 +180,7 @@ def _apgd(
     windows = window_lengths(num_steps)
     length = num_steps + 1  # of an attempt, its start included
     last = num_restarts * max(num_targets, 1) * length
-    targets = lax.cond(
-        (found.steps == 0).all(),
-        lambda: likeliest_others(rank_key, logits_fn, images, labels, noise, num_targets),
-        lambda: found.memory.targets,
-    )
-    found = found._replace(memory=found.memory._replace(targets=targets))
+    found = choose_targets(found, rank_key, logits_fn, images, labels, noise)
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         affordable = found.queries + num_noise_samples <= num_queries
@@ -193,7 +188,7 @@ def _apgd(
 
     def advance(found: Queried) -> Queried:
         rows = active(found)
-        step = jnp.where(rows, found.steps, last).min(initial=last)
+        step = earliest_step(found, rows)
         number, i = step // length, step % length
         memory = found.memory
         if num_targets:

@@ -18,8 +18,8 @@ from jaxadv.attacks.inputs import (
     check_inputs,
     count_classes,
 )
-from jaxadv.attacks.queries import Queried, begin, go_on, select
-from jaxadv.attacks.targets import check_targets, likeliest_others
+from jaxadv.attacks.queries import Queried, begin, earliest_step, go_on, select
+from jaxadv.attacks.targets import check_targets, choose_targets
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.losses import make_objective, make_targeted_objective
 from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
@@ -151,12 +151,7 @@ def _fab(
     start_key, noise_key, rank_key = jax.random.split(key, 3)
     last = num_steps * num_targets * num_restarts
     one_pass = Noise(1, 1, "loss")
-    targets = lax.cond(
-        (found.steps == 0).all(),
-        lambda: likeliest_others(rank_key, logits_fn, images, labels, one_pass, num_targets),
-        lambda: found.memory.targets,
-    )
-    found = found._replace(memory=found.memory._replace(targets=targets))
+    found = choose_targets(found, rank_key, logits_fn, images, labels, one_pass)
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         affordable = found.queries + _QUERIES_OF_STEP <= num_queries
@@ -165,7 +160,7 @@ def _fab(
 
     def advance(found: Queried) -> Queried:
         rows = active(found)
-        step = jnp.where(rows, found.steps, last).min(initial=last)
+        step = earliest_step(found, rows)
         number, i = step // num_steps, step % num_steps
         target = found.memory.targets[:, number // num_restarts]
         gap = make_targeted_objective("margin", labels, target)

@@ -216,8 +216,7 @@ def search(
     def advance(found: Queried) -> Queried:
         # Rows that waited for a larger budget first catch up, so that none skips a step.
         ready = active(found)
-        last = jnp.iinfo(jnp.int32).max
-        step = jnp.where(ready, found.steps, last).min(initial=last)
+        step = earliest_step(found, ready)
         rows = ready & (found.steps == step)
         if not early_stop:
             candidates, memory = how.propose(found, rows, step)
@@ -240,6 +239,12 @@ def search(
     margins = lax.cond(rows.any(), lambda: look(found.images, step, rows), lambda: found.margins)
     looked = found._replace(margins=margins, success=margins > 0, queries=found.queries + look_cost)
     return lax.stop_gradient(select(rows, looked, found))
+
+
+def earliest_step(found: Queried, rows: Bool[Array, "batch"]) -> Int[Array, ""]:
+    """Returns the step of those among the rows that are furthest behind."""
+    last = jnp.iinfo(jnp.int32).max
+    return jnp.where(rows, found.steps, last).min(initial=last)
 
 
 def _spend(found: Queried, cost: Int[Array, "batch"]) -> Queried:

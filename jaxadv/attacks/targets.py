@@ -5,10 +5,25 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jaxadv.attacks.expectation import Noise, expected_logits
+from jaxadv.attacks.queries import Queried
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
 
 
-def likeliest_others(
+def choose_targets(
+    found: Queried, key: PRNGKey, logits_fn: LogitsFn, images: Images, labels: Labels, noise: Noise
+) -> Queried:
+    """Returns what was found with `memory.targets` filled in, unless an earlier call did it."""
+    memory = found.memory
+    number = memory.targets.shape[1]
+    targets = lax.cond(
+        (found.steps == 0).all(),
+        lambda: _likeliest_others(key, logits_fn, images, labels, noise, number),
+        lambda: memory.targets,
+    )
+    return found._replace(memory=memory._replace(targets=targets))
+
+
+def _likeliest_others(
     key: PRNGKey, logits_fn: LogitsFn, images: Images, labels: Labels, noise: Noise, number: int
 ) -> Int[Array, "batch targets"]:
     """Returns so many other classes of each image, that of the largest logit first."""
