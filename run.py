@@ -9,6 +9,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As in configs/curriculum.py:digits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default in runs/.")
+_WARNED = 3  # the exit code of an evaluation that raised warnings, where one is asked for
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -48,11 +49,13 @@ def main(_: list[str]) -> None:
     parallel.use_all_cores()
     job = {"train": train.run, "evaluate": evaluate.run}[_CONFIG.value.mode]
     try:
-        job(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))
+        warned = job(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))
     except UserError as error:
         if _DEBUG.value:
             raise
         raise SystemExit(f"error: {error}") from None
+    if warned and _CONFIG.value.evaluation.fail_on_warnings:
+        raise SystemExit(_WARNED)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def make_attack(model: nn.Module, weights: PyTree, split: Batch, attack: dict) -
     """Returns an attack on all images at once."""
     ((_, arguments),) = expand(ConfigDict({"a": attack})).items()
     ids = np.arange(len(split.labels))
-    return lambda: int(craft(model, weights, split, arguments, ids, len(ids), seed=0)[1].sum())
+    return lambda: int(craft(model, weights, split, arguments, ids, len(ids), seed=0).queries.sum())
 
 
 def compare(title: str, runs: Mapping[str, Run]) -> None:

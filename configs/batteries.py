@@ -81,6 +81,38 @@ def eot() -> ConfigDict:
     )
 
 
+def autoattack() -> ConfigDict:
+    """Returns AutoAttack in the balls of the leaderboards, and PGD-40 beside it."""
+    return ConfigDict(
+        {
+            "pgd40": {"attack": "pgd", "eps": (8 / 255,), "step_size": 0.01, "num_steps": 40},
+            "autoattack": {"attack": "autoattack", "eps": (8 / 255,)},
+            "autoattack_l2": {"attack": "autoattack", "eps": (0.5,), "norm": "l2"},
+        }
+    )
+
+
+def rand() -> ConfigDict:
+    """Returns AutoAttack for models with noise of their own: gradients averaged over 20 draws."""
+    return ConfigDict(
+        {"autoattack": {"attack": "autoattack", "eps": (8 / 255,), "version": "rand"}}
+    )
+
+
+def distance() -> ConfigDict:
+    """Returns FAB to its end, whatever the distance, towards the three likeliest other classes.
+
+    The accuracy that it leaves at its eps is one point of the distribution of distances.
+    """
+    fab = {"attack": "fab", "num_targets": 3, "early_stop": False}
+    return ConfigDict(
+        {
+            "fab": {**fab, "eps": (8 / 255,)},
+            "fab_l2": {**fab, "eps": (0.5,), "norm": "l2"},
+        }
+    )
+
+
 _BLACK_BOX = {"eps": (0.1,), "num_queries": 10_000}
 _NES = {"attack": "nes", "step_size": 0.02}
 

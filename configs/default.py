@@ -74,6 +74,8 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.evaluation.num_examples = placeholder(int)  # the first n; None: the whole split
     config.evaluation.num_passes = 50  # of a stochastic model over each image
     config.evaluation.attacks = batteries.standard()
+    config.evaluation.export = ()  # names of attacks whose images are written, as floats and bytes
+    config.evaluation.fail_on_warnings = False  # exit with 3 where a warning is raised, for CI
 
     # Randomised smoothing of a model with Gaussian noise on its images (Cohen et al. 2019).
     config.evaluation.certification = ConfigDict()

@@ -29,11 +29,20 @@ BATTERIES = {
     "noise": batteries.noise,
     "plain": batteries.plain,
     "eot": batteries.eot,
+    "autoattack": batteries.autoattack,
+    "rand": batteries.rand,
+    "distance": batteries.distance,
     "blackbox": batteries.blackbox,
     "study_nes": batteries.study_nes,
     "noisy_nes": batteries.noisy_nes,
 }
-NUM_EXAMPLES = {"blackbox": 1000, "study_nes": 200, "noisy_nes": 200}
+NUM_EXAMPLES = {
+    "rand": 1000,
+    "distance": 1000,
+    "blackbox": 1000,
+    "study_nes": 200,
+    "noisy_nes": 200,
+}
 
 
 def get_config(battery: str = "default") -> ConfigDict:

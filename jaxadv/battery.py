@@ -1,6 +1,7 @@
 """A battery of attacks on a split: what becomes of each example, and what that amounts to."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxadv.attacks import GRADIENT_FREE, RESUMABLE
+from jaxadv.attacks.batches import Ledger
 from jaxadv.classifier import is_declared_stochastic
 from jaxadv.crafting import Attack, expand, num_queries
+from jaxadv.export import round_inside
 from jaxadv.masking import signs_of_masking
 from jaxadv.metrics import proportion
 from jaxadv.outcomes import Outcome, attack_examples
@@ -30,6 +33,8 @@ def run_battery(
     seed: int,
     *,
     progress: bool = True,
+    ledger: Ledger | None = None,
+    write_images: Callable[[str, dict[str, np.ndarray]], Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the results of all attacks on a split, and what became of each example.
 
@@ -45,6 +50,8 @@ def run_battery(
       evaluation: `config.evaluation`: the batch size, the passes and the attacks.
       seed: of the random starts and the noise.
       progress: whether to show a bar.
+      ledger: where what takes long is kept, and gone on from.
+      write_images: `(name, arrays)`, called for each attack that `evaluation.export` names.
 
     Returns:
       The entries `stochastic`, `num_passes`, `largest_class`, `clean`, `clean_noise`, `attacks`,
@@ -83,7 +90,9 @@ def run_battery(
             began = time.monotonic()
             ids = attacked[attack["noise"]]
             passes = num_passes[attack["noise"]]
-            found = run(attack, ids, seed=seed, num_passes=passes, bar=bar)
+            found = run(
+                attack, ids, seed=seed, num_passes=passes, bar=bar, ledger=ledger, name=name
+            )
             whole = _fill_in(clean[attack["noise"]], ids, found)
             examples[f"survived/{name}"] = whole.predictions == labels
             examples[f"margin/{name}"] = whole.margins
@@ -96,8 +105,26 @@ def run_battery(
                 "attacked": len(ids),
                 "unmoved": int(found.unmoved.sum()),
                 "seconds": time.monotonic() - began,
+                **found.summary,
             }
-            if attack["attack"] in RESUMABLE:
+            examples |= {f"{array}/{name}": rows for array, rows in whole.arrays.items()}
+            if write_images and name.rsplit("/", 1)[0] in evaluation.export:
+                rounded = round_inside(whole.images, split.images, attack["eps"], attack["norm"])
+                seen = attack_examples(
+                    model,
+                    weights,
+                    Batch(rounded, labels),
+                    {"noise": attack["noise"]},
+                    np.arange(n),
+                    evaluation.batch_size,
+                    seed,
+                    num_passes=passes,
+                )
+                results[name]["uint8"] = _after_rounding(whole, seen, labels)
+                write_images(
+                    name, {"images": whole.images, "images_uint8": rounded, "labels": labels}
+                )
+            if attack["attack"] in (*RESUMABLE, "autoattack"):
                 examples[f"queries/{name}"] = whole.queries
             if attack["attack"] in GRADIENT_FREE:
                 results[name] |= _ledger(attack, whole, labels, correct[attack["noise"]])
@@ -130,12 +157,21 @@ def _fill_in(clean: Outcome, ids: np.ndarray, found: Outcome) -> Outcome:
     """Returns the outcome of all examples: what was found for those attacked, clean elsewhere."""
     if len(ids) == len(clean.predictions):
         return found
-    arrays = []
-    for old, new in zip(clean, found, strict=True):
+    n = len(clean.predictions)
+
+    def fill(old: np.ndarray, new: np.ndarray) -> np.ndarray:
         whole = np.array(old[:, : new.shape[1]] if new.ndim == 2 else old)
         whole[ids] = new
-        arrays.append(whole)
-    return Outcome(*arrays)
+        return whole
+
+    # What was not attacked took 0 steps and queries, and is at distance 0 from a mistake.
+    arrays = {name: fill(np.zeros(n, rows.dtype), rows) for name, rows in found.arrays.items()}
+    whole: dict[str, Any] = {
+        name: fill(getattr(clean, name), rows)
+        for name, rows in found._asdict().items()
+        if isinstance(rows, np.ndarray)
+    }
+    return found._replace(**whole, arrays=arrays)
 
 
 def _accuracies(outcome: Outcome, labels: np.ndarray, num_passes: int) -> dict[str, Any]:
@@ -150,6 +186,12 @@ def _accuracies(outcome: Outcome, labels: np.ndarray, num_passes: int) -> dict[s
         "single_pass": {"mean": float(single.mean()), "std": float(single.std(ddof=1))},
         "majority": proportion((votes.argmax(axis=1) == labels).sum(), len(labels)),
     }
+
+
+def _after_rounding(floats: Outcome, rounded: Outcome, labels: np.ndarray) -> dict[str, Any]:
+    """Returns the accuracy on the images as bytes, and how many of the broken it gives back."""
+    right, lost = rounded.predictions == labels, floats.predictions != labels
+    return {**proportion(right.sum(), len(labels)), "lost": int((right & lost).sum())}
 
 
 def _ledger(

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxadv.attacks import ATTACKS
+from jaxadv.attacks.autoattack import VERSIONS
 from jaxadv.attacks.expectation import AVERAGES
 from jaxadv.attacks.finite_difference import DIRECTIONS
 from jaxadv.attacks.threat import THREATS
@@ -99,6 +100,7 @@ _ATTACK_CHOICES = {
     "directions": DIRECTIONS,
     "random_start": (True, False),
     "early_stop": (True, False),
+    "version": VERSIONS,
 }
 
 # Where files lie, which another machine may change without changing the experiment.
@@ -113,6 +115,12 @@ def check(config: ConfigDict, num_devices: int) -> None:
     for name, attack in config.evaluation.attacks.items():
         _check_attack(f"evaluation.attacks.{name}", attack)
     expand(config.evaluation.attacks)
+    for name in config.evaluation.export:
+        if name not in config.evaluation.attacks:
+            raise UserError(
+                f"config.evaluation.export names {name!r}: the attacks are "
+                f"{', '.join(config.evaluation.attacks)}"
+            )
     for radius in config.evaluation.certification.radii:
         _check_rule("evaluation.certification.radii", radius, _RADIUS)
     for key in ("train.batch_size", "evaluation.batch_size"):

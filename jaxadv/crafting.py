@@ -1,38 +1,54 @@
-"""Attacks over all devices: each kind is compiled once for a size of batch."""
+"""Attacks of a config on a trained model."""
 
 import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.attacks import ATTACKS, GRADIENT_FREE, RESUMABLE, Queried
+from jaxadv.attacks import ATTACKS, RESUMABLE, AutoAttacked, budgets
+from jaxadv.attacks.autoattack import most_queries, run_version
+from jaxadv.attacks.batches import Examples, Ledger, Model, attack_batch, search_survivors
+from jaxadv.attacks.budgets import segment
+from jaxadv.attacks.inputs import count_classes
 from jaxadv.classifier import make_logits_fn, to_float, without_noise
-from jaxadv.parallel import padded_batches, pmap_batches
+from jaxadv.parallel import padded_batches
 from jaxadv.prng import stream
-from jaxadv.types import Batch, ByteImages, Images, Labels, LogitsFn, UserError
+from jaxadv.types import Batch, LogitsFn, UserError
 
 Attack = dict[str, Any]
 """One attack at one eps: `attack` names the function, `noise` the noise of the model while it is
 attacked and scored, and the other keys are arguments of the function."""
 
-_PER_EXAMPLE = ("targets", "starts", "example_ids", "resume")
+# Arguments that an evaluation gives itself.
+_ITS_OWN = (
+    "targets", "starts", "example_ids", "resume", "batch_size", "progress", "ledger",
+)  # fmt: skip
 NOISES = ("on", "off", "fixed")
 
-_TRACED = (
-    "eps", "step_size", "num_steps", "num_noise_samples", "num_queries", "sigma", "momentum",
-    "min_step_size", "share", "label_radius",
-)  # fmt: skip
-_SCHEDULED = ("apgd", "fab")  # with a compilation for each number of steps
-# Queries of each image before those that are fooled leave.
-_SEGMENT, _SEGMENT_WITH_GRADIENTS = 500, 25
+
+class Crafted(NamedTuple):
+    """What an attack made of n examples.
+
+    Attributes:
+      images: (n, height, width, channels) adversarial images.
+      queries: (n,) gradients that it took, or passes where it takes no gradient.
+      arrays: what else is known of each example, arrays of n rows.
+      summary: what else is known of the attack.
+    """
+
+    images: np.ndarray
+    queries: np.ndarray
+    arrays: dict[str, np.ndarray]
+    summary: dict[str, Any]
 
 
 def expand(attacks: ConfigDict) -> dict[str, Attack]:
@@ -57,8 +73,10 @@ def craft(
     batch_size: int,
     seed: int,
     bar: tqdm | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns adversarial images (n, height, width, channels) and the queries (n,) they took.
+    ledger: Ledger | None = None,
+    name: str = "",
+) -> Crafted:
+    """Returns the adversarial images of some examples of a split, and what they took.
 
     The last batch is filled up with repetitions whose results are dropped. Random starts and
     the noise of an example follow from its number, so the batch size changes neither.
@@ -72,41 +90,92 @@ def craft(
       batch_size: over all devices together.
       seed: of the random starts and the noise.
       bar: advanced by the queries.
+      ledger: where what takes long is kept, and gone on from.
+      name: of the attack in the ledger.
     """
-    names = set(_TRACED) - {"num_steps"} if attack["attack"] in _SCHEDULED else _TRACED
-    traced = {name: attack[name] for name in names if attack.get(name) is not None}
-    static = tuple((k, v) for k, v in attack.items() if k not in names)
-    step = _attack_step(model, static)
-
-    def run(budget: dict, numbers: np.ndarray, resume: Queried | None) -> Any:
-        examples = split.images[numbers], split.labels[numbers], numbers
-        return step(weights, seed, {**traced, **budget}, *examples, resume)
-
+    arguments = dict(attack)
+    attack_fn = ATTACKS[arguments.pop("attack")]
+    key = stream(seed, "attack")
+    victim = Model(_logits_fn_maker(model, arguments.pop("noise", "on")), (weights, seed))
+    examples = Examples(
+        np.asarray(to_float(jnp.asarray(split.images[ids]))), np.asarray(split.labels)[ids], ids
+    )
+    if attack["attack"] == "autoattack":
+        num_classes = _count_classes(victim, examples)
+        return _from_autoattack(
+            run_version(
+                key, victim, examples, num_classes, **arguments, batch_size=batch_size, bar=bar,
+                ledger=ledger, prefix=f"{name}/",
+            )
+        )  # fmt: skip
     if attack["attack"] in RESUMABLE:
-        found = _query_survivors(run, attack, ids, batch_size, bar)
-        return np.asarray(found.images), np.asarray(found.queries)
-    images = []
-    for batch, padded in padded_batches(ids, batch_size):
-        images.append(run({}, padded, None)[: len(batch)])
-        _advance(bar, len(batch) * num_queries(attack))
-    return np.concatenate(images), np.full(len(ids), num_queries(attack))
+        arguments.pop("num_queries", None)
+        found: Any = search_survivors(
+            attack_fn,
+            key,
+            victim,
+            examples,
+            arguments,
+            budget=num_queries(attack),
+            segment=segment(attack["attack"], attack),
+            batch_size=batch_size,
+            bar=bar,
+            ledger=ledger,
+            name=name,
+        )
+        arrays = {"distances": found.memory.distance} if attack["attack"] == "fab" else {}
+        return Crafted(found.images, found.queries, arrays, {})
+    images = [examples.images[:0]]
+    for batch, padded in padded_batches(np.arange(len(ids)), batch_size):
+        if not len(ids):
+            break
+        part = attack_batch(attack_fn, key, victim, examples.rows(padded), arguments)
+        images.append(part[: len(batch)])
+        if bar is not None:
+            bar.update(len(batch) * num_queries(attack))
+    return Crafted(np.concatenate(images), np.full(len(ids), num_queries(attack)), {}, {})
 
 
 def num_queries(attack: Attack) -> int:
     """Returns what an attack may spend on an image: gradients, or passes where it takes none."""
-    if attack.get("num_queries") is not None:
-        return attack["num_queries"]
-    passes = attack.get("num_steps", 1)
-    if attack["attack"] == "apgd":
-        passes += 1  # at the start
-    if attack["attack"] == "fab":
-        passes *= 2  # a gradient and a look
-    attempts = attack.get("num_restarts", 1) * max(attack.get("num_targets", 0), 1)
-    return passes * attempts * attack.get("num_noise_samples", 1)
+    if attack["attack"] == "autoattack":
+        return most_queries(attack["version"])
+    return budgets.num_queries(attack["attack"], attack)
+
+
+@cache
+def _logits_fn_maker(model: nn.Module, noise: str) -> Callable:
+    """Returns how the logits of a model follow from weights, a seed and numbers of examples."""
+    return lambda context, ids: noisy_logits_fn(model, context[0], ids, noise, context[1])
+
+
+def _count_classes(victim: Model, examples: Examples) -> int:
+    images, ids = jnp.zeros((1, *examples.images.shape[1:])), jnp.zeros(1, jnp.int32)
+    return count_classes(victim.make_logits_fn(victim.context, ids), jax.random.key(0), images)
+
+
+def _from_autoattack(found: AutoAttacked) -> Crafted:
+    stages = [
+        {
+            "name": name,
+            "broken": int((found.broken_by == number).sum()),
+            "unconfirmed": found.unconfirmed[name],
+            "seconds": found.seconds[name],
+        }
+        for number, name in enumerate(found.attacks[1:], start=1)
+    ]
+    arrays = {
+        name: getattr(found, name) for name in ("broken_by", "steps", "gradients", "distances")
+    }
+    return Crafted(found.images, found.queries, arrays, {"stages": stages, "flags": found.flags})
 
 
 def noisy_logits_fn(
-    model: nn.Module, weights: PyTree, ids: Int[Array, "share"], noise: str, seed: Int[Array, ""]
+    model: nn.Module,
+    weights: PyTree,
+    ids: Int[Array, "share"],
+    noise: str,
+    seed: int | Int[Array, ""],
 ) -> LogitsFn:
     """Returns the model with its noise on, off, or fixed: the same draw at every pass."""
     if noise == "off":
@@ -122,7 +191,7 @@ def _complete(name: str, attack: ConfigDict) -> Attack:
     parameters = {
         parameter.name: parameter.default
         for parameter in inspect.signature(ATTACKS[attack.attack]).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _PER_EXAMPLE
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in _ITS_OWN
     }
     given = {key: value for key, value in attack.items() if key != "attack"}
     for key in given:
@@ -137,79 +206,3 @@ def _complete(name: str, attack: ConfigDict) -> Attack:
     if missing:
         raise UserError(f"config.evaluation.attacks.{name} lacks {', '.join(missing)}")
     return arguments
-
-
-def _query_survivors(
-    run: Callable, attack: Attack, ids: np.ndarray, batch_size: int, bar: tqdm | None
-) -> Queried:
-    """Returns what a search finds, in segments after which the survivors close ranks.
-
-    All examples take their steps together, so that no batch waits for another's stragglers and
-    what an example meets does not depend on who was fooled before.
-    """
-    budget = num_queries(attack)
-    segment = _SEGMENT if attack["attack"] in GRADIENT_FREE else _SEGMENT_WITH_GRADIENTS
-    if not attack.get("early_stop", True):
-        segment = max(budget, 1)
-    found: Any = None
-    left = np.arange(len(ids))
-    for limit in [*range(segment, budget, segment), budget]:
-        parts = []
-        for rows, padded in padded_batches(left, batch_size, halve=True):
-            numbers = np.resize(ids[rows], len(padded))
-            resume = None if found is None else _rows(found, padded)
-            parts.append(_rows(run({"num_queries": limit}, numbers, resume), slice(len(rows))))
-        part = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-        before = 0 if found is None else found.queries[left].sum()
-        saved = (budget - part.queries)[part.success].sum()
-        _advance(bar, int(part.queries.sum() - before + saved))
-        found = part if found is None else _put(found, left, part)
-        left = np.flatnonzero(~found.success)
-        if not len(left):
-            break
-    return found
-
-
-def _rows(found: Queried, rows: np.ndarray | slice) -> Queried:
-    return jax.tree.map(lambda array: array[rows], found)
-
-
-def _put(found: Queried, rows: np.ndarray, part: Queried) -> Queried:
-    jax.tree.map(lambda array, new: array.__setitem__(rows, new), found, part)
-    return found
-
-
-def _advance(bar: tqdm | None, count: int) -> None:
-    if bar is not None:
-        bar.update(count)
-
-
-@cache
-def _attack_step(model: nn.Module, static: tuple[tuple[str, Any], ...]) -> Callable:
-    """Returns the compiled step of one kind of attack; its budget is traced."""
-    arguments = dict(static)
-    noise, attack_fn = arguments.pop("noise", "on"), ATTACKS[arguments.pop("attack")]
-    known = inspect.signature(attack_fn).parameters
-
-    def step(
-        weights: PyTree,
-        seed: Int[Array, ""],
-        traced: dict,
-        images: ByteImages,
-        labels: Labels,
-        ids: Int[Array, "share"],
-        resume: Queried | None,
-    ) -> Images | Queried:
-        logits_fn = noisy_logits_fn(model, weights, ids, noise, seed)
-        rows = {"example_ids": ids, "resume": resume}
-        return attack_fn(
-            stream(seed, "attack"),
-            logits_fn,
-            to_float(images),
-            labels,
-            **traced,
-            **arguments,
-            **{name: value for name, value in rows.items() if name in known},
-        )
-
-    return pmap_batches(step, num_replicated=3, num_batches=4, sharded_output=True)

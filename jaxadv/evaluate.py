@@ -1,6 +1,7 @@
 """Evaluation of a trained classifier: restore, attack, report."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -15,17 +16,23 @@ from jaxadv.battery import run_battery
 from jaxadv.certification import certify_split
 from jaxadv.classifier import make_classifier
 from jaxadv.data import Dataset, load
+from jaxadv.ledger import DiskLedger
 from jaxadv.parallel import replicate
 from jaxadv.provenance import note_source, provenance
 from jaxadv.types import Batch, UserError
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> list[str]:
     """Restores a checkpoint from the workdir of a training run alone, and evaluates it.
+
+    One that was stopped goes on where it stopped.
 
     Args:
       config: of configs/evaluate.py.
       workdir: where the results go.
+
+    Returns:
+      The warnings that it raised.
 
     Raises:
       UserError: there is nothing to restore, or the config or workdir is not right.
@@ -40,10 +47,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained.data.data_dir = config.data.data_dir or trained.data.data_dir
     dataset = load_dataset(trained.data)
     configs.claim(workdir, config)
-    evaluate_checkpoint(
+    warnings = evaluate_checkpoint(
         trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir
     )
     print(f"Report: {report.write(workdir)}")
+    return warnings
 
 
 def load_dataset(data: ConfigDict) -> Dataset:
@@ -60,8 +68,10 @@ def evaluate_checkpoint(
     which: str,
     workdir: Path,
     suffix: str = "",
-) -> None:
+) -> list[str]:
     """Evaluates a checkpoint on the test split; writes the results and prints their table.
+
+    What takes long is kept in `ledger<suffix>/` until all is done, and gone on from.
 
     Args:
       trained: config of the run that left the checkpoint.
@@ -71,6 +81,9 @@ def evaluate_checkpoint(
       which: "best" or "last".
       workdir: where `evaluation<suffix>.json` and `examples<suffix>.npz` go.
       suffix: of these names.
+
+    Returns:
+      The warnings that it raised.
 
     Raises:
       UserError: no checkpoint can be restored.
@@ -84,7 +97,11 @@ def evaluate_checkpoint(
         raise UserError(f"{source} has no checkpoint yet: its run has not finished an epoch")
     weights = replicate(restored.items["weights"])
     test = Batch(*(array[: evaluation.num_examples] for array in dataset.test))
-    results, examples = run_battery(model, weights, test, evaluation, trained.seed)
+    task = [restored.sha256, dataset.name, len(test.labels), trained.seed, evaluation.to_dict()]
+    ledger = DiskLedger(workdir / f"ledger{suffix}", task)
+    if len(ledger):
+        print(f"Going on from {workdir / f'ledger{suffix}'}", flush=True)
+    results, examples = run_battery(model, weights, test, evaluation, trained.seed, ledger=ledger)
     if evaluation.certification.num_examples:
         results["certified"], certificates = certify_split(
             model,
@@ -115,7 +132,11 @@ def evaluate_checkpoint(
     partial = workdir / f"evaluation{suffix}.json.partial"
     partial.write_text(json.dumps(results, indent=2) + "\n")
     partial.replace(workdir / f"evaluation{suffix}.json")
+    ledger.close()
     Console().print(terminal.table(results))
+    for warning in results["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    return results["warnings"]
 
 
 def _describe(model: ConfigDict) -> str:

@@ -24,9 +24,13 @@ def norm(norm: str) -> str:
 def eps(eps: float) -> str:
     """Returns a radius, with the fraction of 255 that it is, if it is one."""
     decimal = max(f"{eps:.2f}", f"{eps:.4g}", key=len)
+    return f"{decimal} = {fraction}" if (fraction := byte_fraction(eps)) else decimal
+
+
+def byte_fraction(eps: float) -> str | None:
+    """Returns a radius as a fraction of 255, if it is one."""
     numerator = round(255 * eps)
-    is_fraction = numerator and abs(255 * eps - numerator) < 1e-6
-    return f"{decimal} = {numerator}/255" if is_fraction else decimal
+    return f"{numerator}/255" if numerator and abs(255 * eps - numerator) < 1e-6 else None
 
 
 def duration(seconds: float) -> str:

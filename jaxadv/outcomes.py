@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 from tqdm import tqdm
 
+from jaxadv.attacks.batches import Ledger
 from jaxadv.classifier import to_float
-from jaxadv.crafting import Attack, craft, noisy_logits_fn
+from jaxadv.crafting import Attack, Crafted, craft, noisy_logits_fn
 from jaxadv.losses import margin
 from jaxadv.parallel import padded_batches, pmap_batches
 from jaxadv.prng import stream
@@ -34,6 +35,8 @@ class Outcome(NamedTuple):
       unmoved: (n,) whether the adversarial image is the clean one.
       images: (n, height, width, channels) adversarial images.
       queries: (n,) gradients that the attack took, or passes where it takes no gradient.
+      arrays: what else the attack knows of each example, arrays of n rows.
+      summary: what else it knows of itself.
     """
 
     predictions: np.ndarray
@@ -43,6 +46,8 @@ class Outcome(NamedTuple):
     unmoved: np.ndarray
     images: np.ndarray
     queries: np.ndarray
+    arrays: dict[str, np.ndarray]
+    summary: dict[str, Any]
 
 
 def attack_examples(
@@ -56,6 +61,8 @@ def attack_examples(
     *,
     num_passes: int = 1,
     bar: tqdm | None = None,
+    ledger: Ledger | None = None,
+    name: str = "",
 ) -> Outcome:
     """Attacks some examples of a split and scores what comes of it.
 
@@ -72,21 +79,23 @@ def attack_examples(
       seed: of the random starts and the noise.
       num_passes: of the model over each adversarial image.
       bar: advanced by the queries taken.
+      ledger: where what takes long is kept, and gone on from.
+      name: of the attack in the ledger.
     """
     if "attack" in attack:
-        images, queries = craft(model, weights, split, attack, ids, batch_size, seed, bar)
+        crafted = craft(model, weights, split, attack, ids, batch_size, seed, bar, ledger, name)
     else:
         images = np.asarray(to_float(jnp.asarray(split.images[ids])))
-        queries = np.zeros(len(ids), int)
+        crafted = Crafted(images, np.zeros(len(ids), int), {}, {})
     step = _score_step(model, attack.get("noise", "on"), num_passes)
     scores = []
     for rows, padded in padded_batches(np.arange(len(ids)), batch_size):
         numbers = np.resize(ids[rows], len(padded))
-        shown = np.resize(images[rows], (len(padded), *images.shape[1:]))
+        shown = np.resize(crafted.images[rows], (len(padded), *crafted.images.shape[1:]))
         score = step(weights, seed, shown, split.images[numbers], split.labels[numbers], numbers)
         scores.append([array[: len(rows)] for array in score])
-    seen = map(np.concatenate, zip(*scores, strict=True))
-    return Outcome(*[*seen, images, queries])
+    seen: Any = map(np.concatenate, zip(*scores, strict=True))
+    return Outcome(*seen, **crafted._asdict())
 
 
 @cache

@@ -93,20 +93,15 @@ def pmap_batches(
     return call
 
 
-def padded_batches(
-    ids: np.ndarray, batch_size: int, *, halve: bool = False
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def padded_batches(ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields numbers of examples, batch by batch, and the same filled up by repetition.
 
     What is computed of the repetitions is to be dropped. No numbers at all cannot be repeated:
-    they are one batch of zeros. With `halve` the last batch is as often half the size as it can
-    be: each size is a compilation of its own, which a long computation is worth.
+    they are one batch of zeros.
     """
     for start in range(0, max(len(ids), 1), batch_size):
-        batch, size = ids[start : start + batch_size], batch_size
-        while halve and size // 2 >= len(batch) and size % (2 * jax.device_count()) == 0:
-            size //= 2
-        yield batch, np.resize(batch, size)
+        batch = ids[start : start + batch_size]
+        yield batch, np.resize(batch, batch_size)
 
 
 def positions(share: int) -> Int[Array, "share"]:

@@ -39,7 +39,7 @@ from jaxadv.provenance import note_source
 from jaxadv.types import Batch, UserError
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> list[str]:
     """Trains, evaluates the best and the last checkpoint on the test split, and reports.
 
     Whatever of it the workdir already holds is not done again.
@@ -47,6 +47,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Args:
       config: of configs/default.py.
       workdir: of the run; one that was stopped goes on where it stopped.
+
+    Returns:
+      The warnings that the evaluation raised.
 
     Raises:
       UserError: the config, the data or the workdir is not right, or the loss diverged.
@@ -56,9 +59,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     dataset = load_dataset(config.data)
     configs.claim(workdir, config)
     train(config, dataset, workdir)
+    warnings = []
     for which, suffix in _checkpoints_to_evaluate(workdir):
         if not (workdir / f"evaluation{suffix}.json").exists():
-            evaluate_checkpoint(
+            warnings += evaluate_checkpoint(
                 config,
                 dataset,
                 config.evaluation,
@@ -68,6 +72,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 suffix=suffix,
             )
     print(f"Report: {report.write(workdir)}")
+    return warnings
 
 
 def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from jaxadv.attacks.apgd import apgd
+from jaxadv.attacks.autoattack import AutoAttacked, autoattack
 from jaxadv.attacks.fab import fab
 from jaxadv.attacks.gradient import fgsm, pgd
 from jaxadv.attacks.label_only import nes_label_only
@@ -21,6 +22,7 @@ ATTACKS: dict[str, Callable] = {
     "nes_label_only": nes_label_only,
     "square": square,
     "random_search": random_search,
+    "autoattack": autoattack,
 }
 
 GRADIENT_FREE = ("nes", "nes_label_only", "square", "random_search")
@@ -28,6 +30,6 @@ GRADIENT_FREE = ("nes", "nes_label_only", "square", "random_search")
 RESUMABLE = (*GRADIENT_FREE, "apgd", "fab")
 
 __all__ = [
-    "ATTACKS", "GRADIENT_FREE", "RESUMABLE", "BlackBox", "Queried", "apgd", "fab", "fgsm", "nes",
-    "nes_label_only", "pgd", "random_search", "square",
+    "ATTACKS", "GRADIENT_FREE", "RESUMABLE", "AutoAttacked", "BlackBox", "Queried", "apgd",
+    "autoattack", "fab", "fgsm", "nes", "nes_label_only", "pgd", "random_search", "square",
 ]  # fmt: skip

@@ -21,7 +21,14 @@ from jaxadv.attacks.inputs import (
     check_inputs,
     count_classes,
 )
-from jaxadv.attacks.queries import Queried, begin, earliest_step, go_on, select
+from jaxadv.attacks.queries import (
+    Queried,
+    begin,
+    buys_nothing,
+    earliest_step,
+    go_on,
+    select,
+)
 from jaxadv.attacks.targets import check_targets, choose_targets
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.losses import make_objective, make_targeted_objective
@@ -112,8 +119,7 @@ def apgd(
         noise_chunk_size=noise_chunk_size,
     )
     if num_queries is None:
-        num_attempts = num_restarts * max(num_targets, 1)
-        num_queries = num_attempts * (num_steps + 1) * jnp.asarray(num_noise_samples)
+        num_queries = whole_budget(num_steps, num_targets, num_restarts, num_noise_samples)
     if noise_average not in AVERAGES:
         raise ValueError(f"noise_average {noise_average!r} is not one of {', '.join(AVERAGES)}")
     check_targets(num_targets, num_classes)
@@ -121,12 +127,15 @@ def apgd(
     nothing = jnp.zeros(len(images), images.dtype)
     no_targets = jnp.zeros((len(images), num_targets), jnp.int32)
     first = begin(images, _Memory(no_targets, begin_attempt(images, nothing, images, eps)))
+    found = go_on(resume, first, eps, norm)
+    if buys_nothing(num_queries):
+        return found
     return _apgd(
         key,
         images,
         labels,
         example_ids,
-        go_on(resume, first, eps, norm),
+        found,
         eps,
         jnp.asarray(num_noise_samples, jnp.int32),
         jnp.asarray(num_queries, jnp.int32),
@@ -139,6 +148,13 @@ def apgd(
         noise_chunk_size=noise_chunk_size,
         noise_average=noise_average,
     )
+
+
+def whole_budget(
+    num_steps: int, num_targets: int, num_restarts: int, num_noise_samples: ArrayLike
+) -> ArrayLike:
+    """Returns the passes that all attempts take: one at the start of each, one for each step."""
+    return num_restarts * max(num_targets, 1) * (num_steps + 1) * num_noise_samples
 
 
 _STATIC = (
@@ -215,6 +231,7 @@ def _apgd(
         moved = found._replace(
             success=margins > 0,
             queries=found.queries + num_noise_samples,
+            gradients=found.gradients + num_noise_samples,
             steps=found.steps + 1,
             memory=memory._replace(attempt=attempt),
         )

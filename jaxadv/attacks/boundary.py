@@ -29,17 +29,20 @@ def nearest_on_plane(images: Images, normal: Images, rise: PerExample, norm: str
     speed = jnp.ones_like(weight) if norm == "linf" else weight
     speed = jnp.where(weight > 0, speed, 0)
 
-    def newton(state: tuple[PerExample, Bool[Array, ""]]) -> tuple[PerExample, Bool[Array, ""]]:
-        t, _ = state
+    def newton(
+        state: tuple[PerExample, Bool[Array, "batch"]],
+    ) -> tuple[PerExample, Bool[Array, "batch"]]:
+        t, growing = state
         ahead = speed * _rows(t)
         gain = _sum(weight * jnp.minimum(ahead, room))
         slope = _sum(weight * jnp.where(ahead < room, speed, 0))
         step = jnp.where(slope > 0, (need - gain) / jnp.where(slope > 0, slope, 1), 0)
-        moved = jnp.maximum(t + step, t)
-        return moved, (moved > t * (1 + 1e-6)).any()
+        # A row that has arrived stays, however long others take: its bits are its own.
+        moved = jnp.where(growing, jnp.maximum(t + step, t), t)
+        return moved, moved > t * (1 + 1e-6)
 
-    start = jnp.zeros_like(need), jnp.array(True)
-    t, _ = lax.while_loop(lambda state: state[1], newton, start)
+    start = jnp.zeros_like(need), jnp.ones(len(images), bool)
+    t, _ = lax.while_loop(lambda state: state[1].any(), newton, start)
     # The slope is 0 where all pixels are at the walls and something is still needed.
     out_of_reach = need > _sum(weight * room)
     change = jnp.where(_rows(out_of_reach), room, jnp.minimum(speed * _rows(t), room))

@@ -18,7 +18,14 @@ from jaxadv.attacks.inputs import (
     check_inputs,
     count_classes,
 )
-from jaxadv.attacks.queries import Queried, begin, earliest_step, go_on, select
+from jaxadv.attacks.queries import (
+    Queried,
+    begin,
+    buys_nothing,
+    earliest_step,
+    go_on,
+    select,
+)
 from jaxadv.attacks.targets import check_targets, choose_targets
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.losses import make_objective, make_targeted_objective
@@ -27,7 +34,7 @@ from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
 _OVERSHOOT = 1.05  # eta: how far beyond the linearised boundary a step goes
 _BACK = 0.9  # beta: how much of the way to a misclassified image is kept
 _LARGEST_PULL = 0.1  # alpha_max: of the step from the clean image, against that from here
-_QUERIES_OF_STEP = 2  # one of them with its gradient
+_QUERIES_OF_STEP = 2  # one of them with its gradients
 _TINY = 1e-8
 
 
@@ -53,12 +60,14 @@ def fab(
     num_queries: ArrayLike | None = None,
     resume: Queried | None = None,
 ) -> Queried:
-    """Returns the nearest misclassified images that walks along the boundary find (FAB-T).
+    """Returns the nearest misclassified images that walks along the boundary find.
 
-    There is an attempt for each of the `num_targets` likeliest other classes. Each step takes the
-    boundary to the target for a plane, moves to a mean of the points of it that are nearest to
-    where it is and to the clean image, both inside of the box, and goes a little beyond. From a
-    misclassified image it goes back a tenth of the way to the clean one.
+    There is an attempt for each of the `num_targets` likeliest other classes (FAB-T). Each step
+    takes the boundary to the target for a plane, moves to a mean of the points of it that are
+    nearest to where it is and to the clean image, both inside of the box, and goes a little beyond.
+    From a misclassified image it goes back a tenth of the way to the clean one. Without targets
+    each step takes the boundary that is nearest by its linearisation, which asks for the gradients
+    of all classes.
 
     Static are all arguments but the arrays, `eps` and `num_queries`. The model's noise, if it has
     any, is drawn anew at each query and not averaged.
@@ -72,14 +81,14 @@ def fab(
       eps: distance at which a misclassified image is a success; None is any distance.
       num_steps: steps of each attempt.
       norm: "linf" or "l2".
-      num_targets: how many classes are tried.
+      num_targets: how many classes are tried, one after another; 0 is the nearest in each step.
       num_restarts: attempts for each target; all but the first begin at a random point, half as
         far away as what was found, or as eps.
       early_stop: an example is done with its first success; False takes all steps, for the
         smallest distance.
       example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
       num_queries: a budget for each example; None is all that the attempts take: 2 passes for each
-        step, one of them with its gradient.
+        step, one of them with its gradient, or without targets with that of every other class.
       resume: result of an earlier call with a smaller budget and else the same arguments: the
         search goes on from there, to the same result as if it had never stopped.
 
@@ -96,10 +105,11 @@ def fab(
         images, labels, None, example_ids, num_classes=num_classes, norm=norm, loss="margin"
     )
     images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    check_count(1, num_steps=num_steps, num_targets=num_targets, num_restarts=num_restarts)
+    check_count(1, num_steps=num_steps, num_restarts=num_restarts)
+    check_count(0, num_targets=num_targets)
     check_targets(num_targets, num_classes)
     if num_queries is None:
-        num_queries = _QUERIES_OF_STEP * num_steps * num_targets * num_restarts
+        num_queries = whole_budget(num_steps, num_targets, num_restarts)
     check_count(0, num_queries=num_queries)
     if eps is None:
         eps = jnp.inf
@@ -109,12 +119,15 @@ def fab(
     no_targets = jnp.zeros((len(images), num_targets), jnp.int32)
     nowhere = jnp.full(len(images), jnp.inf, images.dtype)
     first = begin(images, _Memory(no_targets, images, nowhere))
+    found = go_on(resume, first, eps, norm)
+    if buys_nothing(num_queries):
+        return found
     return _fab(
         key,
         images,
         labels,
         example_ids,
-        go_on(resume, first, eps, norm),
+        found,
         eps,
         jnp.asarray(num_queries, jnp.int32),
         logits_fn=logits_fn,
@@ -124,6 +137,11 @@ def fab(
         num_restarts=num_restarts,
         early_stop=early_stop,
     )
+
+
+def whole_budget(num_steps: int, num_targets: int, num_restarts: int) -> int:
+    """Returns the passes that all attempts take."""
+    return _QUERIES_OF_STEP * num_steps * max(num_targets, 1) * num_restarts
 
 
 _STATIC = ("logits_fn", "num_steps", "norm", "num_targets", "num_restarts", "early_stop")
@@ -149,7 +167,7 @@ def _fab(
     threat = THREATS[norm]
     margin = make_objective("margin", labels, None)
     start_key, noise_key, rank_key = jax.random.split(key, 3)
-    last = num_steps * num_targets * num_restarts
+    last = num_steps * max(num_targets, 1) * num_restarts
     one_pass = Noise(1, 1, "loss")
     found = choose_targets(found, rank_key, logits_fn, images, labels, one_pass)
 
@@ -162,8 +180,11 @@ def _fab(
         rows = active(found)
         step = earliest_step(found, rows)
         number, i = step // num_steps, step % num_steps
-        target = found.memory.targets[:, number // num_restarts]
-        gap = make_targeted_objective("margin", labels, target)
+        if num_targets:
+            target = found.memory.targets[:, number // num_restarts]
+            plane_fn = partial(_plane_to, make_targeted_objective("margin", labels, target))
+        else:
+            plane_fn = partial(_nearest_plane, labels, norm)
 
         def start() -> Images:
             radius = jnp.minimum(found.memory.distance, eps) / 2
@@ -173,7 +194,8 @@ def _fab(
 
         here = lax.cond(i == 0, start, lambda: found.memory.here)
         plane_key, look_key = jax.random.split(jax.random.fold_in(noise_key, step))
-        here = _cross(partial(logits_fn, plane_key), gap, images, here, norm)
+        plane = plane_fn(partial(logits_fn, plane_key), here)
+        here = _cross(plane, images, here, norm)
         margins = margin(logits_fn(look_key, here)).astype(images.dtype)
         distance = threat.length(here - images)[:, 0, 0, 0]
         wrong = margins > 0
@@ -182,8 +204,12 @@ def _fab(
             here=jnp.where(wrong[:, None, None, None], images + _BACK * (here - images), here),
             distance=jnp.where(nearer, distance, found.memory.distance),
         )
-        queries = found.queries + _QUERIES_OF_STEP
-        moved = found._replace(queries=queries, steps=found.steps + 1, memory=memory)
+        moved = found._replace(
+            queries=found.queries + _QUERIES_OF_STEP,
+            gradients=found.gradients + plane.num_gradients,
+            steps=found.steps + 1,
+            memory=memory,
+        )
         better = moved._replace(images=here, margins=margins, success=wrong)
         return select(rows, select(nearer & (distance <= eps), better, moved), found)
 
@@ -191,20 +217,48 @@ def _fab(
     return lax.stop_gradient(found)
 
 
-def _cross(
-    logits_fn: Callable[[Images], Logits],
-    gap: Objective,
-    images: Images,
-    here: Images,
-    norm: str,
-) -> Images:
-    """Returns the point beyond the linearised boundary to which a step goes."""
+class _Plane(NamedTuple):
+    """A boundary as it seems from an image: where a linear function of the change is zero."""
 
+    normal: Images
+    values: PerExample  # of that function, here
+    num_gradients: int  # that it took to know it
+
+
+def _plane_to(gap: Objective, logits_fn: Callable[[Images], Logits], here: Images) -> _Plane:
     def gaps(here: Images) -> tuple[Float[Array, ""], PerExample]:
         values = gap(logits_fn(here))
         return values.sum(), values
 
     normal, values = jax.grad(gaps, has_aux=True)(here)
+    return _Plane(normal, values, 1)
+
+
+def _nearest_plane(
+    labels: Labels, norm: str, logits_fn: Callable[[Images], Logits], here: Images
+) -> _Plane:
+    """Returns, of the boundaries to all other classes, the one that seems the nearest."""
+    rows = jnp.arange(len(here))
+
+    def gaps(here: Images) -> Float[Array, "batch classes"]:
+        logits = logits_fn(here)
+        return logits - logits[rows, labels][:, None]
+
+    values, gradients_of = jax.vjp(gaps, here)
+    classes = jnp.eye(values.shape[1], dtype=values.dtype)
+    each = jnp.broadcast_to(classes[:, None], (len(classes), *values.shape))
+    (normals,) = jax.vmap(gradients_of)(each)
+    order = {"linf": 1, "l2": 2}[norm]  # the dual norm: how far a unit step changes the function
+    flat = normals.reshape(*normals.shape[:2], -1)
+    reach = jnp.linalg.norm(flat, order, axis=-1) + _TINY
+    is_label = jnp.arange(values.shape[1]) == labels[:, None]
+    nearest = jnp.where(is_label, jnp.inf, jnp.abs(values) / reach.T).argmin(axis=1)
+    return _Plane(normals[nearest, rows], values[rows, nearest], values.shape[1] - 1)
+
+
+def _cross(plane: _Plane, images: Images, here: Images, norm: str) -> Images:
+    """Returns the point beyond the linearised boundary to which a step goes."""
+    normal, values, _ = plane
     length = THREATS[norm].length
     across = nearest_on_plane(here, normal, -values, norm)
     behind = (normal * (images - here)).sum(axis=(1, 2, 3))

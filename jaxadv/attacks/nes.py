@@ -13,7 +13,13 @@ from jaxadv.attacks.finite_difference import (
     choose_chunk_size,
     estimate_gradient,
 )
-from jaxadv.attacks.inputs import check_at_least, check_count, check_decay, check_positive
+from jaxadv.attacks.inputs import (
+    check_at_least,
+    check_count,
+    check_decay,
+    check_positive,
+    known,
+)
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
 from jaxadv.attacks.queries import (
     Queried,
@@ -21,6 +27,7 @@ from jaxadv.attacks.queries import (
     Task,
     always,
     begin,
+    buys_nothing,
     go_on,
     keep_latest,
     make_task,
@@ -124,7 +131,8 @@ def nes(
     check_samples(samples_per_gradient, directions)
     if chunk_size is not None:
         check_count(2, chunk_size=chunk_size)
-    if resume is not None and not early_stop:
+    begun = resume is not None and known(resume.queries) and resume.queries.any()
+    if begun and not early_stop:
         raise ValueError("resume needs early_stop: without it the last look has been taken")
     batch = len(task.images)
     memory = _Memory(
@@ -132,10 +140,13 @@ def nes(
         step_size=jnp.full(batch, step_size, jnp.float32),
         losses=jnp.full((batch, max(plateau_length, 1)), -jnp.inf),
     )
+    found = go_on(resume, begin(task.images, memory), task.eps, norm)
+    if buys_nothing(num_queries):
+        return found
     with reaching(logits_fn):
         return _nes(
             task,
-            go_on(resume, begin(task.images, memory), task.eps, norm),
+            found,
             *(jnp.asarray(x, jnp.float32) for x in (sigma, momentum, min_step_size)),
             logits_fn=logits_fn,
             samples_per_gradient=samples_per_gradient,

@@ -49,6 +49,8 @@ class Queried(NamedTuple):
       images: adversarial images, (batch, height, width, channels).
       success: whether the image was seen misclassified, or as its target, inside of the ball.
       queries: forward passes spent.
+      gradients: gradients among them, of the one or the other class of an image; 0 in a search that
+        sees outputs only.
       margins: largest other logit minus the label's at the last look that was kept, or minus the
         same for the target; above 0 is a success, -inf where nothing was looked at.
       steps: candidates proposed.
@@ -58,6 +60,7 @@ class Queried(NamedTuple):
     images: Images
     success: Bool[Array, "batch"]
     queries: Int[Array, "batch"]
+    gradients: Int[Array, "batch"]
     margins: PerExample
     steps: Int[Array, "batch"]
     memory: PyTree
@@ -163,6 +166,14 @@ def go_on(resume: Queried | None, first: Queried, eps: Float[Array, ""], norm: s
     return resume
 
 
+def buys_nothing(num_queries: ArrayLike | None) -> bool:
+    """Returns whether a budget is known to be 0: what a search begins with is then its result.
+
+    So a search over many examples gets its first state without a compilation.
+    """
+    return num_queries is not None and known(num_queries) and not num_queries
+
+
 def begin(images: Images, memory: PyTree = ()) -> Queried:
     """Returns the state before the first query."""
     batch = len(images)
@@ -170,6 +181,7 @@ def begin(images: Images, memory: PyTree = ()) -> Queried:
         images=images,
         success=jnp.zeros(batch, bool),
         queries=jnp.zeros(batch, jnp.int32),
+        gradients=jnp.zeros(batch, jnp.int32),
         margins=jnp.full(batch, -jnp.inf, images.dtype),
         steps=jnp.zeros(batch, jnp.int32),
         memory=memory,

@@ -202,7 +202,7 @@ def test_a_batch_is_that_many_batches_of_one():
 
 def test_targets_are_the_other_classes_by_their_logits():
     images, labels = problem()
-    found = attack(images, labels, num_targets=4, num_queries=0)
+    found = attack(images, labels, num_targets=4, num_queries=1)
     others = np.argsort(-np.asarray(LOGITS_FN(None, images)), axis=1)[:, 1:]
     np.testing.assert_array_equal(found.memory.targets, others)
 

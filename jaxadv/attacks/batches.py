@@ -1,0 +1,231 @@
+"""An attack on many examples: in batches over all devices, which those that are fooled leave."""
+
+import inspect
+import time
+from collections.abc import Callable, MutableMapping
+from functools import cache
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Int, PyTree
+from tqdm import tqdm
+
+from jaxadv.attacks.queries import Queried
+from jaxadv.parallel import padded_batches, pmap_batches
+from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
+
+Ledger = MutableMapping[str, dict[str, np.ndarray]]
+"""Named arrays, kept where a program that is killed finds them again."""
+
+# Of a batch, which searches take at a time: few rows are idle, and a CPU is as fast. When few
+# examples are left it is a share of that.
+_SEARCH_SHARE, _TAIL_SHARE = 16, 8
+_SECONDS_BETWEEN_SAVES = 30
+
+
+class Model(NamedTuple):
+    """A model as attacks over all devices reach it.
+
+    Attributes:
+      make_logits_fn: `(context, example_ids) -> logits_fn`; static, one function object for all
+        models that differ in their context alone.
+      context: arrays that every device gets whole: weights.
+    """
+
+    make_logits_fn: Callable[[PyTree, Int[Array, "share"]], LogitsFn]
+    context: PyTree
+
+
+class Examples(NamedTuple):
+    """Examples on the host, with the numbers that their randomness follows from.
+
+    Attributes:
+      images: floats in [0, 1], (n, height, width, channels).
+      labels: (n,) classes.
+      ids: (n,) distinct numbers.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+
+    def rows(self, rows: np.ndarray) -> "Examples":
+        """Returns some of them."""
+        return Examples(*(array[rows] for array in self))
+
+
+def attack_batch(
+    attack_fn: Callable,
+    key: PRNGKey,
+    model: Model,
+    examples: Examples,
+    arguments: dict[str, Any],
+    resume: Queried | None = None,
+) -> Any:
+    """Returns what an attack finds for a batch that divides among the devices.
+
+    What the attack takes as an `ArrayLike` is traced: another value compiles nothing anew.
+    """
+    traced = {k: v for k, v in arguments.items() if k in _traced(attack_fn) and v is not None}
+    static = tuple((k, v) for k, v in arguments.items() if k not in traced and v is not None)
+    step = _attack_step(attack_fn, model.make_logits_fn, static)
+    return step(model.context, key, traced, *examples, resume)
+
+
+def search_survivors(
+    attack_fn: Callable,
+    key: PRNGKey,
+    model: Model,
+    examples: Examples,
+    arguments: dict[str, Any],
+    *,
+    budget: int,
+    segment: int,
+    batch_size: int,
+    bar: tqdm | None = None,
+    ledger: Ledger | None = None,
+    name: str = "search",
+) -> Queried:
+    """Returns what a search that keeps a ledger finds for all examples, in numpy arrays.
+
+    It runs in segments of the budget, after which those that are done leave and the others close
+    ranks. All take their steps together, so that what an example meets does not depend on who was
+    fooled before. A batch is a sixteenth of `batch_size`, and when few are left an eighth of that:
+    each size is a compilation.
+
+    Args:
+      attack_fn: one of `RESUMABLE`.
+      key: of the attack.
+      model: the classifier.
+      examples: all of them.
+      arguments: of the attack, but for the budget.
+      budget: queries of each example.
+      segment: queries between two departures.
+      batch_size: over all devices together.
+      bar: advanced by the queries, those that a success saved among them.
+      ledger: where the state of the search is kept from time to time, and gone on from.
+      name: of this search in the ledger.
+    """
+    limits = [*range(segment, budget, segment), budget]
+    found = _first(attack_fn, key, model, examples, arguments)
+    if ledger is not None and name in ledger:
+        found, reached = _unpack(ledger[name], found)
+        limits = [limit for limit in limits if limit > reached]
+        _advance(bar, int(found.queries.sum() + (budget - found.queries)[found.success].sum()))
+    saved = time.monotonic()
+    for limit in limits:
+        left = np.flatnonzero(~found.success)
+        for rows, padded in padded_batches(left, search_size(batch_size, len(left))):
+            if not len(rows):
+                break
+            state = _rows(found, padded)
+            part = attack_batch(
+                attack_fn,
+                key,
+                model,
+                examples.rows(padded),
+                {**arguments, "num_queries": limit},
+                state,
+            )
+            part = _rows(part, slice(len(rows)))
+            spent = part.queries.sum() - found.queries[rows].sum()
+            _advance(bar, int(spent + (budget - part.queries)[part.success].sum()))
+            jax.tree.map(lambda array, new, rows=rows: array.__setitem__(rows, new), found, part)
+        if ledger is not None and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+            ledger[name] = _pack(found, limit)
+            saved = time.monotonic()
+    return found
+
+
+def in_batches(step: Callable, model: Model, size: int, key: PRNGKey, examples: Examples) -> Any:
+    """Returns the output of a compiled step for all examples, in numpy arrays."""
+    parts = []
+    for rows, _ in padded_batches(np.arange(len(examples.labels)), size):
+        batch = [np.resize(array[rows], (size, *array.shape[1:])) for array in examples]
+        kept = slice(len(rows))
+        output = step(model.context, key, *batch)
+        parts.append(jax.tree.map(lambda array, kept=kept: array[kept], output))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _first(
+    attack_fn: Callable, key: PRNGKey, model: Model, examples: Examples, arguments: dict[str, Any]
+) -> Queried:
+    """Returns where a search begins, on the host."""
+    images, labels, ids = map(jnp.asarray, examples)
+    logits_fn = model.make_logits_fn(model.context, ids)
+    first = attack_fn(key, logits_fn, images, labels, **arguments, example_ids=ids, num_queries=0)
+    return jax.tree.map(np.array, first)
+
+
+def search_size(batch_size: int, left: int | None = None) -> int:
+    """Returns how many examples a search takes at a time, when so many are left."""
+    size = _divisible(batch_size // _SEARCH_SHARE)
+    return _divisible(size // _TAIL_SHARE) if left is not None and left <= size // 2 else size
+
+
+def _divisible(size: int) -> int:
+    """Returns the largest size up to this one that divides among the devices, or one for each."""
+    return max(size // jax.device_count(), 1) * jax.device_count()
+
+
+def _rows(found: Queried, rows: np.ndarray | slice) -> Queried:
+    return jax.tree.map(lambda array: array[rows], found)
+
+
+def _pack(found: Queried, limit: int) -> dict[str, np.ndarray]:
+    leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(found))}
+    return {"limit": np.asarray(limit), **leaves}
+
+
+def _unpack(record: dict[str, np.ndarray], like: Queried) -> tuple[Queried, int]:
+    leaves, structure = jax.tree.flatten(like)
+    kept = [record[str(i)] for i in range(len(leaves))]
+    return jax.tree.unflatten(structure, kept), int(record["limit"])
+
+
+def _advance(bar: tqdm | None, count: int) -> None:
+    if bar is not None:
+        bar.update(count)
+
+
+@cache
+def _traced(attack_fn: Callable) -> frozenset[str]:
+    """Returns the names of the arguments that may be arrays."""
+    parameters = inspect.signature(attack_fn).parameters
+    kinds = {name: get_args(parameter.annotation) for name, parameter in parameters.items()}
+    return frozenset(
+        name for name, kind in kinds.items() if all(one in kind for one in get_args(ArrayLike))
+    )
+
+
+@cache
+def _attack_step(
+    attack_fn: Callable, make_logits_fn: Callable, static: tuple[tuple[str, Any], ...]
+) -> Callable:
+    """Returns the compiled step of one kind of attack."""
+    known = inspect.signature(attack_fn).parameters
+
+    def step(
+        context: PyTree,
+        key: PRNGKey,
+        traced: dict,
+        images: Images,
+        labels: Labels,
+        ids: Int[Array, "share"],
+        resume: Queried | None,
+    ) -> Images | Queried:
+        rows = {"example_ids": ids, "resume": resume}
+        return attack_fn(
+            key,
+            make_logits_fn(context, ids),
+            images,
+            labels,
+            **traced,
+            **dict(static),
+            **{name: value for name, value in rows.items() if name in known},
+        )
+
+    return pmap_batches(step, num_replicated=3, num_batches=4, sharded_output=True)

@@ -1,0 +1,80 @@
+"""Adversarial images for others: as floats, as the bytes of an image file, and their record."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxadv import formats
+from jaxadv.attacks.threat import THREATS
+
+_DATASETS = {"CIFAR-10": "cifar10"}  # as RobustBench names them
+
+
+def round_inside(
+    adversarial: Float[np.ndarray, "n height width channels"],
+    clean: UInt8[np.ndarray, "n height width channels"],
+    eps: float,
+    norm: str,
+) -> UInt8[np.ndarray, "n height width channels"]:
+    """Returns adversarial images as bytes that are inside of the ball around the clean ones.
+
+    They are rounded to the nearest, and where that leaves the ball, towards the clean image.
+
+    Args:
+      adversarial: in [0, 1].
+      clean: the images that they were made of.
+      eps: radius of the ball in units of the pixel range.
+      norm: "linf" or "l2".
+    """
+    change = 255 * adversarial.astype(np.float64) - clean
+    nearest, inward = np.rint(change), np.trunc(change + np.sign(change) * 1e-3)
+    length = THREATS[norm].length(nearest / 255)
+    inside = np.asarray(length) <= eps + 1e-6
+    return (clean + np.where(inside, nearest, inward)).astype(np.uint8)
+
+
+def write_images(folder: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Writes `adversarial_<name>.npz`, whole or not at all, and returns its path."""
+    path = _path(folder, name, ".npz")
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    partial.replace(path)
+    return path
+
+
+def write_record(folder: Path, name: str, evaluation: Mapping[str, Any]) -> Path:
+    """Writes `adversarial_<name>.json`, an entry as the RobustBench leaderboard keeps them."""
+    entry = evaluation["attacks"][name]
+    dataset = evaluation["dataset"]
+    record = {
+        "link": None,
+        "name": evaluation["model"],
+        "authors": None,
+        "additional_data": None,
+        "number_forward_passes": evaluation["num_passes"],
+        "dataset": _DATASETS.get(dataset, dataset),
+        "venue": "Unpublished",
+        "architecture": evaluation["model"],
+        "eps": formats.byte_fraction(entry["eps"]) or f"{entry['eps']:g}",
+        "norm": {"linf": "Linf", "l2": "L2"}[entry["norm"]],
+        "clean_acc": f"{100 * evaluation['clean']['accuracy']:.2f}",
+        "reported": None,
+        "autoattack_acc": f"{100 * entry['accuracy']:.2f}",
+        "num_examples": evaluation["n"],
+        "flags": entry["flags"],
+        "provenance": evaluation["provenance"],
+    }
+    path = _path(folder, name, ".json")
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def _path(folder: Path, name: str, suffix: str) -> Path:
+    # The name of an attack is a user's: nothing in it leads out of the folder.
+    return folder / f"adversarial_{quote(name.replace('/', '_'), safe='')}{suffix}"

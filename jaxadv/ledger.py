@@ -1,0 +1,95 @@
+"""A ledger on disk: what a long evaluation has found so far, whole or not at all."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from urllib.parse import quote, unquote
+from zipfile import BadZipFile
+
+import numpy as np
+
+from jaxadv.types import UserError
+
+Record = dict[str, np.ndarray]
+
+
+class DiskLedger(MutableMapping[str, Record]):
+    """Named records of arrays, each a file of its own that is there whole or not at all.
+
+    A record that cannot be read counts as one that was never written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     DiskLedger(folder, "a task")["part/0"] = {"found": np.arange(2)}
+    ...     DiskLedger(folder, "a task")["part/0"]["found"].tolist()
+    [0, 1]
+    """
+
+    def __init__(self, folder: str | os.PathLike, task: object) -> None:
+        """Opens the ledger of a task, or begins it.
+
+        Args:
+          folder: of the ledger alone: what another task left there is deleted, which is told.
+          task: whatever its results follow from, in values that JSON knows.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        self._folder = Path(folder)
+        description = json.dumps(task, sort_keys=True)
+        path = self._folder / "task.json"
+        try:
+            if self._folder.exists() and (not path.exists() or path.read_text() != description):
+                warnings.warn(f"{folder} is of another task: it begins anew", stacklevel=2)
+                shutil.rmtree(self._folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write(path, description.encode())
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror})") from None
+
+    def __getitem__(self, name: str) -> Record:
+        """Returns a record; reading it to its end verifies the checksum of each array."""
+        try:
+            with self._path(name).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, EOFError, ValueError, BadZipFile):
+            raise KeyError(name) from None
+
+    def __setitem__(self, name: str, record: Record) -> None:
+        """Writes a record in the place of an earlier one."""
+        path = self._path(name)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **record)
+        partial.replace(path)
+
+    def __delitem__(self, name: str) -> None:
+        """Deletes a record."""
+        try:
+            self._path(name).unlink()
+        except FileNotFoundError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the names of the records."""
+        return (unquote(path.stem) for path in sorted(self._folder.glob("*.npz")))
+
+    def __len__(self) -> int:
+        """Returns how many there are."""
+        return sum(1 for _ in self)
+
+    def close(self) -> None:
+        """Deletes the ledger: the task is done."""
+        shutil.rmtree(self._folder)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{quote(name, safe='')}.npz"
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
