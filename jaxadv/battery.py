@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree
@@ -109,11 +110,12 @@ def run_battery(
             }
             examples |= {f"{array}/{name}": rows for array, rows in whole.arrays.items()}
             if write_images and name.rsplit("/", 1)[0] in evaluation.export:
-                rounded = round_inside(whole.images, split.images, attack["eps"], attack["norm"])
+                clean_bytes = np.asarray(split.images)
+                rounded = round_inside(whole.images, clean_bytes, attack["eps"], attack["norm"])
                 seen = attack_examples(
                     model,
                     weights,
-                    Batch(rounded, labels),
+                    split._replace(images=jnp.asarray(rounded)),
                     {"noise": attack["noise"]},
                     np.arange(n),
                     evaluation.batch_size,

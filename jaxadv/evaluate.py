@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxadv import checkpoint, report, terminal
+from jaxadv import checkpoint, export, report, terminal
 from jaxadv import config as configs
 from jaxadv.battery import run_battery
 from jaxadv.certification import certify_split
@@ -101,7 +102,15 @@ def evaluate_checkpoint(
     ledger = DiskLedger(workdir / f"ledger{suffix}", task)
     if len(ledger):
         print(f"Going on from {workdir / f'ledger{suffix}'}", flush=True)
-    results, examples = run_battery(model, weights, test, evaluation, trained.seed, ledger=ledger)
+    results, examples = run_battery(
+        model,
+        weights,
+        test,
+        evaluation,
+        trained.seed,
+        ledger=ledger,
+        write_images=partial(export.write_images, workdir),
+    )
     if evaluation.certification.num_examples:
         results["certified"], certificates = certify_split(
             model,
@@ -126,12 +135,15 @@ def evaluate_checkpoint(
         **results,
         "provenance": provenance(time.monotonic() - began),
     }
+    for name, entry in results["attacks"].items():
+        if "uint8" in entry and entry["attack"] == "autoattack":
+            export.write_record(workdir, name, results)
     names = np.array(dataset.class_names)
     np.savez_compressed(workdir / f"examples{suffix}.npz", class_names=names, **examples)
     # The JSON comes last and whole: where it stands, the evaluation is complete.
-    partial = workdir / f"evaluation{suffix}.json.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    partial.replace(workdir / f"evaluation{suffix}.json")
+    unfinished = workdir / f"evaluation{suffix}.json.partial"
+    unfinished.write_text(json.dumps(results, indent=2) + "\n")
+    unfinished.replace(workdir / f"evaluation{suffix}.json")
     ledger.close()
     Console().print(terminal.table(results))
     for warning in results["warnings"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -33,7 +34,7 @@ def round_inside(
     """
     change = 255 * adversarial.astype(np.float64) - clean
     nearest, inward = np.rint(change), np.trunc(change + np.sign(change) * 1e-3)
-    length = THREATS[norm].length(nearest / 255)
+    length = THREATS[norm].length(jnp.asarray(nearest / 255, jnp.float32))
     inside = np.asarray(length) <= eps + 1e-6
     return (clean + np.where(inside, nearest, inward)).astype(np.uint8)
 

@@ -12,6 +12,7 @@ Attacks = dict[str, dict[str, Any]]
 
 ANY_IMAGE = 0.5  # an L-inf ball of this radius around any image holds the grey one
 _NEAR = 4
+_HAND_IN_CLEAN = ("fab", "autoattack")  # where they find nothing
 _COUNTS = {
     "num_noise_samples": "noise samples",
     "num_steps": "steps",
@@ -42,7 +43,7 @@ def signs_of_masking(evaluation: dict[str, Any]) -> list[str]:
     ]
     signs = [sign for check in checks for sign in check(attacks)]
     signs += _noise_ends_the_search(evaluation) + _noise_not_averaged(evaluation)
-    return signs + _undeclared_noise(evaluation)
+    return signs + _undeclared_noise(evaluation) + _flags(attacks)
 
 
 def _single_step_wins(attacks: Attacks) -> list[str]:
@@ -137,7 +138,7 @@ def _nothing_moves(attacks: Attacks) -> list[str]:
         if attack["eps"] > 0
         and attack["unmoved"] > 0
         and _follows_gradient(attack)
-        and attack["attack"] != "fab"  # which hands in the clean image where it finds none
+        and attack["attack"] not in _HAND_IN_CLEAN
     ] + [
         f"{name} moved none of the {attack['attacked']} images it was given: its budget holds no "
         "step, or all its queries are answered alike. Try more queries, and another loss."
@@ -167,7 +168,10 @@ def _noise_not_averaged(evaluation: dict[str, Any]) -> list[str]:
         for attack in evaluation["attacks"].values()
         if attack["noise"] == "on" and _follows_gradient(attack)
     ]
-    averaged = any(attack.get("num_noise_samples", 1) > 1 for attack in gradient)
+    averaged = any(
+        attack.get("num_noise_samples", 1) > 1 or attack.get("version") == "rand"
+        for attack in gradient
+    )
     if not evaluation["stochastic"] or not gradient or averaged:
         return []
     return [
@@ -184,6 +188,15 @@ def _undeclared_noise(evaluation: dict[str, Any]) -> list[str]:
         f"Two passes over the clean images differ on {varying} of {evaluation['clean']['n']}, "
         "though the model names no random defence. Declare it, so that it is attacked and scored "
         "over many passes."
+    ]
+
+
+def _flags(attacks: Attacks) -> list[str]:
+    """Returns what AutoAttack itself says of a model that it is not made for."""
+    return [
+        f"{name}: {sentence}"
+        for name, attack in attacks.items()
+        for sentence in attack.get("flags", {}).values()
     ]
 
 

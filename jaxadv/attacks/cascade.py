@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 from tqdm import tqdm
@@ -173,7 +174,8 @@ def _attack_block(
     margins = found.margins.copy()
     margins[rows] = look(examples.rows(rows)._replace(images=found.images[rows]))
     broken = found.success & (margins > 0)
-    lengths = THREATS[stage.arguments["norm"]].length(found.images - examples.images).reshape(-1)
+    deltas = jnp.asarray(found.images - examples.images)
+    lengths = np.asarray(THREATS[stage.arguments["norm"]].length(deltas)).reshape(-1)
     beyond = getattr(found.memory, "distance", np.full(len(broken), np.inf))
     record: dict[str, np.ndarray] = {
         "images": found.images,

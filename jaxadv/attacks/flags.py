@@ -1,7 +1,7 @@
 """Signs that AutoAttack is not the right judge of a model (Croce et al., automatic checks)."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,5 +90,5 @@ def raise_flags(
     return flags
 
 
-def _count(rows: Array) -> str:
+def _count(rows: Any) -> str:
     return f"{int(rows.sum())} of {len(rows)}"

@@ -1,0 +1,21 @@
+import numpy as np
+import pytest
+
+from jaxadv.export import round_inside
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "order"), [("linf", 8 / 255, np.inf), ("linf", 0.03, np.inf), ("l2", 0.05, 2)]
+)
+def test_bytes_stay_inside_of_the_ball_and_near_the_floats(norm, eps, order):
+    generator = np.random.default_rng(0)
+    clean = generator.integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    delta = generator.uniform(-1, 1, clean.shape)
+    sizes = np.linalg.norm(delta.reshape(20, -1), order, axis=1)
+    adversarial = np.clip(clean / 255 + eps * delta / sizes[:, None, None, None], 0, 1)
+    rounded = round_inside(adversarial.astype(np.float32), clean, eps, norm)
+    change = (rounded / 255 - clean / 255).reshape(20, -1)
+    assert (np.linalg.norm(change, order, axis=1) <= eps + 1e-6).all()
+    assert np.abs(rounded / 255 - adversarial).max() < 1 / 255
+    whole = round_inside(rounded.astype(np.float32) / 255, clean, eps, norm)
+    np.testing.assert_array_equal(whole, rounded)

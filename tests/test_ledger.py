@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from jaxadv.ledger import DiskLedger
+
+
+def test_records_come_back_after_a_restart(tmp_path):
+    record = {"a": np.arange(3), "b": np.float32(2)}
+    DiskLedger(tmp_path / "l", ["task"])["../x/0"] = record
+    ledger = DiskLedger(tmp_path / "l", ["task"])
+    assert list(ledger) == ["../x/0"]
+    np.testing.assert_array_equal(ledger["../x/0"]["a"], record["a"])
+    assert [path.name for path in tmp_path.iterdir()] == ["l"]  # no name leads out of the folder
+    del ledger["../x/0"]
+    assert len(ledger) == 0
+    ledger.close()
+    assert not (tmp_path / "l").exists()
+
+
+def test_another_task_begins_anew_and_says_so(tmp_path):
+    DiskLedger(tmp_path / "l", "one")["x"] = {"a": np.arange(3)}
+    with pytest.warns(UserWarning, match="of another task"):
+        assert "x" not in DiskLedger(tmp_path / "l", "another")
+
+
+def test_a_damaged_record_was_never_written(tmp_path):
+    ledger = DiskLedger(tmp_path / "l", "one")
+    ledger["x"] = {"a": np.arange(1000)}
+    (path,) = (tmp_path / "l").glob("*.npz")
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], whole[:300] + b"?" + whole[301:], b""):
+        path.write_bytes(damaged)
+        assert "x" not in ledger
