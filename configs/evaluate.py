@@ -11,6 +11,11 @@ A model with noise of its own, under gradients averaged over ever more draws of 
 RSE 1 draw leaves 31.1 % of 1,000 images, 20 leave 24.1 %; 4 min on 2 cores of an Intel Xeon.
 `:noise` is the battery that a random defence is trained with, `:plain` the same without noise.
 
+    python run.py --config configs/evaluate.py:autoattack --config.checkpoint=runs/curriculum
+
+AutoAttack at L-inf 8/255 and L2 .5, `:rand` for models with noise; `:distance` is FAB to its end on
+the first 1,000 images. Expected result and time: not run.
+
     python run.py --config configs/evaluate.py:blackbox --config.checkpoint=runs/nes/standard
 
 Attacks that see outputs only, on the first 1,000 images: of `net` after standard adversarial
