@@ -36,15 +36,17 @@ class DiskLedger(MutableMapping[str, Record]):
           task: whatever its results follow from, in values that JSON knows.
 
         Raises:
-          UserError: the folder cannot be written.
+          UserError: the folder cannot be written, or holds something else.
         """
         self._folder = Path(folder)
         description = json.dumps(task, sort_keys=True)
         path = self._folder / "task.json"
         try:
-            if self._folder.exists() and (not path.exists() or path.read_text() != description):
+            if path.exists() and path.read_text() != description:
                 warnings.warn(f"{folder} is of another task: it begins anew", stacklevel=2)
                 shutil.rmtree(self._folder)
+            elif self._folder.exists() and not path.exists() and any(self._folder.iterdir()):
+                raise UserError(f"{folder} is no ledger and not empty: give another folder")
             self._folder.mkdir(parents=True, exist_ok=True)
             _write(path, description.encode())
         except OSError as error:

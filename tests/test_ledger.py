@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from jaxadv.ledger import DiskLedger
+from jaxadv.types import UserError
 
 
 def test_records_come_back_after_a_restart(tmp_path):
@@ -31,3 +32,10 @@ def test_a_damaged_record_was_never_written(tmp_path):
     for damaged in (whole[:-100], whole[:300] + b"?" + whole[301:], b""):
         path.write_bytes(damaged)
         assert "x" not in ledger
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(UserError, match="no ledger and not empty"):
+        DiskLedger(tmp_path, "one")
+    assert (tmp_path / "thesis.txt").exists()

@@ -22,6 +22,7 @@ from jaxadv.attacks.inputs import (
     check_count,
     check_inputs,
     count_classes,
+    known,
 )
 from jaxadv.attacks.square import square
 from jaxadv.parallel import pmap_batches
@@ -99,6 +100,8 @@ def autoattack(
       ValueError: a shape, a range or a name that is not as above.
     """
     images, labels, example_ids = as_inputs(images, labels, example_ids)
+    if not all(map(known, (key, images, labels))):
+        raise ValueError("autoattack cannot run inside of jit or grad: it compiles its own parts")
     num_classes = count_classes(logits_fn, key, images)
     check_inputs(
         images, labels, None, example_ids, num_classes=num_classes, norm=norm, loss="margin"

@@ -46,7 +46,9 @@ def test_those_fall_whose_boundary_is_in_reach(norm):
     broken = found.broken_by > CLEAN
     assert 0 < broken.sum() < 21
     wrong = LOGITS_FN(None, jnp.asarray(found.images)).argmax(axis=1) != LABELS
-    np.testing.assert_array_equal(wrong, found.broken_by != STANDING)
+    sure = np.abs(found.margins) > 1e-4  # on the boundary rounding decides
+    np.testing.assert_array_equal(wrong[sure], (found.broken_by != STANDING)[sure])
+    assert sure.sum() > 20
     assert (length(found.images - np.asarray(IMAGES), norm) <= eps * (1 + 1e-5)).all()
     assert (found.images[found.broken_by == STANDING] == IMAGES[found.broken_by == STANDING]).all()
     assert found.accuracies()["clean"] == 21 / 24
@@ -125,6 +127,11 @@ def test_flags_tell_of_models_that_it_is_not_made_for():
     assert flags(LOGITS_FN, num_classes=3) == {"few_classes"}
     assert flags(LOGITS_FN, clean=0.9, apgd_ce=0.5, square=0.4) == {"square"}
     assert flags(LOGITS_FN, clean=0.9, apgd_ce=0.5, square=0.499) == set()
+
+
+def test_it_cannot_be_traced():
+    with pytest.raises(ValueError, match="inside of jit"):
+        jax.jit(lambda x: autoattack(KEY, LOGITS_FN, x, LABELS, eps=0.1).images)(IMAGES)
 
 
 @pytest.mark.parametrize(

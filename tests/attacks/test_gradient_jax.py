@@ -73,7 +73,8 @@ def test_pmap_over_devices():
     np.testing.assert_allclose(found.reshape(batch[0].shape), attacked(PARAMS, *batch), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+# AutoAttack is a program of its own, which nothing traces.
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "autoattack"])
 def test_nothing_differentiates_through_an_attack(name):
     budget = {
         "fgsm": {"eps": 0.1},
