@@ -4,7 +4,6 @@ Matplotlib draws with the colours of `_COLORS`; in the SVG each of them becomes 
 so one drawing serves a light page, a dark page and paper. Text stays text.
 """
 
-import base64
 import io
 import re
 import zlib
@@ -17,7 +16,6 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
-from PIL import Image
 
 _INK, _RULE = "#111111", "#dddddd"
 _CLEAN, _ROBUST = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
@@ -142,6 +140,39 @@ def accuracy_over_queries(
         return _svg(figure)
 
 
+def accuracy_over_distance(
+    distances: Mapping[str, Float[np.ndarray, "n"]], radii: Mapping[str, float]
+) -> str:
+    """Draws the share of examples whose nearest misclassified image is farther than a distance.
+
+    Args:
+      distances: of each example, for each attack; infinite where it found none.
+      radii: of the attacks that stopped at their ball, whose curves begin there.
+
+    Returns:
+      An `<svg>` element.
+    """
+    finite = [values[np.isfinite(values)] for values in distances.values()]
+    farthest = np.concatenate(finite).max(initial=0.0) or 1.0
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, values) in enumerate(distances.items()):
+            color, start = _SERIES[i % len(_SERIES)], radii.get(name, 0.0)
+            at = np.unique([start, *np.clip(values, start, farthest), farthest])
+            left = [(values > distance).mean() for distance in at]
+            axes.step(at, left, where="post", color=color, label=name)
+            if start:
+                axes.plot(at[:1], left[:1], color=color, marker="o")
+        axes.set_xlabel("distance")
+        axes.set_ylabel("accuracy")
+        axes.set_xlim(0, farthest)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figure.legend(loc="outside right upper")
+        return _svg(figure)
+
+
 def training_curves(metrics: Sequence[Mapping[str, Any]], best_epoch: int | None) -> str:
     """Draws accuracies, losses and the curriculum's budget over the epochs.
 
@@ -211,22 +242,6 @@ def margin_histogram(margins: Mapping[str, Float[np.ndarray, "n"]]) -> str:
         axes.set_ylabel("examples, %")
         figure.legend(loc="outside right upper")
         return _svg(figure)
-
-
-def amplify(
-    perturbations: Float[np.ndarray, "k height width 3"],
-) -> tuple[Float[np.ndarray, "k height width 3"], float]:
-    """Returns perturbations as images around grey, and the factor that makes them fill [0, 1]."""
-    largest = float(np.abs(perturbations).max())
-    factor = 0.5 / largest if largest else 1.0
-    return np.clip(0.5 + factor * perturbations, 0, 1), factor
-
-
-def data_uri(image: Float[np.ndarray, "height width 3"]) -> str:
-    """Returns an image with values in [0, 1] as the `data:` address of a PNG."""
-    png = io.BytesIO()
-    Image.fromarray(np.round(image * 255).astype(np.uint8)).save(png, format="png")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
 def _curve(

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from jaxadv import entries, figures, formats
+from jaxadv import entries, figures, formats, pictures
 from jaxadv.masking import ANY_IMAGE
 from jaxadv.types import UserError
 
@@ -81,6 +81,7 @@ def _evaluated(
         "margins": headline and _margins(evaluation, examples, headline),
         "pictures": _pictures(_within_reach(noisy), examples),
         "over_queries": _over_queries(noisy),
+        "distances": _distances(noisy, examples),
         "certified_figure": "certified" in evaluation
         and figures.certified_accuracy(evaluation["certified"]["radii"]),
     }
@@ -127,6 +128,39 @@ def _over_queries(groups: Mapping[str, list]) -> list[dict[str, Any]]:
         parts.append(
             {"norm": norm, "eps": eps, "attacks": asked, "levels": levels, "figure": figure}
         )
+    return parts
+
+
+def _distances(
+    groups: Mapping[str, list], examples: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Returns for each norm how far the nearest misclassified images lie, and their figure.
+
+    An attack that ends with its first success tells nothing of distances inside of its ball.
+    """
+    norms: dict[str, list[dict[str, Any]]] = {}
+    for entry in (entry for group in groups.values() for entry in group):
+        if f"distances/{entry['key']}" in examples:
+            norms.setdefault(entry["norm"], []).append(entry)
+    parts = []
+    for norm, found in norms.items():
+        distances = {entry["key"]: examples[f"distances/{entry['key']}"] for entry in found}
+        radii = {entry["key"]: entry["eps"] for entry in found if entry.get("early_stop", True)}
+        rows = [
+            {
+                "name": name,
+                "beyond": radii.get(name, 0.0),
+                "found": int(np.isfinite(values).sum()),
+                "n": len(values),
+                "quantiles": [
+                    float(quantile) if np.isfinite(quantile) else None
+                    for quantile in np.quantile(values, (0.25, 0.5, 0.75), method="inverted_cdf")
+                ],
+            }
+            for name, values in distances.items()
+        ]
+        figure = figures.accuracy_over_distance(distances, radii)
+        parts.append({"norm": norm, "rows": rows, "figure": figure})
     return parts
 
 
@@ -179,13 +213,13 @@ def _pictures(
     for entry in drawn[name]:
         adversarial = examples[f"sample/adversarial/{entry['key']}"][: len(ids)]
         predictions = examples[f"sample/predictions/{entry['key']}"][: len(ids)]
-        perturbations, factor = figures.amplify(adversarial - images)
+        perturbations, factor = pictures.amplify(adversarial - images)
         columns.append(
             {
                 "eps": entry["eps"],
                 "factor": factor,
-                "images": [figures.data_uri(image) for image in adversarial],
-                "perturbations": [figures.data_uri(image) for image in perturbations],
+                "images": [pictures.data_uri(image) for image in adversarial],
+                "perturbations": [pictures.data_uri(image) for image in perturbations],
                 "predictions": class_names[predictions].tolist(),
             }
         )
@@ -193,7 +227,7 @@ def _pictures(
         "name": name,
         "ids": ids.tolist(),
         "labels": class_names[examples["labels"][ids]].tolist(),
-        "images": [figures.data_uri(image) for image in images],
+        "images": [pictures.data_uri(image) for image in images],
         "predictions": class_names[examples["predictions/clean"][ids]].tolist(),
         "columns": columns,
     }

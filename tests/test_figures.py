@@ -113,21 +113,12 @@ def test_margins_all_on_one_side_still_show_the_boundary():
     assert "misclassified →" in texts(svg)
 
 
-def test_amplified_perturbations_fill_the_range():
-    perturbations = np.zeros((1, 2, 2, 3))
-    perturbations[0, 0, 0] = 0.02
-    perturbations[0, 1, 1] = -0.01
-    images, factor = figures.amplify(perturbations)
-    assert factor == pytest.approx(25)
-    assert images[0, 0, 0] == pytest.approx(1.0)
-    assert images[0, 1, 1] == pytest.approx(0.25)
-    assert images[0, 0, 1] == pytest.approx(0.5)
-
-
-def test_no_perturbation_is_grey():
-    images, factor = figures.amplify(np.zeros((1, 2, 2, 3)))
-    assert factor == 1.0
-    assert images == pytest.approx(0.5)
+def test_accuracy_over_distance_falls_where_an_example_does():
+    distances = {"fab": np.array([0.0, 0.1, 0.2, np.inf]), "autoattack": np.array([0.05, 0.3])}
+    svg = figures.accuracy_over_distance(distances, {"autoattack": 0.1})
+    assert {"fab", "autoattack", "distance", "accuracy"} <= set(texts(svg))
+    nothing = figures.accuracy_over_distance({"fab": np.full(3, np.inf)}, {})
+    assert "fab" in texts(nothing)
 
 
 def test_settings_of_matplotlib_are_left_as_they_were():

@@ -375,19 +375,3 @@ def test_terminal_table_has_a_row_for_everything():
         "worst case L∞ 0.10 1.19 % 0.0 – 4.5",
     ]
     assert "pgd40, aggregated 0.305 of 2" in lines
-
-
-def test_the_stages_of_autoattack_and_what_rounding_undoes(workdir):
-    evaluation = json.loads((workdir / "evaluation.json").read_text())
-    entry = next(iter(evaluation["attacks"].values()))
-    evaluation["attacks"]["autoattack/0.03"] = {
-        **entry,
-        "version": "standard",
-        "stages": [{"name": "apgd_ce", "broken": 12, "unconfirmed": 3, "seconds": 4.0}],
-        "uint8": {"accuracy": 0.25, "lost": 7},
-    }
-    (workdir / "evaluation.json").write_text(json.dumps(evaluation))
-    page = report.write(workdir).read_text()
-    assert "version standard" in page
-    assert '<th scope="row">apgd_ce</th><td class="number">12</td><td class="number">3</td>' in page
-    assert "7 of the adversarial images are classified correctly again" in page
