@@ -20,7 +20,7 @@ from jaxadv.attacks import apgd
 from jaxadv.models import make_model
 
 NUM_IMAGES, NUM_STEPS, CHECKED = 8, 100, 20
-EPS = {"linf": 0.002, "l2": 0.05}
+EPS = {"linf": 0.0005, "l2": 0.01}
 PEER_NORMS = {"linf": "Linf", "l2": "L2"}
 PEER_LOSSES = {"cross_entropy": "ce", "dlr": "dlr"}
 
@@ -39,13 +39,17 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     model = make_model("net", 10)
     generator = np.random.default_rng(0)
-    images = generator.uniform(size=(NUM_IMAGES, 32, 32, 3))
+    images = generator.uniform(size=(32 * NUM_IMAGES, 32, 32, 3))
     variables = jax.jit(model.init)(jax.random.key(0), jnp.asarray(images[:1]))
     variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
 
     def logits_fn(key, images):
         return model.apply(variables, images)
 
+    # Those that are farthest from being fooled, and the labels that the model gives them.
+    logits = np.asarray(logits_fn(None, jnp.asarray(images)))
+    highest = np.sort(logits, axis=1)
+    images = images[np.argsort(highest[:, -2] - highest[:, -1])[:NUM_IMAGES]]
     labels = np.asarray(logits_fn(None, jnp.asarray(images)).argmax(axis=1)).astype(np.int32)
     peer = TorchClassifier(model, variables, torch.float64)
     for norm in EPS:
