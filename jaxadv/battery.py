@@ -2,10 +2,8 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree
@@ -64,11 +62,15 @@ def run_battery(
     stochastic = is_declared_stochastic(model)
     noises = {"on", *(attack["noise"] for attack in attacks.values())}
     num_passes = dict.fromkeys(noises, 1) | {"on": evaluation.num_passes if stochastic else 1}
-    run = partial(attack_examples, model, weights, split, batch_size=evaluation.batch_size)
+
+    def run(attack: Attack, ids: np.ndarray, split: Batch = split, **options: Any) -> Outcome:
+        return attack_examples(
+            model, weights, split, attack, ids, evaluation.batch_size, seed, **options
+        )
 
     # A model that is said to be deterministic is tried twice.
     clean = {
-        noise: run({"noise": noise}, np.arange(n), seed=seed, num_passes=max(num_passes[noise], 2))
+        noise: run({"noise": noise}, np.arange(n), num_passes=max(num_passes[noise], 2))
         for noise in sorted(noises)
     }
     correct = {
@@ -91,14 +93,9 @@ def run_battery(
             began = time.monotonic()
             ids = attacked[attack["noise"]]
             passes = num_passes[attack["noise"]]
-            found = run(
-                attack, ids, seed=seed, num_passes=passes, bar=bar, ledger=ledger, name=name
-            )
+            found = run(attack, ids, num_passes=passes, bar=bar, ledger=ledger, name=name)
             whole = _fill_in(clean[attack["noise"]], ids, found)
-            examples[f"survived/{name}"] = whole.predictions == labels
-            examples[f"margin/{name}"] = whole.margins
-            examples[f"sample/adversarial/{name}"] = whole.images[sample]
-            examples[f"sample/predictions/{name}"] = whole.predictions[sample]
+            examples |= _examples_under(name, attack, whole, labels, sample)
             results[name] = {
                 **attack,
                 **_accuracies(whole, labels, passes),
@@ -108,26 +105,15 @@ def run_battery(
                 "seconds": time.monotonic() - began,
                 **found.summary,
             }
-            examples |= {f"{array}/{name}": rows for array, rows in whole.arrays.items()}
             if write_images and name.rsplit("/", 1)[0] in evaluation.export:
-                clean_bytes = np.asarray(split.images)
-                rounded = round_inside(whole.images, clean_bytes, attack["eps"], attack["norm"])
-                seen = attack_examples(
-                    model,
-                    weights,
-                    split._replace(images=jnp.asarray(rounded)),
-                    {"noise": attack["noise"]},
-                    np.arange(n),
-                    evaluation.batch_size,
-                    seed,
-                    num_passes=passes,
+                rounded: Any = round_inside(
+                    whole.images, np.asarray(split.images), attack["eps"], attack["norm"]
                 )
-                results[name]["uint8"] = _after_rounding(whole, seen, labels)
-                write_images(
-                    name, {"images": whole.images, "images_uint8": rounded, "labels": labels}
-                )
-            if attack["attack"] in (*RESUMABLE, "autoattack"):
-                examples[f"queries/{name}"] = whole.queries
+                as_bytes = split._replace(images=rounded)
+                again = run({"noise": attack["noise"]}, np.arange(n), as_bytes, num_passes=passes)
+                results[name]["uint8"] = _after_rounding(whole, again, labels)
+                arrays = {"images": whole.images, "images_uint8": rounded, "labels": labels}
+                write_images(name, arrays)
             if attack["attack"] in GRADIENT_FREE:
                 results[name] |= _ledger(attack, whole, labels, correct[attack["noise"]])
     evaluated = {
@@ -148,6 +134,22 @@ def run_battery(
         "aggregated_score": _aggregated_scores(results),
     }
     return {**evaluated, "warnings": signs_of_masking(evaluated)}, examples
+
+
+def _examples_under(
+    name: str, attack: Attack, outcome: Outcome, labels: np.ndarray, sample: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of examples.npz that tell what an attack made of each example."""
+    arrays = {
+        "survived": outcome.predictions == labels,
+        "margin": outcome.margins,
+        "sample/adversarial": outcome.images[sample],
+        "sample/predictions": outcome.predictions[sample],
+        **outcome.arrays,
+    }
+    if attack["attack"] in (*RESUMABLE, "autoattack"):
+        arrays["queries"] = outcome.queries
+    return {f"{array}/{name}": rows for array, rows in arrays.items()}
 
 
 def progress_bar(total: int, title: str, *, disable: bool = False) -> tqdm:

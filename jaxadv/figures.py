@@ -77,9 +77,7 @@ def accuracy_over_eps(
         radii = {entry["eps"] for entries in curves.values() for entry in entries}
         axes.set_xticks(sorted({0.0, *radii}))
         axes.set_xlabel("eps")
-        axes.set_ylabel("accuracy")
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _accuracy_axis(axes)
         figure.legend(loc="outside right upper")
         return _svg(figure)
 
@@ -98,9 +96,7 @@ def certified_accuracy(radii: Sequence[Mapping[str, Any]]) -> str:
         axes = figure.subplots()
         _curve(axes, radii, "certified", {"color": _CLEAN, "marker": "o"}, x="radius")
         axes.set_xlabel("L2 radius")
-        axes.set_ylabel("certified accuracy")
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _accuracy_axis(axes, "certified accuracy")
         return _svg(figure)
 
 
@@ -133,9 +129,7 @@ def accuracy_over_queries(
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("queries for each image")
-        axes.set_ylabel("accuracy")
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _accuracy_axis(axes)
         figure.legend(loc="outside right upper")
         return _svg(figure)
 
@@ -165,10 +159,8 @@ def accuracy_over_distance(
             if start:
                 axes.plot(at[:1], left[:1], color=color, marker="o")
         axes.set_xlabel("distance")
-        axes.set_ylabel("accuracy")
         axes.set_xlim(0, farthest)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _accuracy_axis(axes)
         figure.legend(loc="outside right upper")
         return _svg(figure)
 
@@ -262,6 +254,12 @@ def _curve(
         return
     axes.fill_between(at, low, high, color=style["color"], alpha=0.18, linewidth=0)
     axes.plot(at, accuracy, label=name, **style)
+
+
+def _accuracy_axis(axes: Axes, label: str = "accuracy") -> None:
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _over_epochs(

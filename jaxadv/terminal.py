@@ -50,10 +50,25 @@ def table(evaluation: dict[str, Any]) -> Table:
                 f"{entry['seconds']:.1f}" if "seconds" in entry else "",
                 *_passes(entry),
             )
+            for part in _parts(entry):
+                rows.add_row(*part)
     rows.add_section()
     for name, (score, num_radii) in entries.scores(evaluation).items():
         rows.add_row(Text(f"{name}, aggregated"), "", "", f"{score:.3f} of {num_radii}", "", "")
     return rows
+
+
+def _parts(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns a row for each attack of a cascade, and one for the images that were exported."""
+    stages: list[tuple[str, ...]] = [
+        (f"  {stage['name']}", "", "", f"{stage['broken']:,} broken", "", f"{stage['seconds']:.1f}")
+        for stage in entry.get("stages", [])
+    ]
+    if "uint8" not in entry:
+        return stages
+    rounded = entry["uint8"]
+    undone = f"{rounded['lost']:,} undone"
+    return [*stages, ("  as bytes", "", "", formats.percent(rounded["accuracy"]), undone, "")]
 
 
 def _passes(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -105,6 +105,13 @@ def test_an_attack_without_what_it_needs_is_named(key):
         configs.check(config, num_devices=2)
 
 
+def test_only_attacks_of_the_battery_are_exported():
+    config = evaluate.get_config("autoattack")
+    config.evaluation.export = ("autoattack", "pgd")
+    with pytest.raises(UserError, match=r"export names 'pgd': the attacks are autoattack, auto"):
+        configs.check(config, num_devices=2)
+
+
 def test_a_workdir_keeps_its_config(tmp_path):
     config = default.get_config()
     configs.claim(tmp_path / "run", config)

@@ -4,9 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+import run as program
+from configs import evaluate
 
 ROOT = Path(__file__).parent.parent
 CURRICULUM = ("--config", "configs/curriculum.py:digits")
@@ -69,6 +74,26 @@ def test_a_data_set_that_cannot_be_had_is_told_at_once(tmp_path):
     assert f"CIFAR-10 is not prepared in {tmp_path}" in line
     assert "--config.data.data_dir=DIR" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_warnings_are_a_failure_where_that_is_asked_for(monkeypatch):
+    config = evaluate.get_config()
+    monkeypatch.setattr(program, "_CONFIG", SimpleNamespace(value=config))
+    monkeypatch.setattr(program, "_WORKDIR", SimpleNamespace(value="out"))
+    monkeypatch.setattr(program, "_DEBUG", SimpleNamespace(value=False))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
+    monkeypatch.setattr("jaxadv.parallel.use_all_cores", lambda: None)
+    for raised, fail_on_warnings, code in (
+        (["a sign"], False, None), ([], True, None), (["a sign"], True, 3),
+    ):  # fmt: skip
+        monkeypatch.setattr("jaxadv.evaluate.run", lambda *_, raised=raised: raised)
+        config.evaluation.fail_on_warnings = fail_on_warnings
+        if code is None:
+            program.main([])
+            continue
+        with pytest.raises(SystemExit) as exit_of_program:
+            program.main([])
+        assert exit_of_program.value.code == code
 
 
 def test_the_whole_job(tmp_path):

@@ -11,7 +11,11 @@ import pytest
 from configs import curriculum
 from configs import evaluate as evaluate_config
 from jaxadv import checkpoint, evaluate, train
+from jaxadv import config as configs
+from jaxadv.attacks.autoattack import VERSIONS
+from jaxadv.classifier import make_classifier
 from jaxadv.data import load
+from jaxadv.ledger import DiskLedger
 from jaxadv.types import UserError
 
 
@@ -158,6 +162,73 @@ def test_evaluation_needs_the_workdir_alone(finished, tmp_path):
     for name, result in theirs["attacks"].items():
         assert ours["attacks"][name]["accuracy"] == result["accuracy"]
     assert (tmp_path / "again" / "report.html").exists()
+
+
+@pytest.fixture
+def autoattack_config(finished, monkeypatch):
+    """An evaluation with a short AutoAttack whose images are exported."""
+    stages = {
+        "apgd_ce": {"attack": "apgd", "loss": "cross_entropy", "num_steps": 5},
+        "square": {"attack": "square", "num_queries": 20},
+    }
+    monkeypatch.setitem(VERSIONS, "standard", stages)
+    config = evaluate_config.get_config()
+    config.checkpoint = str(finished)
+    config.evaluation = tiny_config().evaluation
+    config.evaluation.attacks = {"aa": {"attack": "autoattack", "eps": (0.1,)}}
+    config.evaluation.export = ("aa",)
+    return config
+
+
+def test_autoattack_killed_in_an_evaluation_goes_on_from_the_disk(
+    autoattack_config, tmp_path, monkeypatch, capsys
+):
+    evaluate.run(autoattack_config, tmp_path / "whole")
+    write = DiskLedger.__setitem__
+
+    def killed(ledger, name, record):
+        write(ledger, name, record)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiskLedger, "__setitem__", killed)
+        with pytest.raises(Killed):
+            evaluate.run(autoattack_config, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "evaluation.json").exists()
+    capsys.readouterr()
+    evaluate.run(autoattack_config, tmp_path / "killed")
+    assert "Going on from" in capsys.readouterr().out
+    assert not (tmp_path / "killed" / "ledger").exists()
+    with (
+        np.load(tmp_path / "whole" / "examples.npz") as ours,
+        np.load(tmp_path / "killed" / "examples.npz") as theirs,
+    ):
+        assert set(ours) == set(theirs)
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_exported_images_are_those_that_were_judged(autoattack_config, finished, digits, tmp_path):
+    evaluate.run(autoattack_config, tmp_path)
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    entry = evaluation["attacks"]["aa/0.1"]
+    assert [stage["name"] for stage in entry["stages"]] == ["apgd_ce", "square"]
+    with np.load(tmp_path / "adversarial_aa_0.1.npz", allow_pickle=False) as exported:
+        images, rounded, labels = (exported[k] for k in ("images", "images_uint8", "labels"))
+    clean = np.asarray(digits.test.images[:64], np.float32) / 255
+    model = make_classifier(configs.read(finished).model, 10)
+    target = jax.eval_shape(model.init, jax.random.key(0), clean[:1])
+    weights = checkpoint.restore(finished, "best", {"weights": target}).items["weights"]
+    predict, right = jax.jit(model.apply), {}
+    for name, batch in (("float", images), ("uint8", rounded.astype(np.float32) / 255)):
+        assert np.abs(batch - clean).max() <= 0.1 + 1e-6
+        right[name] = np.asarray(predict(weights, batch).argmax(axis=1)) == labels
+    assert entry["accuracy"] == right["float"].mean() < evaluation["clean"]["accuracy"]
+    assert entry["uint8"]["accuracy"] == right["uint8"].mean()
+    assert entry["uint8"]["lost"] == (right["uint8"] & ~right["float"]).sum()
+    record = json.loads((tmp_path / "adversarial_aa_0.1.json").read_text())
+    assert record["autoattack_acc"] == f"{100 * entry['accuracy']:.2f}"
+    assert record["eps"] == "0.1"
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
