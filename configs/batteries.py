@@ -82,12 +82,23 @@ def eot() -> ConfigDict:
 
 
 def autoattack() -> ConfigDict:
-    """Returns AutoAttack in the balls of the leaderboards, and PGD-40 beside it."""
+    """Returns AutoAttack in the L-inf ball of the leaderboards, and PGD-40 beside it."""
+    ball = {"eps": (8 / 255,)}
     return ConfigDict(
         {
-            "pgd40": {"attack": "pgd", "eps": (8 / 255,), "step_size": 0.01, "num_steps": 40},
-            "autoattack": {"attack": "autoattack", "eps": (8 / 255,)},
-            "autoattack_l2": {"attack": "autoattack", "eps": (0.5,), "norm": "l2"},
+            "pgd40": {"attack": "pgd", **ball, "step_size": 0.01, "num_steps": 40},
+            "autoattack": {"attack": "autoattack", **ball},
+        }
+    )
+
+
+def autoattack_l2() -> ConfigDict:
+    """Returns the same in the L2 ball of the leaderboards."""
+    ball = {"eps": (0.5,), "norm": "l2"}
+    return ConfigDict(
+        {
+            "pgd40": {"attack": "pgd", **ball, "step_size": 0.1, "num_steps": 40},
+            "autoattack": {"attack": "autoattack", **ball},
         }
     )
 

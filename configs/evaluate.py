@@ -35,6 +35,7 @@ BATTERIES = {
     "plain": batteries.plain,
     "eot": batteries.eot,
     "autoattack": batteries.autoattack,
+    "autoattack_l2": batteries.autoattack_l2,
     "rand": batteries.rand,
     "distance": batteries.distance,
     "blackbox": batteries.blackbox,

@@ -108,7 +108,7 @@ def test_an_attack_without_what_it_needs_is_named(key):
 def test_only_attacks_of_the_battery_are_exported():
     config = evaluate.get_config("autoattack")
     config.evaluation.export = ("autoattack", "pgd")
-    with pytest.raises(UserError, match=r"export names 'pgd': the attacks are autoattack, auto"):
+    with pytest.raises(UserError, match=r"export names 'pgd': the attacks are autoattack, pgd40"):
         configs.check(config, num_devices=2)
 
 
