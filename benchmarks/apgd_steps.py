@@ -1,6 +1,6 @@
 """Auto-PGD beside the reference implementation, step by step: losses and halvings in float64.
 
-    pip install torch pyautoattack
+    pip install -e ".[benchmarks]"
     python benchmarks/apgd_steps.py
 
 An untrained `net` with the same weights in both, random images, small balls in which nothing is
@@ -37,6 +37,7 @@ class Watched(APGDAttack):
 def main() -> None:
     """Prints the largest difference for each norm and loss; stops where it is too large."""
     jax.config.update("jax_enable_x64", True)
+    torch.set_default_dtype(torch.float64)  # of what the reference keeps its losses in
     model = make_model("net", 10)
     generator = np.random.default_rng(0)
     images = generator.uniform(size=(32 * NUM_IMAGES, 32, 32, 3))

@@ -1,6 +1,6 @@
 """AutoAttack beside its implementations in PyTorch: the same weights, images and machine.
 
-    pip install torch pyautoattack && pip install --no-deps torchattacks
+    pip install -e ".[benchmarks]" && pip install --no-deps torchattacks
     python benchmarks/autoattack.py runs/standard --num-examples 1000 --out results/autoattack
 
 Each attack runs on what the ones before left; printed are the accuracy after each, what it took in
@@ -202,7 +202,8 @@ def _print(result: dict) -> None:
         for name, side in sides.items():
             accuracy = side["accuracies"].get(stage)
             seconds = side["seconds"].get(stage)
-            ratio = seconds and seconds / max(sides["jaxadv"]["seconds"][stage], 1e-9)
+            own = sides["jaxadv"]["seconds"].get(stage)
+            ratio = seconds / own if seconds and own and own > 0.1 else None
             cells.append(
                 f"{name} "
                 + (f"{accuracy:7.2%} " if accuracy is not None else " " * 8)
