@@ -3,9 +3,11 @@
 An attack differentiates the model with respect to its images, over and over, inside a loop.
 There XLA's CPU backend is slow at two things: the input gradient that autodiff makes of a
 convolution (inside a loop it falls to generic code), and convolutions of few channels (they
-fill no vector register). `convolution` rewrites both; on other backends it is XLA's own.
+fill no vector register). In training the kernel gradient of many images is slow as well.
+`convolution` rewrites all three; on other backends it is XLA's own.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -26,6 +28,7 @@ Outputs = Float[Array, "batch out_height out_width out_channels"]
 Kernel = Float[Array, "size size in_channels out_channels"]
 
 _NO_PADS: Pads = ((0, 0), (0, 0))
+_FEW = 4  # images whose share of a kernel's gradient is taken at a time
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "relu": nn.relu,
@@ -36,7 +39,8 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 class Conv(nn.Module):
     """Convolution with a bias; every convolution of every model is one of these.
 
-    The kernel starts He normal (He et al. 2015), the bias at zero.
+    The kernel starts He normal (He et al. 2015), the bias at zero. It computes in the type of its
+    input, whatever that of its parameters.
 
     Attributes:
       features: number of output channels.
@@ -56,6 +60,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, images.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        kernel, bias = kernel.astype(images.dtype), bias.astype(images.dtype)
         return convolution(images, kernel, strides=self.strides, padding=self.padding) + bias
 
 
@@ -115,8 +120,7 @@ def _convolution_bwd(strides, pads, residuals, gradient):
         (images_gradient,) = images_vjp(gradient)
     if not learned:
         return images_gradient, jnp.zeros_like(kernel)
-    _, kernel_vjp = jax.vjp(lambda kernel: _xla_convolution(images, kernel, strides, pads), kernel)
-    return images_gradient, *kernel_vjp(gradient)
+    return images_gradient, _kernel_gradient(images, gradient, kernel.shape[0], strides, pads)
 
 
 _convolution.defvjp(_convolution_fwd, _convolution_bwd, symbolic_zeros=True)
@@ -129,6 +133,39 @@ def _mirrored_convolution(gradient: Outputs, kernel: Kernel, pads: Pads) -> Imag
     margin = kernel.shape[0] - 1
     pads = tuple((margin - low, margin - high) for low, high in pads)
     return _xla_convolution(gradient, mirrored, 1, pads)
+
+
+def _kernel_gradient(
+    images: Images, gradient: Outputs, size: int, strides: int, pads: Pads
+) -> Kernel:
+    """Maps the images and the output gradient of a convolution to its kernel gradient.
+
+    It is a convolution whose batch are the channels, whose channels are the images and whose kernel
+    is the gradient. Measured: a few images at a time are up to ten times as fast as all, and only
+    laid out as a forward convolution is it fast in the loop over them.
+    """
+    few = math.gcd(len(images), _FEW)
+    out_pads = tuple(
+        (low, size + (out - 1) * strides - length - low)
+        for length, out, (low, _) in zip(images.shape[1:3], gradient.shape[1:3], pads, strict=True)
+    )
+
+    def add(total: Kernel, part: tuple[Images, Outputs]) -> tuple[Kernel, None]:
+        here, slope = part
+        # The barriers keep XLA from folding the transpositions back into its own form.
+        kernel_gradient = lax.conv_general_dilated(
+            lax.optimization_barrier(here.transpose(3, 1, 2, 0)),
+            lax.optimization_barrier(slope.transpose(1, 2, 0, 3)),
+            (1, 1),
+            out_pads,
+            rhs_dilation=(strides, strides),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return total + kernel_gradient.transpose(1, 2, 0, 3), None
+
+    parts = jax.tree.map(lambda array: array.reshape(-1, few, *array.shape[1:]), (images, gradient))
+    nothing = jnp.zeros((size, size, images.shape[-1], gradient.shape[-1]), gradient.dtype)
+    return lax.scan(add, nothing, parts)[0]
 
 
 def _blocked_convolution(
