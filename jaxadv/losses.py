@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jaxtyping import Array, Float
 
 from jaxadv.types import Labels, Logits, PerExample
 
@@ -41,6 +43,23 @@ def dlr(logits: Logits, labels: Labels) -> PerExample:
         return margin(logits, labels)
     largest, _ = lax.top_k(logits, 3)
     return margin(logits, labels) / (largest[:, 0] - largest[:, 2] + _TINY)
+
+
+def smoothed_cross_entropy(
+    logits: Logits, labels: Labels, smoothing: Float[Array, "batch"]
+) -> PerExample:
+    """Returns the cross entropy with labels that are mixed with the uniform distribution.
+
+    `smoothing` is the share of the latter, for each example (Szegedy et al. 2016).
+    """
+    uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
+    return (1 - smoothing) * cross_entropy(logits, labels) + smoothing * uniform
+
+
+def divergence(reference: Logits, logits: Logits) -> PerExample:
+    """Returns the Kullback-Leibler divergence of the second prediction from the first, in nats."""
+    expected, actual = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
+    return (jnp.exp(expected) * (expected - actual)).sum(axis=-1)
 
 
 LOSSES = {

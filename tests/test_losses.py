@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv.losses import LOSSES, cross_entropy, margin
+from jaxadv.losses import (
+    LOSSES,
+    cross_entropy,
+    divergence,
+    margin,
+    smoothed_cross_entropy,
+)
 
 LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]])
 
@@ -40,3 +46,23 @@ def test_losses_belong_to_their_example(loss):
     labels = jnp.array([0, 1, 2])
     each = [LOSSES[loss](LOGITS[i : i + 1], labels[i : i + 1])[0] for i in range(3)]
     np.testing.assert_array_equal(LOSSES[loss](LOGITS, labels), each)
+
+
+def test_smoothing_mixes_the_label_with_all_classes():
+    logits = jax.random.normal(jax.random.key(0), (3, 5))
+    labels = jnp.array([4, 0, 2])
+    smoothing = jnp.array([0.0, 0.2, 1.0])
+    expected = [
+        -(((1 - s) * np.eye(5)[label] + s / 5) * np.asarray(jax.nn.log_softmax(row))).sum()
+        for s, label, row in zip(smoothing, labels, logits, strict=True)
+    ]
+    np.testing.assert_allclose(
+        smoothed_cross_entropy(logits, labels, smoothing), expected, rtol=1e-5
+    )
+
+
+def test_divergence_is_that_of_the_second_from_the_first():
+    first, second = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.9, 0.1]]))
+    expected = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
+    np.testing.assert_allclose(divergence(first, second + 3), [expected], rtol=1e-5)
+    np.testing.assert_allclose(divergence(first, first), [0], atol=1e-7)

@@ -10,7 +10,9 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from jaxadv.attacks.expectation import (
     AVERAGES,
     Noise,
+    Objective,
     expected_gradient,
+    expected_logits,
     expected_score,
 )
 from jaxadv.attacks.inputs import (
@@ -21,8 +23,10 @@ from jaxadv.attacks.inputs import (
     count_classes,
 )
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
-from jaxadv.losses import make_objective
+from jaxadv.losses import LOSSES, divergence, make_objective
 from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
+
+PGD_LOSSES = (*LOSSES, "kl")
 
 
 def fgsm(
@@ -102,7 +106,9 @@ def pgd(
       step_size: length of a step in the same norm and units.
       num_steps: gradient steps; 0 returns the clean images.
       norm: "linf" or "l2".
-      loss: "cross_entropy", "margin" or "probability", ascended for the labels.
+      loss: "cross_entropy", "margin", "probability" or "dlr", ascended for the labels; or "kl", the
+        divergence from the clean image's prediction, whatever its label (TRADES, Zhang et al.
+        2019), which needs a random start: at the clean image its gradient is 0.
       random_start: start anywhere in the ball instead of at the clean image.
       num_restarts: independent attempts for each example.
       num_noise_samples: draws of the model's noise averaged in each gradient (EOT,
@@ -130,8 +136,11 @@ def pgd(
     images, labels, example_ids = as_inputs(images, labels, example_ids)
     num_classes = count_classes(logits_fn, key, images)
     check_inputs(
-        images, labels, targets, example_ids, num_classes=num_classes, norm=norm, loss=loss
-    )
+        images, labels, targets, example_ids, num_classes=num_classes, norm=norm, loss=loss,
+        losses=PGD_LOSSES,
+    )  # fmt: skip
+    if loss == "kl" and (targets is not None or not random_start):
+        raise ValueError("loss 'kl' has no targets, and needs random_start")
     check_at_least(0, eps=eps, step_size=step_size)
     check_count(0, num_steps=num_steps)
     check_count(
@@ -197,7 +206,12 @@ def _pgd(
 ) -> Images:
     threat = THREATS[norm]
     noise = Noise(num_noise_samples, noise_chunk_size, noise_average)
-    objective = make_objective(loss, labels, targets)
+    attempt_key, score_key = jax.random.split(key)
+    objective: Objective
+    if loss == "kl":
+        objective = partial(divergence, expected_logits(score_key, logits_fn, images, noise))
+    else:
+        objective = make_objective(loss, labels, targets)
     score = make_objective("margin", labels, targets)
 
     def attempt(key: PRNGKey) -> Images:
@@ -215,7 +229,6 @@ def _pgd(
             start = jnp.where(num_steps > 0, perturb(threat, images, delta, eps), images)
         return lax.fori_loop(0, num_steps, step, start)
 
-    attempt_key, score_key = jax.random.split(key)
     if num_restarts == 1:
         return lax.stop_gradient(attempt(jax.random.fold_in(attempt_key, 0)))
 

@@ -1,7 +1,7 @@
 """What every attack asks of its arguments, checked before anything is compiled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ def check_inputs(
     num_classes: int | None,
     norm: str,
     loss: str,
+    losses: Collection[str] = tuple(LOSSES),
 ) -> None:
     """Raises a ValueError that names the first argument that is not as attacks need it.
 
@@ -40,8 +41,8 @@ def check_inputs(
     """
     if norm not in THREATS:
         raise ValueError(f"norm {norm!r} is not one of {', '.join(THREATS)}")
-    if loss not in LOSSES:
-        raise ValueError(f"loss {loss!r} is not one of {', '.join(LOSSES)}")
+    if loss not in losses:
+        raise ValueError(f"loss {loss!r} is not one of {', '.join(losses)}")
     check_images("images", images)
     for name, classes in (("labels", labels), ("targets", targets)):
         if classes is not None:

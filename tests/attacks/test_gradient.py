@@ -217,3 +217,22 @@ def test_more_restarts_do_not_help_the_net(num_survivors):
         for num_restarts in (1, 4)
     )
     assert restarted < once
+
+
+def test_the_divergence_is_ascended_whatever_the_labels():
+    images, labels = jnp.full((4, 2, 2, 1), 0.5), jnp.array([0, 1, 0, 1])
+
+    def logits_fn(key, images):
+        return 3 * images.sum((1, 2, 3))[:, None] * jnp.array([1.0, -1.0])
+
+    def attack(labels, **changes):
+        budget = {"eps": 0.1, "step_size": 0.05, "num_steps": 5, **changes}
+        return pgd(jax.random.key(0), logits_fn, images, labels, loss="kl", **budget)
+
+    adversarial = attack(labels)
+    np.testing.assert_array_equal(adversarial, attack(1 - labels))
+    np.testing.assert_allclose(np.abs(adversarial - images), 0.1, rtol=1e-5)
+    with pytest.raises(ValueError, match="needs random_start"):
+        attack(labels, random_start=False)
+    with pytest.raises(ValueError, match="no targets"):
+        attack(labels, targets=labels)
