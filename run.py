@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -9,6 +10,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As in configs/curriculum.py:digits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default in runs/.")
+_JOBS = {"train": "train", "evaluate": "evaluate", "gan": "train_gan", "sample": "sample"}
 _WARNED = 3  # the exit code of an evaluation that raised warnings, where one is asked for
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -21,8 +23,8 @@ def _parse(argv: list[str]) -> list[str]:
             raise ValueError(f"unknown argument {rest[1]!r}: flags begin with --")
         if _CONFIG.value is None:
             raise ValueError("no config: give --config configs/curriculum.py, or another")
-        if _CONFIG.value.mode not in ("train", "evaluate"):
-            raise ValueError(f"config.mode is {_CONFIG.value.mode!r}: train or evaluate")
+        if _CONFIG.value.mode not in _JOBS:
+            raise ValueError(f"config.mode is {_CONFIG.value.mode!r}: use {', '.join(_JOBS)}")
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # ml_collections puts errors in errors, and whole tracebacks in their messages.
@@ -41,15 +43,15 @@ def _default_workdir() -> Path:
 
 def main(_: list[str]) -> None:
     """Runs the job that the config names; imports what takes seconds once the flags are right."""
-    from jaxadv import evaluate, parallel, train
+    from jaxadv import parallel
     from jaxadv.types import UserError
 
     logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.WARNING)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     parallel.use_all_cores()
-    job = {"train": train.run, "evaluate": evaluate.run}[_CONFIG.value.mode]
+    job = import_module(f"jaxadv.{_JOBS[_CONFIG.value.mode]}")
     try:
-        warned = job(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))
+        warned = job.run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))
     except UserError as error:
         if _DEBUG.value:
             raise

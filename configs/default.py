@@ -21,6 +21,13 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.data.validation_fraction = 0.04  # of the train split, held out to choose the best
     config.data.augmentation = "none"  # none | flip | flip_crop_jitter
 
+    # Images of a generator beside the real ones, as `config.mode=sample` of configs/gan.py writes
+    # them, or an .npz with image and label.
+    config.data.synthetic = ConfigDict()
+    config.data.synthetic.path = placeholder(str)  # folder or .npz
+    config.data.synthetic.share = 0.0  # of each batch
+    config.data.synthetic.label_smoothing = 0.0  # of their labels
+
     config.model = ConfigDict()
     config.model.name = "bignet"  # net | bignet | biggernet | wrn_<depth>_<width> | vit_<...>
     config.model.activation = placeholder(str)  # relu | gelu; None: the architecture's own
@@ -41,6 +48,8 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.train.num_epochs = 10
     config.train.batch_size = 64  # over all devices together
     config.train.ema_decay = 0.0  # of the weights; 0: evaluate the raw weights
+    config.train.loss = "cross_entropy"  # cross_entropy, of the mixed batch | trades
+    config.train.trades_beta = 6.0  # weight of the divergence in the loss of TRADES
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw | sgd
@@ -54,7 +63,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.attack = ConfigDict()
     config.attack.fraction = 0.5  # of each batch that is replaced by adversarial examples
     config.attack.norm = "linf"  # linf | l2
-    config.attack.loss = "cross_entropy"  # cross_entropy | margin
+    config.attack.loss = "cross_entropy"  # cross_entropy | margin | kl, that of TRADES
     config.attack.random_start = False
     config.attack.step_size = 0.01
     config.attack.eps_start = 0.01

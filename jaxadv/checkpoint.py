@@ -14,8 +14,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxadv.types import UserError
 
-METRIC = "validation_accuracy_robust"
-"""What makes a checkpoint the best."""
+METRICS = {"validation_accuracy_robust": 1, "judge_frechet_distance": -1}
+"""What makes a checkpoint the best, of a classifier or of a GAN: the most, or the least."""
 
 
 class Restored(NamedTuple):
@@ -52,7 +52,7 @@ def save(
       manager: of `open_manager`.
       epoch: finished epochs; the number of the checkpoint.
       items: trees of arrays, each of which can be restored without the others.
-      metrics: plain numbers, `METRIC` among them.
+      metrics: plain numbers, one of `METRICS` among them.
     """
     items = jax.device_get(items)
     record = {"metrics": metrics, "sha256": {name: _digest(tree) for name, tree in items.items()}}
@@ -74,7 +74,7 @@ def restore(workdir: Path, which: str, targets: dict[str, PyTree]) -> Restored |
 
     Args:
       workdir: of the run.
-      which: "best" by `METRIC` on the held-out split, or "last".
+      which: "best" by its metric of `METRICS`, or "last".
       targets: trees of arrays or shapes of the items to restore.
 
     Raises:
@@ -144,7 +144,8 @@ def _stored_metric(path: Path) -> float:
 
 
 def _metric(metrics: dict[str, Any]) -> float:
-    return metrics[METRIC]
+    (name,) = METRICS.keys() & metrics.keys()
+    return METRICS[name] * metrics[name]
 
 
 def _digest(tree: PyTree) -> str:

@@ -17,9 +17,10 @@ from jaxadv.attacks import pgd
 from jaxadv.curriculum import Budget
 from jaxadv.data.augment import AugmentFn
 from jaxadv.data.spectrum import Bytes, principal_components
-from jaxadv.losses import cross_entropy
+from jaxadv.losses import cross_entropy, divergence, smoothed_cross_entropy
 from jaxadv.models import make_model
 from jaxadv.models.defences import DEFENCES, Defence, InputNoise, is_stochastic, smoothing_sigma
+from jaxadv.optimizer import moving_average
 from jaxadv.parallel import AXIS, positions
 from jaxadv.prng import example_keys, stream
 from jaxadv.types import (
@@ -29,9 +30,12 @@ from jaxadv.types import (
     Labels,
     Logits,
     LogitsFn,
+    PerExample,
     PRNGKey,
     UserError,
 )
+
+Attacked = Float[Array, "attacked height width channels"]
 
 
 @struct.dataclass
@@ -65,7 +69,11 @@ class Recipe(NamedTuple):
       optimizer: optax chain.
       augment: `(keys, images) -> images`.
       num_attacked: adversarial examples in each device's share of a batch.
+      num_synthetic: synthetic examples in each device's share of a batch.
+      label_smoothing: of these.
       attack: static arguments of `pgd`: norm, loss, random_start.
+      trades_beta: weight of the divergence in the loss of TRADES (Zhang et al. 2019); None: the
+        cross entropy of the mixed batch.
       ema_decay: of the variables' average; 0 keeps none.
       seed: of every key stream.
     """
@@ -74,7 +82,10 @@ class Recipe(NamedTuple):
     optimizer: optax.GradientTransformation
     augment: AugmentFn
     num_attacked: int
+    num_synthetic: int
+    label_smoothing: float
     attack: dict
+    trades_beta: float | None
     ema_decay: float
     seed: int
 
@@ -180,34 +191,58 @@ def _noise_keys(key: PRNGKey, place: Int[Array, ""]) -> dict[str, PRNGKey]:
 
 
 def make_train_step(recipe: Recipe) -> Callable:
-    """Returns `(state, data, budget, indices) -> (state, metrics)`, to be mapped over devices.
+    """Returns `(state, data, budget, indices, synthetic) -> (state, metrics)`, to be mapped.
 
-    `data` holds the whole train split as bytes, `indices` (share,) pick this device's part of
-    the batch. Gradients, batch statistics and metrics are averaged over the devices, so the
-    state stays the same on all of them. The first `num_attacked` examples are replaced by
-    adversarial ones and the loss is the mean over the mixed batch. They are crafted with
-    running batch statistics and without dropout that is no defence, which keeps the attack's own
-    batches out of the statistics (Pang et al. 2021, "Bag of tricks for adversarial training").
+    `data` holds the whole train split as bytes, `indices` pick this device's real part of the batch
+    and `synthetic` is the rest, as bytes. Gradients, batch statistics and metrics are averaged over
+    the devices, so the state stays the same on all of them. `num_attacked` examples, of both kinds
+    the same share, are attacked. The loss is the mean over the mixed batch of attacked and clean
+    ones; that of TRADES is the mean over the clean batch, plus the divergence of the attacked. They
+    are crafted with running batch statistics and without dropout that is no defence, which keeps
+    the attack's own batches out of the statistics (Pang et al. 2021, "Bag of tricks for adversarial
+    training").
     """
 
     def train_step(
-        state: TrainState, data: Batch, budget: Budget, indices: Int[Array, "share"]
+        state: TrainState,
+        data: Batch,
+        budget: Budget,
+        indices: Int[Array, "real"],
+        synthetic: Batch,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        place = positions(len(indices))
-        clean = recipe.augment(
-            example_keys(stream(recipe.seed, "augment", state.step), place),
-            to_float(data.images[indices]),
-        )
-        labels = data.labels[indices]
-        images = _attack_first(recipe, state, budget, clean, labels, place)
-        (_, (logits, batch_stats)), gradients = jax.value_and_grad(
-            lambda params: _loss(recipe, state, params, images, labels), has_aux=True
+        images, labels, smoothing = _mixed(recipe, data, indices, synthetic)
+        place = positions(len(labels))
+        keys = example_keys(stream(recipe.seed, "augment", state.step), place)
+        clean = recipe.augment(keys, to_float(images))
+        adversarial = _attack_first(recipe, state, budget, clean, labels, place)
+        loss = _cross_entropy_loss if recipe.trades_beta is None else _trades_loss
+        (_, (metrics, batch_stats)), gradients = jax.value_and_grad(
+            lambda params: loss(recipe, state, params, clean, adversarial, labels, smoothing),
+            has_aux=True,
         )(state.variables["params"])
-        gradients, batch_stats = lax.pmean((gradients, batch_stats), AXIS)
-        metrics = lax.pmean(_metrics(recipe, logits, labels), AXIS)
+        gradients, batch_stats, metrics = lax.pmean((gradients, batch_stats, metrics), AXIS)
         return _update(recipe, state, gradients, batch_stats), metrics
 
     return train_step
+
+
+def _mixed(
+    recipe: Recipe, data: Batch, indices: Int[Array, "real"], synthetic: Batch
+) -> tuple[ByteImages, Labels, PerExample]:
+    """Returns the examples of a batch, those to be attacked first, and their label smoothing."""
+    share = len(indices) + recipe.num_synthetic
+    made = round(recipe.num_attacked * recipe.num_synthetic / share)
+    taken = recipe.num_attacked - made
+
+    def mix(real: Array, fake: Array) -> Array:
+        return jnp.concatenate([real[:taken], fake[:made], real[taken:], fake[made:]])
+
+    smoothing = mix(jnp.zeros(len(indices)), jnp.full(recipe.num_synthetic, recipe.label_smoothing))
+    return (
+        mix(data.images[indices], synthetic.images),
+        mix(data.labels[indices], synthetic.labels),
+        smoothing,
+    )
 
 
 def to_float(images: ByteImages) -> Images:
@@ -222,11 +257,12 @@ def _attack_first(
     clean: Images,
     labels: Labels,
     place: Int[Array, "share"],
-) -> Images:
+) -> Attacked:
+    """Returns adversarial images of the first `num_attacked` examples."""
     n = recipe.num_attacked
     if n == 0:
-        return clean
-    adversarial = pgd(
+        return clean[:0]
+    return pgd(
         stream(recipe.seed, "attack", state.step),
         make_logits_fn(_as_trained(recipe.model), state.variables, place[:n]),
         clean[:n],
@@ -235,7 +271,6 @@ def _attack_first(
         **budget._asdict(),
         **recipe.attack,
     )
-    return jnp.concatenate([adversarial, clean[n:]])
 
 
 def _as_trained(model: nn.Module) -> nn.Module:
@@ -246,32 +281,63 @@ def _as_trained(model: nn.Module) -> nn.Module:
     return model
 
 
-def _loss(
-    recipe: Recipe, state: TrainState, params: PyTree, images: Images, labels: Labels
-) -> tuple[Float[Array, ""], tuple[Logits, PyTree]]:
-    logits, changed = recipe.model.apply(
+def _train_logits(
+    recipe: Recipe, state: TrainState, params: PyTree, images: Images
+) -> tuple[Logits, PyTree]:
+    """Returns the logits in training, and the new batch statistics."""
+    return recipe.model.apply(
         {**state.variables, "params": params},
         images,
         train=True,
         rngs=_noise_keys(stream(recipe.seed, "noise", state.step), lax.axis_index(AXIS)),
         mutable=["batch_stats"],
     )
-    return cross_entropy(logits, labels).mean(), (logits, changed)
 
 
-def _metrics(recipe: Recipe, logits: Logits, labels: Labels) -> dict[str, Float[Array, ""]]:
-    n = recipe.num_attacked
-    losses = cross_entropy(logits, labels)
-    correct = (logits.argmax(axis=-1) == labels).astype(jnp.float32)
-    metrics = {"loss": losses.mean()}
-    if n > 0:
-        metrics |= {
-            "loss_adversarial": losses[:n].mean(),
-            "accuracy_adversarial": correct[:n].mean(),
-        }
-    if n < len(labels):
-        metrics |= {"loss_clean": losses[n:].mean(), "accuracy_clean": correct[n:].mean()}
-    return metrics
+def _cross_entropy_loss(
+    recipe: Recipe,
+    state: TrainState,
+    params: PyTree,
+    clean: Images,
+    adversarial: Attacked,
+    labels: Labels,
+    smoothing: PerExample,
+) -> tuple[Float[Array, ""], tuple[dict, PyTree]]:
+    n = len(adversarial)
+    images = jnp.concatenate([adversarial, clean[n:]])
+    logits, changed = _train_logits(recipe, state, params, images)
+    loss = smoothed_cross_entropy(logits, labels, smoothing).mean()
+    metrics = _metrics("adversarial", logits[:n], labels[:n])
+    return loss, ({"loss": loss, **metrics, **_metrics("clean", logits[n:], labels[n:])}, changed)
+
+
+def _trades_loss(
+    recipe: Recipe,
+    state: TrainState,
+    params: PyTree,
+    clean: Images,
+    adversarial: Attacked,
+    labels: Labels,
+    smoothing: PerExample,
+) -> tuple[Float[Array, ""], tuple[dict, PyTree]]:
+    """Cross entropy of the clean batch plus beta times the divergence (the paper's equation 5)."""
+    n = len(adversarial)
+    both, changed = _train_logits(recipe, state, params, jnp.concatenate([clean, adversarial]))
+    logits, attacked = both[: len(labels)], both[len(labels) :]
+    natural = smoothed_cross_entropy(logits, labels, smoothing).mean()
+    divergences = divergence(logits[:n], attacked)
+    loss = natural + (recipe.trades_beta or 0.0) * divergences.sum() / len(labels)
+    metrics = _metrics("adversarial", attacked, labels[:n])
+    return loss, ({"loss": loss, **metrics, **_metrics("clean", logits, labels)}, changed)
+
+
+def _metrics(name: str, logits: Logits, labels: Labels) -> dict[str, Float[Array, ""]]:
+    if not len(labels):
+        return {}
+    return {
+        f"loss_{name}": cross_entropy(logits, labels).mean(),
+        f"accuracy_{name}": (logits.argmax(axis=-1) == labels).mean(dtype=jnp.float32),
+    }
 
 
 def _update(
@@ -283,7 +349,5 @@ def _update(
     step = state.step + 1
     ema = state.ema
     if ema is not None:
-        # The average starts as that of the few weights there are, not of the initial ones.
-        decay = jnp.minimum(recipe.ema_decay, step / (step + 10))
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
+        ema = moving_average(ema, variables, recipe.ema_decay, step)
     return TrainState(step=step, variables=variables, ema=ema, opt_state=opt_state)

@@ -12,6 +12,7 @@ from jaxadv.attacks import ATTACKS
 from jaxadv.attacks.autoattack import VERSIONS
 from jaxadv.attacks.expectation import AVERAGES
 from jaxadv.attacks.finite_difference import DIRECTIONS
+from jaxadv.attacks.gradient import PGD_LOSSES
 from jaxadv.attacks.threat import THREATS
 from jaxadv.classifier import check_certifiable, make_classifier
 from jaxadv.crafting import NOISES, expand
@@ -34,6 +35,9 @@ _DECAY: Rule = (lambda value: 0 <= value < 1, "from 0 to below 1")
 _RULES: dict[str, Rule] = {
     "seed": _STEPS,
     "data.validation_fraction": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "data.synthetic.share": _SHARE,
+    "data.synthetic.label_smoothing": _SHARE,
+    "train.trades_beta": _RADIUS,
     "model.dropout": _DECAY,
     "train.num_epochs": _COUNT,
     "train.batch_size": _COUNT,
@@ -66,7 +70,8 @@ _CHOICES = {
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "attack.norm": THREATS,
-    "attack.loss": LOSSES,
+    "attack.loss": PGD_LOSSES,
+    "train.loss": ("cross_entropy", "trades"),
 }
 
 _ATTACK_RULES: dict[str, Rule] = {
@@ -103,6 +108,48 @@ _ATTACK_CHOICES = {
     "version": VERSIONS,
 }
 
+_GAN_RULES: dict[str, Rule] = {
+    "seed": _STEPS,
+    "data.validation_fraction": _RULES["data.validation_fraction"],
+    "latent_size": _COUNT,
+    "generator.features": _COUNT,
+    "generator.num_blocks": _COUNT,
+    "discriminator.features": _COUNT,
+    "discriminator.num_blocks": (
+        lambda value: isinstance(value, int) and value >= 2,
+        "an integer, at least 2",
+    ),
+    "train.num_steps": _COUNT,
+    "train.steps_per_round": _COUNT,
+    "train.batch_size": _COUNT,
+    "train.num_discriminator_steps": _COUNT,
+    "train.ema_decay": _DECAY,
+    "optimizer.generator_learning_rate": _POSITIVE,
+    "optimizer.discriminator_learning_rate": _POSITIVE,
+    "optimizer.beta1": _DECAY,
+    "optimizer.beta2": _DECAY,
+    "judge.num_samples": (
+        lambda value: isinstance(value, int) and value >= 80,
+        "an integer, at least 80, which the pictures show",
+    ),
+    "sampling.num_images": _COUNT,
+    "sampling.ddls.step_size": _POSITIVE,
+    "sampling.ddls.num_steps": _STEPS,
+    "sampling.truncation": _POSITIVE,
+    "sampling.min_probability": _DECAY,
+    "sampling.batch_size": _COUNT,
+    "sampling.shard_size": _COUNT,
+}
+
+_GAN_CHOICES = {
+    "data.name": SOURCES,
+    "data.augmentation": AUGMENTATIONS,
+    "sampling.which": ("best", "last"),
+    "sampling.sampler": ("prior", "ddls"),
+    "sampling.labels": ("intended", "judged"),
+    "sampling.format": ("shards", "npz"),
+}
+
 # Where files lie, which another machine may change without changing the experiment.
 _LOCATIONS = ("data.data_dir",)
 
@@ -112,6 +159,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
     _check_values(_flatten(config), _RULES, _CHOICES)
     if "model" in config:
         check_model(config.model, config.evaluation)
+        _check_training(config)
     for name, attack in config.evaluation.attacks.items():
         _check_attack(f"evaluation.attacks.{name}", attack)
     expand(config.evaluation.attacks)
@@ -124,12 +172,15 @@ def check(config: ConfigDict, num_devices: int) -> None:
     for radius in config.evaluation.certification.radii:
         _check_rule("evaluation.certification.radii", radius, _RADIUS)
     for key in ("train.batch_size", "evaluation.batch_size"):
-        batch_size = _flatten(config).get(key, num_devices)
-        if batch_size % num_devices:
-            raise UserError(
-                f"config.{key} is {batch_size}, not divisible by the {num_devices} devices: "
-                f"take {batch_size // num_devices * num_devices or num_devices}"
-            )
+        _check_divisible(key, _flatten(config).get(key, num_devices), num_devices)
+
+
+def check_gan(config: ConfigDict, num_devices: int) -> None:
+    """Raises a UserError that names the first key of configs/gan.py whose value cannot be meant."""
+    _check_values(_flatten(config), _GAN_RULES, _GAN_CHOICES)
+    check(config.judge.classifier, num_devices)
+    for key in ("train.batch_size", "sampling.batch_size"):
+        _check_divisible(key, _flatten(config)[key], num_devices)
 
 
 def check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
@@ -137,6 +188,26 @@ def check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
     classifier = make_classifier(model, num_classes=10)
     if evaluation.certification.num_examples:
         check_certifiable(classifier)
+
+
+def _check_training(config: ConfigDict) -> None:
+    """Raises a UserError for keys of a training config that do not go together."""
+    synthetic, attack = config.data.synthetic, config.attack
+    if synthetic.share > 0 and not synthetic.path:
+        raise UserError(
+            f"config.data.synthetic.share is {synthetic.share}, but config.data.synthetic.path is "
+            "not set: name a folder of samples or an .npz"
+        )
+    if attack.loss == "kl" and attack.fraction > 0 and not attack.random_start:
+        raise UserError("config.attack.loss kl needs config.attack.random_start=True")
+
+
+def _check_divisible(key: str, batch_size: int, num_devices: int) -> None:
+    if batch_size % num_devices:
+        raise UserError(
+            f"config.{key} is {batch_size}, not divisible by the {num_devices} devices: "
+            f"take {batch_size // num_devices * num_devices or num_devices}"
+        )
 
 
 def _check_attack(name: str, attack: ConfigDict) -> None:

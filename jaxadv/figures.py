@@ -1,12 +1,5 @@
-"""The figures of a report: inline SVG that takes its colours and its font from the page.
+"""The figures of a report, as inline SVG; see `jaxadv.drawing`."""
 
-Matplotlib draws with the colours of `_COLORS`; in the SVG each of them becomes a CSS variable,
-so one drawing serves a light page, a dark page and paper. Text stays text.
-"""
-
-import io
-import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,38 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-_INK, _RULE = "#111111", "#dddddd"
-_CLEAN, _ROBUST = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
-_SERIES = (_ROBUST, _CLEAN, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_MARKERS = "osD^vP"
-_COLORS = {
-    _INK: "currentColor",
-    _RULE: "var(--rule)",
-    **{color: f"var(--series-{i})" for i, color in enumerate(_SERIES, start=1)},
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-}
-_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_ID = re.compile(r'(\bid="|href="#|url\(#)([^")]+)')
-_WIDTH = 9.0  # inches, which a browser shows as 864 pixels
+from jaxadv.drawing import (
+    CLEAN,
+    INK,
+    MARKERS,
+    ROBUST,
+    SERIES,
+    STYLE,
+    WIDTH,
+    accuracy_axis,
+    note,
+    over_epochs,
+    svg,
+)
 
 
 def accuracy_over_eps(
@@ -65,21 +39,21 @@ def accuracy_over_eps(
     Returns:
       An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
         axes = figure.subplots()
-        colors = {name: _SERIES[i % len(_SERIES)] for i, name in enumerate(curves)}
+        colors = {name: SERIES[i % len(SERIES)] for i, name in enumerate(curves)}
         for i, (name, entries) in enumerate(curves.items()):
-            ink = {"color": _INK, "linestyle": "--", "zorder": 3} if name == worst else {}
-            style = {"color": colors[name], "marker": _MARKERS[i % len(_MARKERS)], **ink}
+            ink = {"color": INK, "linestyle": "--", "zorder": 3} if name == worst else {}
+            style = {"color": colors[name], "marker": MARKERS[i % len(MARKERS)], **ink}
             start = [{**clean, "eps": 0.0}] if len(entries) > 1 else []
             _curve(axes, [*start, *entries], name, style)
         radii = {entry["eps"] for entries in curves.values() for entry in entries}
         axes.set_xticks(sorted({0.0, *radii}))
         axes.set_xlabel("eps")
-        _accuracy_axis(axes)
+        accuracy_axis(axes)
         figure.legend(loc="outside right upper")
-        return _svg(figure)
+        return svg(figure)
 
 
 def certified_accuracy(radii: Sequence[Mapping[str, Any]]) -> str:
@@ -91,13 +65,13 @@ def certified_accuracy(radii: Sequence[Mapping[str, Any]]) -> str:
     Returns:
       An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
         axes = figure.subplots()
-        _curve(axes, radii, "certified", {"color": _CLEAN, "marker": "o"}, x="radius")
+        _curve(axes, radii, "certified", {"color": CLEAN, "marker": "o"}, x="radius")
         axes.set_xlabel("L2 radius")
-        _accuracy_axis(axes, "certified accuracy")
-        return _svg(figure)
+        accuracy_axis(axes, "certified accuracy")
+        return svg(figure)
 
 
 def accuracy_over_queries(
@@ -114,24 +88,24 @@ def accuracy_over_queries(
       An `<svg>` element.
     """
     budgets = [entry["queries"] for entries in curves.values() for entry in entries]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
         axes = figure.subplots()
         for i, (name, entries) in enumerate(curves.items()):
-            style = {"color": _SERIES[i % len(_SERIES)], "marker": _MARKERS[i % len(_MARKERS)]}
+            style = {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)]}
             _curve(axes, entries, name, style, x="queries")
         for name, entry in white_box.items():
-            axes.axhspan(*entry["ci95"], color=_INK, alpha=0.1, linewidth=0)
-            axes.axhline(entry["accuracy"], color=_INK, linestyle="--", label=name)
+            axes.axhspan(*entry["ci95"], color=INK, alpha=0.1, linewidth=0)
+            axes.axhline(entry["accuracy"], color=INK, linestyle="--", label=name)
         # A scale of at least a decade, so that some powers of ten name it.
         axes.set_xscale("log")
         axes.set_xlim(min(budgets) / 1.3, max(*budgets, 10 * min(budgets)) * 1.3)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("queries for each image")
-        _accuracy_axis(axes)
+        accuracy_axis(axes)
         figure.legend(loc="outside right upper")
-        return _svg(figure)
+        return svg(figure)
 
 
 def accuracy_over_distance(
@@ -148,11 +122,11 @@ def accuracy_over_distance(
     """
     finite = [values[np.isfinite(values)] for values in distances.values()]
     farthest = np.concatenate(finite).max(initial=0.0) or 1.0
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         axes = figure.subplots()
         for i, (name, values) in enumerate(distances.items()):
-            color, start = _SERIES[i % len(_SERIES)], radii.get(name, 0.0)
+            color, start = SERIES[i % len(SERIES)], radii.get(name, 0.0)
             at = np.unique([start, *np.clip(values, start, farthest), farthest])
             left = [(values > distance).mean() for distance in at]
             axes.step(at, left, where="post", color=color, label=name)
@@ -160,9 +134,9 @@ def accuracy_over_distance(
                 axes.plot(at[:1], left[:1], color=color, marker="o")
         axes.set_xlabel("distance")
         axes.set_xlim(0, farthest)
-        _accuracy_axis(axes)
+        accuracy_axis(axes)
         figure.legend(loc="outside right upper")
-        return _svg(figure)
+        return svg(figure)
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]], best_epoch: int | None) -> str:
@@ -175,37 +149,78 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], best_epoch: int | None
     Returns:
       An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 7.2), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
         panels = figure.subplots(4, sharex=True, height_ratios=(3.2, 2.4, 1, 1))
         accuracy, loss, eps, num_steps = panels
         train, validation = {"linestyle": "--", "linewidth": 1.1}, {"marker": "."}
-        _over_epochs(accuracy, metrics, {
-            "validation_accuracy_clean": ("clean, validation", {"color": _CLEAN, **validation}),
-            "train_accuracy_clean": ("clean, train", {"color": _CLEAN, **train}),
+        over_epochs(accuracy, metrics, {
+            "validation_accuracy_clean": ("clean, validation", {"color": CLEAN, **validation}),
+            "train_accuracy_clean": ("clean, train", {"color": CLEAN, **train}),
             "validation_accuracy_robust":
-                ("attacked, validation", {"color": _ROBUST, **validation}),
-            "train_accuracy_adversarial": ("attacked, train", {"color": _ROBUST, **train}),
+                ("attacked, validation", {"color": ROBUST, **validation}),
+            "train_accuracy_adversarial": ("attacked, train", {"color": ROBUST, **train}),
         })  # fmt: skip
         accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _over_epochs(loss, metrics, {
-            "train_loss": ("train", {"color": _INK, "linewidth": 1.1}),
-            "train_loss_clean": ("clean, train", {"color": _CLEAN, **train}),
-            "train_loss_adversarial": ("attacked, train", {"color": _ROBUST, **train}),
+        over_epochs(loss, metrics, {
+            "train_loss": ("train", {"color": INK, "linewidth": 1.1}),
+            "train_loss_clean": ("clean, train", {"color": CLEAN, **train}),
+            "train_loss_adversarial": ("attacked, train", {"color": ROBUST, **train}),
         })  # fmt: skip
-        budget = {"color": _INK, "drawstyle": "steps-mid", "marker": "."}
-        _over_epochs(eps, metrics, {"eps": (None, budget)})
-        _over_epochs(num_steps, metrics, {"num_steps": (None, budget)})
+        budget = {"color": INK, "drawstyle": "steps-mid", "marker": "."}
+        over_epochs(eps, metrics, {"eps": (None, budget)})
+        over_epochs(num_steps, metrics, {"num_steps": (None, budget)})
         for axes, label in zip(panels, ("accuracy", "loss", "training eps", "steps"), strict=True):
             axes.set_ylabel(label)
             if best_epoch is not None:
-                axes.axvline(best_epoch, color=_INK, linewidth=0.8, linestyle=":")
+                axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=":")
         if best_epoch is not None:
-            _note(accuracy, best_epoch, "best")
+            note(accuracy, best_epoch, "best")
         num_steps.set_xlabel("epoch")
         num_steps.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.align_ylabels()
-        return _svg(figure)
+        return svg(figure)
+
+
+def gan_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Draws the losses of a GAN and what its judge says, over the rounds.
+
+    Args:
+      metrics: the lines of `metrics.jsonl`.
+
+    Returns:
+      An `<svg>` element.
+    """
+    panels = {
+        "loss": {"discriminator_loss": "discriminator", "generator_loss": "generator"},
+        "Fréchet distance": {"judge_frechet_distance": "judge's features"},
+        "share": {
+            "judge_accuracy": "judged right",
+            "judge_precision": "precision",
+            "judge_recall": "recall",
+            "duplicates": "duplicates",
+            "copies": "copies",
+        },
+    }
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 6.0), layout="constrained")
+        for axes, (label, series) in zip(
+            figure.subplots(3, sharex=True), panels.items(), strict=True
+        ):
+            styles = {
+                key: (name, {"color": SERIES[i], "marker": MARKERS[i]})
+                for i, (key, name) in enumerate(series.items())
+            }
+            over_epochs(axes, metrics, styles)
+            axes.set_ylabel(label)
+            if label == "share":
+                accuracy_axis(axes, label)
+                axes.set_xlabel("round")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            elif label != "loss":
+                axes.set_ylim(bottom=0)
+        figure.align_ylabels()
+        return svg(figure)
 
 
 def margin_histogram(margins: Mapping[str, Float[np.ndarray, "n"]]) -> str:
@@ -220,20 +235,20 @@ def margin_histogram(margins: Mapping[str, Float[np.ndarray, "n"]]) -> str:
     """
     low, high = np.quantile(np.concatenate(list(margins.values())), (0.005, 0.995))
     bins = np.linspace(min(low, -1e-3), max(high, 1e-3), 61).tolist()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         axes = figure.subplots()
-        for (name, values), color in zip(margins.items(), (_CLEAN, _ROBUST), strict=False):
+        for (name, values), color in zip(margins.items(), (CLEAN, ROBUST), strict=False):
             share = np.full(len(values), 100 / len(values))
             values = np.clip(values, bins[0], bins[-1])
             axes.hist(values, bins, weights=share, color=color, alpha=0.3)
             axes.hist(values, bins, weights=share, color=color, label=name, histtype="step")
-        axes.axvline(0, color=_INK, linewidth=0.8)
-        _note(axes, 0, "misclassified →")
+        axes.axvline(0, color=INK, linewidth=0.8)
+        note(axes, 0, "misclassified →")
         axes.set_xlabel("largest other logit minus true logit")
         axes.set_ylabel("examples, %")
         figure.legend(loc="outside right upper")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _curve(
@@ -254,46 +269,3 @@ def _curve(
         return
     axes.fill_between(at, low, high, color=style["color"], alpha=0.18, linewidth=0)
     axes.plot(at, accuracy, label=name, **style)
-
-
-def _accuracy_axis(axes: Axes, label: str = "accuracy") -> None:
-    axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
-def _over_epochs(
-    axes: Axes,
-    metrics: Sequence[Mapping[str, Any]],
-    series: Mapping[str, tuple[str | None, Mapping[str, Any]]],
-) -> None:
-    epochs = [line["epoch"] for line in metrics]
-    for key, (label, style) in series.items():
-        values = np.array([line.get(key) for line in metrics], dtype=float)  # None becomes NaN
-        if not np.isnan(values).all():
-            axes.plot(epochs, values, label=label, **style)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-
-
-def _note(axes: Axes, x: int, text: str) -> None:
-    """Writes a text above the panel, from `x` on."""
-    axes.annotate(
-        text, (x, 1), xycoords=axes.get_xaxis_transform(), xytext=(0, 2),
-        textcoords="offset points", fontsize=8.5,
-    )  # fmt: skip
-
-
-def _svg(figure: Figure) -> str:
-    """Returns the figure as an `<svg>` element, the same bytes for the same figure."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Matplotlib's ids are random, and a page of several figures needs them to differ.
-    numbers: dict[str, int] = {}
-    svg = _ID.sub(lambda found: f"{found[1]}{numbers.setdefault(found[2], len(numbers))}", svg)
-    svg = _ID.sub(rf"\g<1>f{zlib.crc32(svg.encode()):08x}-\g<2>", svg)
-    for color, variable in _COLORS.items():
-        svg = svg.replace(color, variable)
-    return svg

@@ -1,8 +1,10 @@
 """Optax chains and learning-rate schedules, from the config."""
 
+import jax
+import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr, tree_map_with_path
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
 
@@ -38,6 +40,18 @@ SCHEDULES = {
 def make_optimizer(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Returns the chain named by `optimizer.name`, see configs/default.py."""
     return OPTIMIZERS[optimizer.name](optimizer, schedule)
+
+
+def moving_average(
+    average: PyTree, new: PyTree, decay: float, step: int | Int[Array, ""]
+) -> PyTree:
+    """Returns the exponential moving average after `step` steps.
+
+    It starts as the mean of the few trees there are, not of the initial one: the decay grows from
+    1/11 to its value.
+    """
+    decay_now = jnp.minimum(decay, step / (step + 10))
+    return jax.tree.map(lambda old, new: decay_now * old + (1 - decay_now) * new, average, new)
 
 
 def _adamw(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

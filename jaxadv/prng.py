@@ -7,7 +7,10 @@ from jaxtyping import Array, Int, Key
 
 from jaxadv.types import PRNGKey
 
-Stream = Literal["init", "shuffle", "augment", "attack", "noise", "score", "latent", "smoothing"]
+Stream = Literal[
+    "init", "shuffle", "augment", "attack", "noise", "score", "latent", "smoothing", "sample",
+    "synthetic",
+]  # fmt: skip
 _STREAMS = get_args(Stream)
 
 

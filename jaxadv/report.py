@@ -2,15 +2,13 @@
 
 import json
 import os
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from jaxadv import entries, figures, formats, pictures
+from jaxadv import entries, figures, page, pictures
 from jaxadv.masking import ANY_IMAGE
 from jaxadv.types import UserError
 
@@ -37,13 +35,13 @@ def write(workdir: str | os.PathLike) -> Path:
     folder = Path(workdir)
     if not folder.is_dir():
         raise UserError(f"no workdir {folder}: give the folder of a run")
-    config = _read(folder / "config.json", _json, {})
-    metrics = _read(folder / "metrics.jsonl", _json_lines, [])
-    evaluation = _read(folder / "evaluation.json", _json, {})
-    last = _read(folder / "evaluation_last.json", _json, {})
-    examples = _read(folder / "examples.npz", _arrays, {})
+    config = page.read_json(folder / "config.json")
+    metrics = page.read_json_lines(folder / "metrics.jsonl")
+    evaluation = page.read_json(folder / "evaluation.json")
+    last = page.read_json(folder / "evaluation_last.json")
+    examples = page.read_arrays(folder / "examples.npz")
     best_epoch = evaluation["checkpoint"]["epoch"] if evaluation else None
-    page = _template().render(
+    html = page.template("report.html").render(
         name=folder.resolve().name,
         config=config and json.dumps(config, indent=2),
         model=_either(evaluation, "model", config, "model"),
@@ -57,7 +55,7 @@ def write(workdir: str | os.PathLike) -> Path:
         have_examples=bool(examples),
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(html, encoding="utf-8")
     return path
 
 
@@ -237,38 +235,3 @@ def _either(evaluation: Mapping[str, Any], key: str, config: Mapping[str, Any], 
     """Returns what the evaluation says, else what the config names, else nothing."""
     name = config.get(part, {}).get("name", "")
     return evaluation.get(key, _DATASETS.get(name, name))
-
-
-def _read(path: Path, parse: Callable[[Path], Any], missing: Any) -> Any:
-    if not path.exists():
-        return missing
-    try:
-        return parse(path)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): evaluate again") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxadv", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    filters = (formats.percent, formats.interval, formats.norm, formats.eps, formats.duration)
-    environment.filters |= {function.__name__: function for function in filters}
-    return environment.get_template("report.html")

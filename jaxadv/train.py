@@ -1,9 +1,8 @@
 """Adversarial training: the host loop, its checkpoints, and the evaluation that ends it."""
 
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxadv import checkpoint, report
@@ -30,11 +28,13 @@ from jaxadv.classifier import (
 from jaxadv.curriculum import Budget, linear_budget
 from jaxadv.data import Dataset
 from jaxadv.data.augment import make_augment
+from jaxadv.data.order import endless_order, epoch_order
+from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
 from jaxadv.evaluate import evaluate_checkpoint, load_dataset
+from jaxadv.logbook import open_logbook
 from jaxadv.optimizer import make_optimizer, make_schedule
 from jaxadv.outcomes import attack_examples
 from jaxadv.parallel import pmap_batches, replicate
-from jaxadv.prng import stream
 from jaxadv.provenance import note_source
 from jaxadv.types import Batch, UserError
 
@@ -100,22 +100,40 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
     recipe = _make_recipe(config, len(dataset.class_names), schedule)
     state, first_epoch = _start(recipe, dataset, workdir)
     train_step = pmap_batches(
-        make_train_step(recipe), num_replicated=3, num_batches=1, donate_first=True
+        make_train_step(recipe), num_replicated=3, num_batches=2, donate_first=True
     )
+    synthetic = _open_synthetic(config, dataset)
+    num_synthetic = recipe.num_synthetic * jax.device_count()
+    num_real, num_images = batch_size - num_synthetic, steps_per_epoch * batch_size
     data = replicate(dataset.train)
     budgets = [linear_budget(config.attack, epoch, num_epochs) for epoch in range(num_epochs)]
     since = time.monotonic()
     with (
         checkpoint.open_manager(workdir) as manager,
-        SummaryWriter(str(workdir / "tensorboard"), purge_step=first_epoch + 1) as writer,
-        (workdir / "metrics.jsonl").open("a") as metrics_file,
+        open_logbook(workdir, first_epoch) as log,
     ):
         for epoch in range(first_epoch, num_epochs):
             began = time.monotonic()
-            order = _epoch_order(config.seed, epoch, len(dataset.train.labels))
-            batches = order[: steps_per_epoch * batch_size].reshape(-1, batch_size)
+            order = epoch_order(config.seed, "shuffle", epoch, len(dataset.train.labels))
+            real = order[: steps_per_epoch * num_real].reshape(steps_per_epoch, num_real)
+            made = endless_order(
+                config.seed,
+                "synthetic",
+                epoch * steps_per_epoch * num_synthetic,
+                steps_per_epoch * num_synthetic,
+                len(synthetic),
+            )
+            batches = _batches(real, made.reshape(steps_per_epoch, num_synthetic), synthetic)
             title = f"Epoch {epoch + 1}/{num_epochs}"
-            state, means = _train_epoch(train_step, state, data, budgets[epoch], batches, title)
+            state, means = _train_epoch(
+                train_step,
+                state,
+                data,
+                budgets[epoch],
+                batches,
+                steps_per_epoch * batch_size,
+                title,
+            )
             seconds = time.monotonic() - began
             line = {
                 "epoch": epoch + 1,
@@ -125,18 +143,34 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
                 **means,
                 **_validate(recipe, state.weights, dataset.validation, config),
                 "seconds": seconds,
-                "images_per_second": batches.size / seconds,
+                "images_per_second": num_images / seconds,
             }
-            metrics_file.write(json.dumps(line) + "\n")
-            metrics_file.flush()
-            for name, value in line.items():
-                if value is not None:
-                    writer.add_scalar(name, value, epoch + 1)
+            log(line)
             # Last, so that no checkpoint is without its line: one too many is dropped on resume.
             checkpoint.save(manager, epoch + 1, _to_items(state), line)
             left = _seconds_left(budgets, config.attack.fraction, first_epoch, epoch + 1, since)
             print(_summary(line, num_epochs, left), flush=True)
     return state
+
+
+def _open_synthetic(config: ConfigDict, dataset: Dataset) -> SyntheticImages:
+    """Returns the images of `config.data.synthetic`; where its share is 0 there are none."""
+    image_shape = dataset.train.images.shape[1:]
+    if not config.data.synthetic.share:
+        return no_images(image_shape)
+    return open_synthetic(config.data.synthetic.path, image_shape, len(dataset.class_names))
+
+
+def _batches(
+    real: Int[np.ndarray, "steps real"],
+    made: Int[np.ndarray, "steps synthetic"],
+    synthetic: SyntheticImages,
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yields for each step which real images it sees, and the synthetic ones themselves."""
+    for indices, rows in zip(real, made, strict=True):
+        labels: Any = synthetic.labels[rows]
+        images: Any = synthetic.take(rows)
+        yield indices, Batch(images, labels)
 
 
 def _make_recipe(config: ConfigDict, num_classes: int, schedule: Callable) -> Recipe:
@@ -147,7 +181,10 @@ def _make_recipe(config: ConfigDict, num_classes: int, schedule: Callable) -> Re
         optimizer=make_optimizer(config.optimizer, schedule),
         augment=make_augment(config.data.augmentation),
         num_attacked=round(config.attack.fraction * share),
+        num_synthetic=round(config.data.synthetic.share * share),
+        label_smoothing=config.data.synthetic.label_smoothing,
         attack=attack,
+        trades_beta=config.train.trades_beta if config.train.loss == "trades" else None,
         ema_decay=config.train.ema_decay,
         seed=config.seed,
     )
@@ -164,7 +201,6 @@ def _start(recipe: Recipe, dataset: Dataset, workdir: Path) -> tuple[TrainState,
         state, epoch = _from_items(restored.items, state), restored.epoch
         print(f"Going on after epoch {epoch} of {workdir}", flush=True)
     checkpoint.set_aside_after(workdir, epoch)
-    _forget_after(workdir / "metrics.jsonl", epoch)
     return replicate(state), epoch
 
 
@@ -173,7 +209,8 @@ def _train_epoch(
     state: TrainState,
     data: Batch,
     budget: Budget,
-    batches: np.ndarray,
+    batches: Iterable[tuple[np.ndarray, Batch]],
+    num_images: int,
     title: str,
 ) -> tuple[TrainState, dict[str, float | None]]:
     """Returns the state after an epoch and the means of its metrics.
@@ -182,13 +219,13 @@ def _train_epoch(
       UserError: the loss is no longer finite.
     """
     history: list[dict[str, jax.Array]] = []
-    with tqdm(total=batches.size, desc=title, unit="img", leave=False, disable=None) as bar:
-        for batch in batches:
-            state, metrics = train_step(state, data, budget, batch)
+    with tqdm(total=num_images, desc=title, unit="img", leave=False, disable=None) as bar:
+        for indices, synthetic in batches:
+            state, metrics = train_step(state, data, budget, indices, synthetic)
             history.append(metrics)
             # A step late, so that an accelerator never waits for the host.
             _check_finite(history[-2:-1], title, len(history) - 1)
-            bar.update(len(batch))
+            bar.update(len(indices) + len(synthetic.labels))
     _check_finite(history[-1:], title, len(history))
     names = ("loss", "loss_clean", "loss_adversarial", "accuracy_clean", "accuracy_adversarial")
     host = jax.device_get(history)
@@ -231,10 +268,6 @@ def _validate(recipe: Recipe, weights: PyTree, split: Batch, config: ConfigDict)
     }
 
 
-def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    return np.asarray(jax.random.permutation(stream(seed, "shuffle", epoch), num_examples))
-
-
 def _to_items(state: TrainState) -> dict[str, PyTree]:
     """Returns the weights, which evaluation restores alone, and what only training needs."""
     if state.ema is None:
@@ -246,15 +279,6 @@ def _from_items(items: dict[str, PyTree], like: TrainState) -> TrainState:
     if like.ema is None:
         return replace(items["training"], variables=items["weights"])
     return replace(items["training"], ema=items["weights"])
-
-
-def _forget_after(path: Path, epoch: int) -> None:
-    """Drops the lines of epochs that were not checkpointed: they are about to be repeated."""
-    if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(lines[:epoch]))
-        partial.replace(path)
 
 
 def _checkpoints_to_evaluate(workdir: Path) -> list[tuple[str, str]]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxadv import checkpoint
-from jaxadv.checkpoint import METRIC
 from jaxadv.types import UserError
+
+ROBUST = "validation_accuracy_robust"
 
 
 def weights(epoch):
@@ -18,7 +19,7 @@ def save_run(workdir, scores):
     with checkpoint.open_manager(workdir) as manager:
         for epoch, score in enumerate(scores, start=1):
             items = {"weights": weights(epoch), "training": {"step": np.int32(epoch)}}
-            checkpoint.save(manager, epoch, items, {METRIC: score})
+            checkpoint.save(manager, epoch, items, {ROBUST: score})
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_best_and_last_are_kept_and_come_back(workdir):
 def test_the_best_is_remembered_by_a_run_that_goes_on(workdir):
     with checkpoint.open_manager(workdir) as manager:
         for epoch in (6, 7):
-            checkpoint.save(manager, epoch, {"weights": weights(epoch)}, {METRIC: 0.1})
+            checkpoint.save(manager, epoch, {"weights": weights(epoch)}, {ROBUST: 0.1})
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"2", "6", "7"}
     assert restore(workdir, "best").epoch == 2
 
@@ -65,7 +66,7 @@ def test_the_best_is_remembered_by_a_run_that_goes_on(workdir):
 def test_device_arrays_are_saved_too(tmp_path):
     items = {"weights": jax.device_put(weights(3))}
     with checkpoint.open_manager(tmp_path) as manager:
-        checkpoint.save(manager, 1, items, {METRIC: 0.0})
+        checkpoint.save(manager, 1, items, {ROBUST: 0.0})
     np.testing.assert_array_equal(
         restore(tmp_path, "last").items["weights"]["kernel"], weights(3)["kernel"]
     )

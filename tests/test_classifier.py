@@ -14,7 +14,8 @@ from jaxadv.attacks import pgd
 from jaxadv.classifier import (
     Recipe,
     TrainState,
-    _loss,
+    _mixed,
+    _train_logits,
     fit_projection,
     init_state,
     make_logits_fn,
@@ -33,6 +34,7 @@ from jaxadv.prng import stream
 from jaxadv.types import Batch
 
 BUDGET = Budget(eps=0.1, step_size=0.05, num_steps=3)
+NONE = Batch(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int32))
 
 
 class Tiny(nn.Module):
@@ -71,7 +73,10 @@ def make_recipe(num_devices=2, *, fraction=0.5, batch_size=8, **changes):
             "optimizer": optax.sgd(0.1),
             "augment": make_augment("none"),
             "num_attacked": round(fraction * batch_size / num_devices),
+            "num_synthetic": 0,
+            "label_smoothing": 0.0,
             "attack": {"norm": "linf", "loss": "cross_entropy", "random_start": True},
+            "trades_beta": None,
             "ema_decay": 0.0,
             "seed": 0,
             **changes,
@@ -84,21 +89,23 @@ def one_device_step(recipe):
     mapped = jax.pmap(
         make_train_step(recipe),
         axis_name=AXIS,
-        in_axes=(None, None, None, 0),
+        in_axes=(None, None, None, 0, 0),
         out_axes=None,
         devices=jax.devices()[:1],
     )
-    return lambda state, data, budget, batch: mapped(state, data, budget, batch[None])
+    return lambda state, data, budget, batch, made: mapped(
+        state, data, budget, batch[None], jax.tree.map(lambda array: array[None], made)
+    )
 
 
 def two_device_step(recipe):
-    return pmap_batches(make_train_step(recipe), num_replicated=3, num_batches=1)
+    return pmap_batches(make_train_step(recipe), num_replicated=3, num_batches=2)
 
 
 def train(step, recipe, data, num_steps=3, budget=BUDGET):
     state, metrics = init_state(recipe, data.images.shape[1:]), {}
     for i in range(num_steps):
-        state, metrics = step(state, data, budget, np.arange(8) + 8 * i)
+        state, metrics = step(state, data, budget, np.arange(8) + 8 * i, NONE)
     return state, metrics
 
 
@@ -114,10 +121,11 @@ def test_two_devices_do_what_one_does(data, augmentation):
 def test_replicas_agree(data):
     recipe = make_recipe()
     every = jax.pmap(
-        make_train_step(recipe), axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=0
+        make_train_step(recipe), axis_name=AXIS, in_axes=(None, None, None, 0, 0), out_axes=0
     )
     state = init_state(recipe, data.images.shape[1:])
-    output = jax.device_get(every(state, data, BUDGET, np.arange(8).reshape(2, 4)))
+    none = jax.tree.map(lambda array: np.stack([array, array]), NONE)
+    output = jax.device_get(every(state, data, BUDGET, np.arange(8).reshape(2, 4), none))
     for leaf in jax.tree.leaves(output):
         np.testing.assert_array_equal(leaf[0], leaf[1])
 
@@ -126,7 +134,7 @@ def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
     """Against the same written out on one device, with no pmap."""
     recipe = make_recipe()
     state = init_state(recipe, data.images.shape[1:])
-    new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8))
+    new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8), NONE)
 
     images, labels = (
         jnp.asarray(data.images[:8] / 255, jnp.float32),
@@ -155,6 +163,46 @@ def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
     chex.assert_trees_all_close(new_variables["params"], expected, atol=1e-5)
     chex.assert_trees_all_close(new_variables["batch_stats"], changed["batch_stats"], atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+
+
+def test_trades_is_cross_entropy_plus_divergence(data):
+    """Against the same written out on one device, with no pmap."""
+    attack = {"norm": "linf", "loss": "kl", "random_start": True}
+    recipe = make_recipe(attack=attack, trades_beta=6.0)
+    state = init_state(recipe, data.images.shape[1:])
+    new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8), NONE)
+    images, labels = jnp.asarray(data.images[:8] / 255, jnp.float32), jnp.asarray(data.labels[:8])
+    logits_fn = make_logits_fn(recipe.model, state.variables, jnp.arange(4))
+    adversarial = pgd(
+        stream(0, "attack", 0), logits_fn, images[:4], labels[:4], **BUDGET._asdict(), **attack
+    )
+
+    def loss(params):
+        logits, _ = Tiny(axis_name=None).apply(
+            {**state.variables, "params": params},
+            jnp.concatenate([images, adversarial]),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        p, log_q = jax.nn.softmax(logits[:4]), jax.nn.log_softmax(logits[8:])
+        divergences = (p * (jnp.log(p) - log_q)).sum()
+        return cross_entropy(logits[:8], labels).mean() + 6 * divergences / 8
+
+    value, gradient = jax.value_and_grad(loss)(state.variables["params"])
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.variables["params"], gradient)
+    chex.assert_trees_all_close(jax.device_get(new_state.variables["params"]), expected, atol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+
+
+def test_synthetic_images_take_their_share_of_the_batch_and_of_the_attack(data):
+    recipe = make_recipe(num_synthetic=2, label_smoothing=0.3)  # of 4 on a device, 2 attacked
+    made = Batch(np.full((2, 4, 4, 3), 255, np.uint8), np.full(2, 7, np.int32))
+    images, labels, smoothing = _mixed(recipe, jax.tree.map(jnp.asarray, data), jnp.arange(2), made)
+    np.testing.assert_array_equal(images[0], data.images[0])
+    assert (images[1] == 255).all()  # attacked like the one before it
+    np.testing.assert_array_equal(images[2], data.images[1])
+    np.testing.assert_array_equal(labels, [data.labels[0], 7, data.labels[1], 7])
+    np.testing.assert_allclose(smoothing, [0, 0.3, 0, 0.3])
 
 
 def test_the_fraction_decides_which_metrics_there_are(data):
@@ -192,14 +240,14 @@ def test_one_compilation_serves_a_whole_curriculum(data):
     step = pmap_batches(
         chex.assert_max_traces(make_train_step(recipe), n=1),
         num_replicated=3,
-        num_batches=1,
+        num_batches=2,
         donate_first=True,
     )
     state = replicate(init_state(recipe, data.images.shape[1:]))
     arrays = replicate(data)
     for i in range(4):
         budget = Budget(0.01 * i, 0.01, 2 + i)
-        state, _ = step(state, arrays, budget, np.arange(8))
+        state, _ = step(state, arrays, budget, np.arange(8), NONE)
 
 
 def test_noise_follows_the_example_and_noise_of_weights_the_key_alone():
@@ -220,9 +268,9 @@ def test_training_noise_differs_between_devices_and_steps_but_not_that_of_the_we
     recipe = make_recipe(fraction=0.0)._replace(model=Noisy())
     state = TrainState(step=jnp.int32(0), variables={"params": {}}, ema=None, opt_state=None)
     each = jax.pmap(
-        lambda step: _loss(
-            recipe, replace(state, step=step), {}, jnp.zeros((1, 2, 2, 1)), jnp.zeros(1, int)
-        )[1][0],
+        lambda step: _train_logits(recipe, replace(state, step=step), {}, jnp.zeros((1, 2, 2, 1)))[
+            0
+        ],
         axis_name=AXIS,
     )
     first, other = (np.asarray(each(jnp.array([step, step])))[:, 0] for step in (1, 2))

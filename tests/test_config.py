@@ -17,7 +17,8 @@ CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "batt
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_loads_and_is_possible(name):
     module = importlib.import_module(f"configs.{name}")
-    configs.check(module.get_config(), num_devices=2)
+    config = module.get_config()
+    (configs.check_gan if config.mode == "gan" else configs.check)(config, num_devices=2)
     assert module.__doc__
 
 
@@ -54,6 +55,11 @@ def test_the_digits_are_a_variant_of_the_main_job():
         ("train.batch_size", 63, "not divisible by the 2 devices: take 62"),
         ("evaluation.batch_size", 1, "not divisible by the 2 devices: take 2"),
         ("evaluation.num_examples", 0, "at least 1"),
+        ("data.synthetic.share", 1.2, "data.synthetic.share is 1.2: it must be from 0 to 1"),
+        ("data.synthetic.share", 0.5, "data.synthetic.path is not set"),
+        ("data.synthetic.label_smoothing", -0.1, "from 0 to 1"),
+        ("train.loss", "mart", "cross_entropy, trades"),
+        ("attack.loss", "kl", "attack.loss kl needs config.attack.random_start=True"),
     ],
 )
 def test_an_impossible_value_is_named(key, value, message):

@@ -267,10 +267,3 @@ def test_a_state_survives_its_items(ema_decay, digits):
     state = train.init_state(recipe, (32, 32, 3))
     back = train._from_items(train._to_items(state), state)
     chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state))
-
-
-def test_every_epoch_has_an_order_of_its_own():
-    orders = [train._epoch_order(0, epoch, 100) for epoch in (0, 0, 1)]
-    np.testing.assert_array_equal(orders[0], orders[1])
-    assert not np.array_equal(orders[0], orders[2])
-    assert sorted(orders[2]) == list(range(100))

@@ -1,0 +1,107 @@
+"""How near samples of a generator are to real images, by the features of some network.
+
+Every function takes one row of features for each image. Fréchet distance and the like are known by
+the features of the Inception network; by any others they are other numbers, and must be named so.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Features = Float[np.ndarray, "n features"]
+Others = Float[np.ndarray, "m features"]
+
+_SUBSET = 1000  # images of a kernel distance
+_NUM_NEIGHBOURS = 3  # as in Kynkäänniemi et al. 2019
+_ROWS = 500  # whose distances are in memory at once
+
+
+def frechet_distance(real: Features, fake: Others) -> float:
+    """Returns the Fréchet distance of the Gaussians fitted to the two (Heusel et al. 2017).
+
+    |m - n|^2 + tr(C + D - 2 (C^1/2 D C^1/2)^1/2), with means m, n and covariances C, D.
+    """
+    (mean, covariance), (other_mean, other) = _gaussian(real), _gaussian(fake)
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)).sum()
+    distance = ((mean - other_mean) ** 2).sum() + np.trace(covariance) + np.trace(other) - 2 * cross
+    return float(max(distance, 0.0))
+
+
+def _gaussian(features: Features) -> tuple[np.ndarray, np.ndarray]:
+    features = features.astype(np.float64)
+    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def kernel_distance(
+    real: Features, fake: Others, *, num_subsets: int = 20, seed: int = 0
+) -> tuple[float, float]:
+    """Returns the squared MMD with kernel (x.y / d + 1)^3 (Binkowski et al. 2018), and its SD.
+
+    It is the mean of the unbiased estimates from random subsets of at most 1,000 of each.
+    """
+    generator = np.random.default_rng(seed)
+    size = min(_SUBSET, len(real), len(fake))
+    estimates = []
+    for _ in range(num_subsets):
+        x, y = (
+            features[generator.choice(len(features), size, replace=False)].astype(np.float64)
+            for features in (real, fake)
+        )
+        within = sum(_kernel(a, a).sum() - np.trace(_kernel(a, a)) for a in (x, y))
+        estimates.append(within / (size * (size - 1)) - 2 * _kernel(x, y).mean())
+    return float(np.mean(estimates)), float(np.std(estimates, ddof=1))
+
+
+def _kernel(x: Features, y: Others) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def precision_and_recall(real: Features, fake: Others) -> tuple[float, float]:
+    """Returns the share of fakes in the real manifold, and of reals in the fakes' manifold.
+
+    A manifold is the union of balls around its points that reach to their third neighbour
+    (Kynkäänniemi et al. 2019).
+    """
+    return float(_covered(fake, real).mean()), float(_covered(real, fake).mean())
+
+
+def _covered(points: Features, manifold: Others) -> Bool[np.ndarray, "n"]:
+    count = min(_NUM_NEIGHBOURS, len(manifold) - 1)
+    # The nearest of all is the point itself.
+    radii = np.concatenate(
+        [np.partition(block, count, axis=1)[:, count] for block in _distances(manifold, manifold)]
+    )
+    return np.concatenate([(block <= radii).any(axis=1) for block in _distances(points, manifold)])
+
+
+def nearest(
+    points: Features, others: Others
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Returns for each point the nearest of the others, and its squared distance."""
+    blocks = [(block.argmin(axis=1), block.min(axis=1)) for block in _distances(points, others)]
+    rows, distances = zip(*blocks, strict=True)
+    return np.concatenate(rows), np.concatenate(distances)
+
+
+def num_duplicates(points: Features, distance: float) -> int:
+    """Returns how many points have an earlier one within a distance."""
+    count, start = 0, 0
+    for block in _distances(points, points):
+        rows = start + np.arange(len(block))
+        earlier = np.arange(len(points)) < rows[:, None]
+        count += int(((block <= distance**2) & earlier).any(axis=1).sum())
+        start += len(block)
+    return count
+
+
+def _distances(points: Features, others: Others) -> Iterator[np.ndarray]:
+    """Yields the squared distances to all others, for some points at a time."""
+    points, others = points.astype(np.float64), others.astype(np.float64)
+    squares = (others**2).sum(axis=1)
+    for start in range(0, len(points), _ROWS):
+        block = points[start : start + _ROWS]
+        squared = (block**2).sum(axis=1)[:, None] + squares - 2 * block @ others.T
+        yield np.maximum(squared, 0)

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from jaxadv.models.cgan import Discriminator, Generator
+
+LATENTS = jax.random.normal(jax.random.key(0), (6, 8))
+LABELS = jnp.array([0, 1, 2, 0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def generator():
+    module = Generator(3, features=2, num_blocks=2, attention=True)
+    return module, jax.jit(module.init)(jax.random.key(1), LATENTS, LABELS)
+
+
+@pytest.fixture(scope="module")
+def discriminator():
+    module = Discriminator(3, features=4, num_blocks=2, attention=True)
+    images = jnp.zeros((6, 32, 32, 3))
+    return module, jax.jit(module.init)(jax.random.key(1), images, LABELS)
+
+
+def test_images_are_of_the_side_asked_for_and_in_range(generator):
+    module, variables = generator
+    images = module.apply(variables, LATENTS, LABELS)
+    assert images.shape == (6, 16, 16, 3)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_the_class_acts_through_the_norms_alone(generator):
+    module, variables = generator
+    others = (LABELS + 1) % 3
+    images = module.apply(variables, LATENTS, LABELS)
+    np.testing.assert_array_equal(module.apply(variables, LATENTS, others), images)
+
+    def shift(path, leaf):
+        conditional = "ConditionalNorm" in jax.tree_util.keystr(path)
+        return leaf + jnp.arange(3.0)[:, None] if conditional else leaf
+
+    params = jax.tree_util.tree_map_with_path(shift, variables["params"])
+    changed = {**variables, "params": params}
+    of_class, of_other = (module.apply(changed, LATENTS, labels) for labels in (LABELS, others))
+    assert (np.abs(of_class - of_other).max(axis=(1, 2, 3)) > 1e-3).all()
+
+
+def test_an_image_norms_with_its_batch_in_training_alone(generator):
+    module, variables = generator
+    whole = module.apply(variables, LATENTS, LABELS)
+    half = module.apply(variables, LATENTS[:3], LABELS[:3])
+    np.testing.assert_allclose(half, whole[:3], atol=1e-6)
+    whole, _ = module.apply(variables, LATENTS, LABELS, train=True, mutable=["batch_stats"])
+    half, _ = module.apply(variables, LATENTS[:3], LABELS[:3], train=True, mutable=["batch_stats"])
+    assert np.abs(half - whole[:3]).max() > 1e-3
+
+
+def test_attention_begins_with_no_weight(generator):
+    module, variables = generator
+    plain = module.clone(attention=False)
+    params = {k: v for k, v in variables["params"].items() if "SelfAttention" not in k}
+    np.testing.assert_array_equal(
+        plain.apply({**variables, "params": params}, LATENTS, LABELS),
+        module.apply(variables, LATENTS, LABELS),
+    )
+
+
+def test_kernels_are_divided_by_their_largest_singular_value(discriminator):
+    module, variables = discriminator
+    images = jax.random.uniform(jax.random.key(2), (6, 32, 32, 3))
+    update = jax.jit(lambda v: module.apply(v, images, LABELS, train=True, mutable=["batch_stats"]))
+    for _ in range(60):
+        _, changed = update(variables)
+        variables = {**variables, **changed}
+    params = flatten_dict(variables["params"])
+    sigmas = {
+        path: float(sigma)
+        for path, sigma in flatten_dict(variables["batch_stats"]).items()
+        if path[-1].endswith("/sigma")
+    }
+    # Two blocks of three convolutions, attention's four twice, the dense layer, the classes.
+    assert len(sigmas) == sum(leaf.ndim > 1 for leaf in params.values()) >= 12
+    for (*scope, _, name), sigma in sigmas.items():
+        layer, leaf, _ = name.split("/")
+        kernel = np.asarray(params[(*scope, layer, leaf)])
+        largest = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0]
+        np.testing.assert_allclose(sigma, largest, rtol=0.02)
+    larger = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim > 1 else leaf, variables["params"])
+    np.testing.assert_allclose(
+        module.apply({**variables, "params": larger}, images, LABELS),
+        module.apply(variables, images, LABELS),
+        rtol=1e-3,
+    )
+
+
+def test_the_class_acts_on_the_logit(discriminator):
+    module, variables = discriminator
+    images = jax.random.uniform(jax.random.key(2), (6, 32, 32, 3))
+    one, other = (module.apply(variables, images, jnp.full(6, label)) for label in (0, 1))
+    assert one.shape == (6,)
+    assert np.abs(one - other).min() > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_half_precision_is_near_and_comes_back_as_float32(generator, discriminator, dtype):
+    module, variables = generator
+    images = module.apply(variables, LATENTS.astype(dtype), LABELS)
+    assert images.dtype == jnp.float32
+    np.testing.assert_allclose(images, module.apply(variables, LATENTS, LABELS), atol=0.1)
+    module, variables = discriminator
+    logits = module.apply(variables, jnp.full((6, 32, 32, 3), 0.3, dtype), LABELS)
+    assert logits.dtype == jnp.float32

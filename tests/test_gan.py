@@ -1,0 +1,263 @@
+"""The step of a GAN, its averaged generator, and the whole line: train, stop, go on, sample."""
+
+import json
+from dataclasses import replace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import gan as gan_config
+from jaxadv import checkpoint, sample, train_gan
+from jaxadv import config as configs
+from jaxadv.data import load
+from jaxadv.data.synthetic import open_synthetic
+from jaxadv.gan import averaged_generator, draw_latents, init_state, make_gan_step, make_recipe
+from jaxadv.judge import Judge, logits_and_features, look
+from jaxadv.models import make_model
+from jaxadv.optimizer import moving_average
+from jaxadv.parallel import AXIS, pmap_batches
+from jaxadv.prng import example_keys
+from jaxadv.sampling import judged_samples, make_sampler, samples
+from jaxadv.types import Batch, UserError
+
+
+def tiny_config(**changes):
+    config = gan_config.get_config("digits")
+    config.update_from_flattened_dict(
+        {
+            "latent_size": 4,
+            "generator.features": 2,
+            "discriminator.features": 2,
+            "discriminator.num_blocks": 2,
+            "train.num_steps": 4,
+            "train.steps_per_round": 2,
+            "train.batch_size": 8,
+            "judge.num_samples": 80,
+            "judge.classifier.train.num_epochs": 1,
+            "sampling.num_images": 50,
+            "sampling.batch_size": 32,
+            "sampling.shard_size": 20,
+            **changes,
+        }
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", data_dir=None, validation_fraction=0.04)
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return make_recipe(tiny_config(**{"train.num_discriminator_steps": 2}), 10)
+
+
+@pytest.fixture(scope="module")
+def stepped(recipe, digits):
+    """The state before and after a step on two devices, and its metrics."""
+    state = init_state(recipe, (32, 32, 3))
+    step = pmap_batches(make_gan_step(recipe), num_replicated=2, num_batches=1)
+    return state, *step(state, digits.train, np.arange(16))
+
+
+def test_two_devices_do_what_one_does(recipe, digits, stepped):
+    state, new, metrics = stepped
+    one = jax.pmap(
+        make_gan_step(recipe),
+        axis_name=AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=jax.devices()[:1],
+    )
+    expected = one(state, digits.train, np.arange(16)[None])
+    # Adam divides by the size of the gradient: where that is tiny, rounding moves the weights.
+    chex.assert_trees_all_close(
+        jax.device_get((new.ema, new.discriminator, metrics)),
+        jax.device_get((expected[0].ema, expected[0].discriminator, expected[1])),
+        atol=2e-3,
+    )
+
+
+def test_a_step_moves_both_networks(stepped):
+    state, new, metrics = stepped
+    assert int(new.step) == 1
+    for old, moved in ((state.generator, new.generator), (state.discriminator, new.discriminator)):
+        changes = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), old, moved)
+        assert max(jax.tree.leaves(changes["params"])) > 1e-5
+    # The hinge loss of logits near 0 is near 2.
+    assert 0 < metrics["discriminator_loss"] < 100
+    average = jax.tree.map(
+        lambda a, b: a / 11 + 10 / 11 * b, state.ema, jax.device_get(new.generator["params"])
+    )
+    chex.assert_trees_all_close(jax.device_get(new.ema), jax.device_get(average), atol=1e-6)
+
+
+def test_the_moving_average_against_a_loop():
+    values = np.random.default_rng(0).normal(size=60)
+    average, expected = {"w": jnp.float32(values[0])}, values[0]
+    for step, value in enumerate(values[1:], start=1):
+        average = moving_average(average, {"w": jnp.float32(value)}, 0.8, step)
+        decay = min(0.8, step / (step + 10))
+        expected = decay * expected + (1 - decay) * value
+    np.testing.assert_allclose(average["w"], expected, rtol=1e-5)
+
+
+def test_the_statistics_are_those_of_the_averaged_generator(recipe, stepped):
+    """Where all samples fit into one batch of each device, norms in either mode agree."""
+    _, state, _ = stepped
+    old = jax.tree.map(lambda leaf: leaf + 7, state.generator["batch_stats"])
+    state = replace(state, generator={**state.generator, "batch_stats": old})
+    weights = averaged_generator(recipe, state, num_samples=256)
+    generator = recipe.generator.clone(axis_name=None)
+    latents = draw_latents(example_keys(jax.random.key(5), jnp.arange(512)), 4)
+    labels = jnp.arange(512) % 10
+    images = generator.apply(weights, latents, labels)
+    expected, _ = generator.apply(weights, latents, labels, train=True, mutable=["batch_stats"])
+    assert np.abs(images - expected).mean() < 0.05 * expected.std()
+
+
+def test_truncated_latents_stay_inside():
+    keys = example_keys(jax.random.key(0), jnp.arange(1000))
+    assert np.abs(draw_latents(keys, 8)).max() > 3
+    latents = draw_latents(keys, 8, truncation=0.5)
+    assert np.abs(latents).max() <= 0.5
+    assert latents.std() > 0.25
+
+
+def test_a_sample_follows_from_its_number(recipe, stepped):
+    _, state, _ = stepped
+    networks = (
+        averaged_generator(recipe, state, num_samples=64, batch_size=64),
+        state.discriminator,
+    )
+    for sampler in ("prior", "ddls"):
+        config = tiny_config(**{"sampling.sampler": sampler, "sampling.ddls.num_steps": 3}).sampling
+        make = make_sampler(recipe, config)
+        whole, some = (
+            np.concatenate([b.images for b in samples(make, networks, n, 10, size)])
+            for n, size in ((12, 8), (6, 2))
+        )
+        assert whole.shape == (12, 32, 32, 3)
+        # Rounding to bytes may fall to either side.
+        assert np.abs(whole[:6].astype(int) - some).max() <= 1
+    labels = np.concatenate([b.labels for b in samples(make, networks, 12, 10, 8)])
+    np.testing.assert_array_equal(labels, [*range(10), 0, 1])
+
+
+@pytest.mark.parametrize("name", ["net", "wrn_7_1", "vit_1_32"])
+def test_features_are_the_input_of_the_last_layer(name):
+    model = make_model(name, 10)
+    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    logits, features = logits_and_features(model, variables, images)
+    dense = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.shape[-1:] == (10,)]
+    bias, kernel = sorted(dense, key=lambda leaf: leaf.ndim)
+    np.testing.assert_allclose(features @ kernel + bias, logits, atol=1e-5)
+
+
+def test_the_judge_lets_through_what_it_is_certain_of(digits):
+    model = make_model("net", 10)
+    weights = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+    judge = Judge(model, weights)
+    images = np.asarray(digits.test.images)
+
+    def sampler(_, numbers, labels):
+        return images[numbers % len(images)]
+
+    probabilities = look(judge, images).probabilities
+    config = tiny_config(**{"sampling.num_images": 30, "sampling.labels": "judged"}).sampling
+    config.min_probability = float(np.quantile(probabilities.max(axis=1), 0.6))
+    parts = list(judged_samples(sampler, None, judge, 10, config))
+    kept = Batch(*map(np.concatenate, zip(*parts, strict=True)))
+    assert len(kept.labels) == 30
+    seen = look(judge, kept.images).probabilities
+    np.testing.assert_array_equal(seen.argmax(axis=1), kept.labels)
+    assert (seen.max(axis=1) >= config.min_probability - 1e-6).all()
+    config.labels, config.min_probability = "intended", 0.999
+    with pytest.raises(UserError, match=r"lower config\.sampling\.min_probability"):
+        list(judged_samples(sampler, None, judge, 10, config))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("gans") / "tiny"
+    train_gan.run(tiny_config(), workdir)
+    return workdir
+
+
+def test_a_run_leaves_its_files(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "judge", "grids", "metrics.jsonl", "gan.json", "report.html"} <= names
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 2), (2, 4)]
+    result = json.loads((finished / "gan.json").read_text())
+    assert result["round"] == min(lines, key=lambda line: line["judge_frechet_distance"])["epoch"]
+    assert len(result["samples"]["judge_accuracy_by_class"]) == 10
+    page = (finished / "report.html").read_text()
+    assert page.count("<img") >= 5
+    assert "Samples against the test split" in page
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def test_a_run_that_was_killed_ends_in_the_same_bits(finished, digits, tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def killed(manager, number, items, metrics):
+        save(manager, number, items, metrics)
+        raise Killed
+
+    config = tiny_config(**{"judge.checkpoint": str(finished / "judge")})
+    judge = train_gan.make_judge(config, digits, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(Killed):
+            train_gan.train(config, digits, judge, tmp_path)
+    train_gan.train(config, digits, judge, tmp_path)
+    whole, again = (checkpoint.restore(path, "last", {}) for path in (finished, tmp_path))
+    assert whole.epoch == again.epoch == 2
+    assert whole.sha256 == again.sha256
+
+
+def test_samples_become_a_data_set(finished, digits):
+    config = tiny_config(**{"sampling.format": "npz"})
+    config.mode = "sample"
+    sample.run(config, finished)
+    for path in (finished / "synthetic", finished / "synthetic.npz"):
+        images = open_synthetic(path, (32, 32, 3), 10)
+        assert len(images) == 50
+        np.testing.assert_array_equal(images.labels, np.arange(50) % 10)
+    with pytest.raises(UserError, match="is not empty"):
+        sample.run(config, finished)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.num_steps", 0, "config.train.num_steps is 0"),
+        ("train.batch_size", 7, "not divisible by the 2 devices"),
+        ("sampling.batch_size", 33, "not divisible by the 2 devices"),
+        ("discriminator.num_blocks", 1, "at least 2"),
+        ("sampling.sampler", "mala", "must be one of prior, ddls"),
+        ("sampling.truncation", -1.0, "above 0"),
+        ("judge.num_samples", 10, "at least 80"),
+        ("judge.classifier.model.name", "nett", "Unknown model"),
+    ],
+)
+def test_an_impossible_value_is_named(key, value, message):
+    config = tiny_config(**{key: value})
+    with pytest.raises(UserError, match=message):
+        configs.check_gan(config, num_devices=2)
+
+
+def test_what_cannot_be_restored_is_named(tmp_path, digits):
+    with pytest.raises(UserError, match="is not the workdir of a run"):
+        sample.run(tiny_config(), tmp_path)
+    with pytest.raises(UserError, match="has no checkpoint yet: train first"):
+        train_gan.restore(tiny_config(), digits, tmp_path, "best")

@@ -1,0 +1,79 @@
+"""Distances of features, against closed forms and the same written out."""
+
+import numpy as np
+import pytest
+
+from jaxadv.quality import (
+    frechet_distance,
+    kernel_distance,
+    nearest,
+    num_duplicates,
+    precision_and_recall,
+)
+
+GENERATOR = np.random.default_rng(0)
+
+
+def features_of(mean, covariance, n=500):
+    """Returns features whose mean and covariance are exactly these."""
+    draws = np.random.default_rng(len(mean)).normal(size=(n, len(mean)))
+    draws -= draws.mean(axis=0)
+    draws = draws @ np.linalg.inv(np.linalg.cholesky(np.cov(draws, rowvar=False))).T
+    return draws @ np.linalg.cholesky(covariance).T + mean
+
+
+def test_frechet_distance_of_gaussians_whose_axes_agree():
+    rotation, _ = np.linalg.qr(GENERATOR.normal(size=(3, 3)))
+    first, second = np.array([1.0, 4.0, 0.25]), np.array([9.0, 1.0, 0.25])
+    real = features_of(np.zeros(3), rotation * first @ rotation.T)
+    fake = features_of(np.array([1.0, 2.0, -2.0]), rotation * second @ rotation.T)
+    expected = 9 + ((np.sqrt(first) - np.sqrt(second)) ** 2).sum()
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-8)
+
+
+def test_frechet_distance_is_symmetric_where_axes_do_not_agree():
+    real, fake = (
+        features_of(GENERATOR.normal(size=4), np.cov(GENERATOR.normal(size=(4, 9)))) for _ in "ab"
+    )
+    assert frechet_distance(real, fake) == pytest.approx(frechet_distance(fake, real), rel=1e-6)
+
+
+def test_kernel_distance_written_out():
+    x, y = GENERATOR.normal(size=(6, 3)), GENERATOR.normal(size=(6, 3)) + 1
+
+    def kernel(a, b):
+        return (a @ b / 3 + 1) ** 3
+
+    pairs = [(i, j) for i in range(6) for j in range(6)]
+    within = [np.mean([kernel(a[i], a[j]) for i, j in pairs if i != j]) for a in (x, y)]
+    expected = sum(within) - 2 * np.mean([kernel(x[i], y[j]) for i, j in pairs])
+    distance, spread = kernel_distance(x, y, num_subsets=3)
+    assert distance == pytest.approx(expected)
+    assert spread == pytest.approx(0, abs=1e-9)  # each subset is all there is
+
+
+def test_kernel_distance_is_unbiased():
+    draws = GENERATOR.normal(size=(2, 3000, 4))
+    distance, spread = kernel_distance(draws[0], draws[1])
+    assert abs(distance) < 3 * spread
+    assert kernel_distance(draws[0], draws[1] + 0.5)[0] > 10 * spread
+
+
+def test_precision_and_recall_of_a_generator_that_knows_one_of_two_modes():
+    real = np.concatenate([GENERATOR.normal(size=(200, 2)), GENERATOR.normal(size=(200, 2)) + 50])
+    precision, recall = precision_and_recall(real, GENERATOR.normal(size=(300, 2)))
+    assert precision > 0.9
+    assert 0.35 < recall <= 0.5
+    precision, recall = precision_and_recall(real[:200], real + 25)
+    assert precision == recall == 0
+
+
+def test_nearest_and_duplicates():
+    others = GENERATOR.normal(size=(700, 3))
+    rows, squared = nearest(others[[5, 600]] + 1e-3, others)
+    np.testing.assert_array_equal(rows, [5, 600])
+    np.testing.assert_allclose(squared, 3e-6, rtol=1e-6)
+    repeated = np.concatenate([others, others[:10] + 1e-4])
+    assert num_duplicates(repeated, 1e-3) == 10
+    assert num_duplicates(others, 1e-3) == 0
