@@ -2,12 +2,17 @@
 
     python run.py --config configs/gan.py:digits
 
-Expected result and time: not run.
+On scikit-learn's digits: a judge that was trained on real digits recognises 94.7 % of the samples;
+4 min 40 s on 2 cores of an AMD EPYC, the judge's training included. See results/synthetic.md.
 
-    python run.py --config configs/gan.py --config.mode=sample --workdir runs/gan
+    python run.py --config configs/gan.py
+
+On CIFAR-10, for a GPU. Expected result and time: not run.
+
+    python run.py --config configs/gan.py:digits --config.mode=sample --workdir runs/gan_digits
 
 Writes labelled images of the trained generator to the folder `synthetic` of its workdir, which
-`--config.data.synthetic.path` of a training config reads.
+`--config.data.synthetic.path` of a training config reads; 40 s for 10,000 of the digits.
 """
 
 from ml_collections import ConfigDict
@@ -66,7 +71,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.sampling.labels = "intended"  # intended | judged
     config.sampling.batch_size = 256  # over all devices together
     config.sampling.shard_size = 10_000  # images of a file
-    config.sampling.format = "shards"  # shards | npz
+    config.sampling.format = "shards"  # shards | npz, a single file beside them
 
     if data == "digits":
         config.update_from_flattened_dict(

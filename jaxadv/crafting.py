@@ -19,7 +19,7 @@ from jaxadv.attacks.autoattack import most_queries, run_version
 from jaxadv.attacks.batches import Examples, Ledger, Model, attack_batch, search_survivors
 from jaxadv.attacks.budgets import segment
 from jaxadv.attacks.inputs import count_classes
-from jaxadv.classifier import make_logits_fn, to_float, without_noise
+from jaxadv.classifier import is_declared_stochastic, make_logits_fn, to_float, without_noise
 from jaxadv.parallel import padded_batches
 from jaxadv.prng import stream
 from jaxadv.types import Batch, LogitsFn, UserError
@@ -40,7 +40,7 @@ class Crafted(NamedTuple):
 
     Attributes:
       images: (n, height, width, channels) adversarial images.
-      queries: (n,) gradients that it took, or passes where it takes no gradient.
+      queries: (n,) gradients that it took, or passes where it counts them.
       arrays: what else is known of each example, arrays of n rows.
       summary: what else is known of the attack.
     """
@@ -105,7 +105,7 @@ def craft(
         return _from_autoattack(
             run_version(
                 key, victim, examples, num_classes, **arguments, batch_size=batch_size, bar=bar,
-                ledger=ledger, prefix=f"{name}/",
+                ledger=ledger, prefix=f"{name}/", attack_all=is_declared_stochastic(model),
             )
         )  # fmt: skip
     if attack["attack"] in RESUMABLE:
@@ -137,7 +137,7 @@ def craft(
 
 
 def num_queries(attack: Attack) -> int:
-    """Returns what an attack may spend on an image: gradients, or passes where it takes none."""
+    """Returns what an attack may spend on an image: gradients, or passes where it counts them."""
     if attack["attack"] == "autoattack":
         return most_queries(attack["version"])
     return budgets.num_queries(attack["attack"], attack)

@@ -109,7 +109,7 @@ def evaluate_checkpoint(
         evaluation,
         trained.seed,
         ledger=ledger,
-        write_images=partial(export.write_images, workdir),
+        write_images=partial(export.write_images, workdir, suffix=suffix),
     )
     if evaluation.certification.num_examples:
         results["certified"], certificates = certify_split(
@@ -137,7 +137,7 @@ def evaluate_checkpoint(
     }
     for name, entry in results["attacks"].items():
         if "uint8" in entry and entry["attack"] == "autoattack":
-            export.write_record(workdir, name, results)
+            export.write_record(workdir, name, results, suffix)
     names = np.array(dataset.class_names)
     np.savez_compressed(workdir / f"examples{suffix}.npz", class_names=names, **examples)
     # The JSON comes last and whole: where it stands, the evaluation is complete.

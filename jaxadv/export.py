@@ -24,7 +24,8 @@ def round_inside(
 ) -> UInt8[np.ndarray, "n height width channels"]:
     """Returns adversarial images as bytes that are inside of the ball around the clean ones.
 
-    They are rounded to the nearest, and where that leaves the ball, towards the clean image.
+    They are rounded to the nearest, and where that leaves the ball, towards the clean image: in
+    L-inf the pixels that leave it, in L2 all pixels of an image.
 
     Args:
       adversarial: in [0, 1].
@@ -34,14 +35,19 @@ def round_inside(
     """
     change = 255 * adversarial.astype(np.float64) - clean
     nearest, inward = np.rint(change), np.trunc(change + np.sign(change) * 1e-3)
-    length = THREATS[norm].length(jnp.asarray(nearest / 255, jnp.float32))
-    inside = np.asarray(length) <= eps + 1e-6
+    if norm == "linf":
+        inside = np.abs(nearest) / 255 <= eps + 1e-6
+    else:
+        length = THREATS[norm].length(jnp.asarray(nearest / 255, jnp.float32))
+        inside = np.asarray(length) <= eps + 1e-6
     return (clean + np.where(inside, nearest, inward)).astype(np.uint8)
 
 
-def write_images(folder: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
-    """Writes `adversarial_<name>.npz`, whole or not at all, and returns its path."""
-    path = _path(folder, name, ".npz")
+def write_images(
+    folder: Path, name: str, arrays: Mapping[str, np.ndarray], suffix: str = ""
+) -> Path:
+    """Writes `adversarial_<name><suffix>.npz`, whole or not at all, and returns its path."""
+    path = _path(folder, name, f"{suffix}.npz")
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -49,8 +55,8 @@ def write_images(folder: Path, name: str, arrays: Mapping[str, np.ndarray]) -> P
     return path
 
 
-def write_record(folder: Path, name: str, evaluation: Mapping[str, Any]) -> Path:
-    """Writes `adversarial_<name>.json`, an entry as the RobustBench leaderboard keeps them."""
+def write_record(folder: Path, name: str, evaluation: Mapping[str, Any], suffix: str = "") -> Path:
+    """Writes `adversarial_<name><suffix>.json`, an entry as RobustBench keeps them."""
     entry = evaluation["attacks"][name]
     dataset = evaluation["dataset"]
     record = {
@@ -71,7 +77,7 @@ def write_record(folder: Path, name: str, evaluation: Mapping[str, Any]) -> Path
         "flags": entry["flags"],
         "provenance": evaluation["provenance"],
     }
-    path = _path(folder, name, ".json")
+    path = _path(folder, name, f"{suffix}.json")
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path
 

@@ -121,7 +121,7 @@ def accuracy_over_distance(
       An `<svg>` element.
     """
     finite = [values[np.isfinite(values)] for values in distances.values()]
-    farthest = np.concatenate(finite).max(initial=0.0) or 1.0
+    farthest = max(np.concatenate(finite).max(initial=0.0), *radii.values(), 0.0) or 1.0
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         axes = figure.subplots()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -14,6 +13,9 @@ import numpy as np
 from jaxadv.types import UserError
 
 Record = dict[str, np.ndarray]
+
+_TASK = "task.json"
+_FORMAT = 2  # of the records: to be raised whenever an older one can no longer be gone on from
 
 
 class DiskLedger(MutableMapping[str, Record]):
@@ -39,12 +41,12 @@ class DiskLedger(MutableMapping[str, Record]):
           UserError: the folder cannot be written, or holds something else.
         """
         self._folder = Path(folder)
-        description = json.dumps(task, sort_keys=True)
-        path = self._folder / "task.json"
+        description = json.dumps([_FORMAT, task], sort_keys=True)
+        path = self._folder / _TASK
         try:
             if path.exists() and path.read_text() != description:
                 warnings.warn(f"{folder} is of another task: it begins anew", stacklevel=2)
-                shutil.rmtree(self._folder)
+                self.close()
             elif self._folder.exists() and not path.exists() and any(self._folder.iterdir()):
                 raise UserError(f"{folder} is no ledger and not empty: give another folder")
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,12 @@ class DiskLedger(MutableMapping[str, Record]):
 
     def close(self) -> None:
         """Deletes the ledger: the task is done."""
-        shutil.rmtree(self._folder)
+        # The description goes last: without it the rest would be taken for a folder of others.
+        for path in self._folder.iterdir():
+            if path.name != _TASK:
+                path.unlink()
+        (self._folder / _TASK).unlink()
+        self._folder.rmdir()
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{quote(name, safe='')}.npz"

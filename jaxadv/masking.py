@@ -115,7 +115,7 @@ def _more_keeps_helping(attacks: Attacks) -> list[str]:
     for count, words in _COUNTS.items():
         groups: dict[tuple, list[str]] = {}
         for name, attack in attacks.items():
-            if count in attack:
+            if attack.get(count) is not None:
                 groups.setdefault(_settings(attack, besides=count), []).append(name)
         for names in groups.values():
             names.sort(key=lambda name: attacks[name][count])

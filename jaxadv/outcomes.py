@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
       varies: (n,) whether the margin differs between passes at all.
       unmoved: (n,) whether the adversarial image is the clean one.
       images: (n, height, width, channels) adversarial images.
-      queries: (n,) gradients that the attack took, or passes where it takes no gradient.
+      queries: (n,) gradients that the attack took, or passes where it counts them.
       arrays: what else the attack knows of each example, arrays of n rows.
       summary: what else it knows of itself.
     """

@@ -1,5 +1,6 @@
 """Adversarial training: the host loop, its checkpoints, and the evaluation that ends it."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +50,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
       workdir: of the run; one that was stopped goes on where it stopped.
 
     Returns:
-      The warnings that the evaluation raised.
+      The warnings that the evaluations raised, an earlier call's among them.
 
     Raises:
       UserError: the config, the data or the workdir is not right, or the loss diverged.
@@ -61,7 +62,10 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     train(config, dataset, workdir)
     warnings = []
     for which, suffix in _checkpoints_to_evaluate(workdir):
-        if not (workdir / f"evaluation{suffix}.json").exists():
+        path = workdir / f"evaluation{suffix}.json"
+        if path.exists():
+            warnings += json.loads(path.read_text())["warnings"]
+        else:
             warnings += evaluate_checkpoint(
                 config,
                 dataset,

@@ -19,3 +19,12 @@ def test_bytes_stay_inside_of_the_ball_and_near_the_floats(norm, eps, order):
     assert np.abs(rounded / 255 - adversarial).max() < 1 / 255
     whole = round_inside(rounded.astype(np.float32) / 255, clean, eps, norm)
     np.testing.assert_array_equal(whole, rounded)
+
+
+def test_in_linf_only_the_pixels_that_leave_the_ball_are_pulled_inwards():
+    clean = np.full((1, 2, 2, 3), 100, np.uint8)
+    change = np.full((1, 2, 2, 3), 3.6)
+    change[0, 0, 0, 0] = 7.65  # .03 of 255, which rounds to 8
+    rounded = round_inside((clean + change).astype(np.float32) / 255, clean, 0.03, "linf")
+    assert rounded[0, 0, 0, 0] == 107
+    assert (rounded[0, 1] == 104).all()

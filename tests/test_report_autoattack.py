@@ -62,7 +62,7 @@ def test_the_terminal_shows_them_too(evaluation):
 
 def test_distances_where_the_attack_tells_them(page):
     section = page[page.index("<h2>Distance to the boundary, L") :]
-    assert "below 0.0300" in section  # AutoAttack ends at its ball
+    assert "within 0.0300" in section  # AutoAttack ends at its ball
     row = section[section.index('<th scope="row">fab/0.03</th>') :]
     for value in (f"{N - N // 10} of {N}", "0.0200", "0.0400", "0.0800"):
         cell = f'<td class="number">{value}</td>'

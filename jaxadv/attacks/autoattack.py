@@ -67,7 +67,8 @@ def autoattack(
     """Returns for each example a misclassified image, if one of the attacks finds it in the ball.
 
     Each attack runs on the examples that the ones before left standing, over all devices. An
-    example leaves when it is broken; a second look, under noise of its own, confirms it.
+    example leaves when it is broken and a second look, under noise of its own, confirms it; else
+    the attack goes on.
 
     | version | attacks |
     |---|---|
@@ -76,10 +77,11 @@ def autoattack(
     | "rand", for models with noise | APGD-CE and APGD-DLR, each gradient the mean of 20 draws |
 
     APGD and FAB take 100 steps. What an example meets follows from the key and its number alone,
-    not from its batch. Where the reference implementation, fra31/auto-attack, has a quirk this does
-    not: APGD's first checkpoint compares with the loss at the start and not with 0; gradients over
-    several draws are judged by the mean of their losses and not by the last; Square draws squares
-    for each example and not for a batch. With fewer than 10 classes all others are targets.
+    not from its batch, if the logits of an image do not either. Where the reference implementation,
+    fra31/auto-attack, has a quirk this does not: APGD's first checkpoint compares with the loss at
+    the start and not with 0; gradients over several draws are judged by the mean of their losses
+    and not by the last; Square draws squares for each example and not for a batch. With fewer than
+    10 classes all others are targets.
 
     Args:
       key: randomness of the attacks and of the model's noise.
@@ -137,12 +139,13 @@ def run_version(
     eps: float,
     norm: str,
     version: str,
+    attack_all: bool = False,
     batch_size: int,
     bar: tqdm | None = None,
     ledger: Ledger | None = None,
     prefix: str = "",
 ) -> AutoAttacked:
-    """Returns what the attacks of a version find, with its flags; see `autoattack`."""
+    """Returns what the attacks of a version find, with its flags; see `autoattack`, `cascade`."""
     attack_key, probe_key = jax.random.split(key)
     found = cascade(
         attack_key,
@@ -152,6 +155,7 @@ def run_version(
         eps=eps,
         norm=norm,
         num_draws=_DRAWS["num_noise_samples"] if version == "rand" else 1,
+        attack_all=attack_all,
         batch_size=batch_size,
         bar=bar,
         ledger=ledger,

@@ -87,8 +87,9 @@ def search_survivors(
     bar: tqdm | None = None,
     ledger: Ledger | None = None,
     name: str = "search",
+    found: Queried | None = None,
 ) -> Queried:
-    """Returns what a search that keeps a ledger finds for all examples, in numpy arrays.
+    """Returns what a search that counts its queries finds for all examples, in numpy arrays.
 
     It runs in segments of the budget, after which those that are done leave and the others close
     ranks. All take their steps together, so that what an example meets does not depend on who was
@@ -107,9 +108,11 @@ def search_survivors(
       bar: advanced by the queries, those that a success saved among them.
       ledger: where the state of the search is kept from time to time, and gone on from.
       name: of this search in the ledger.
+      found: where it goes on from, and what it is written to; None: it begins.
     """
     limits = [*range(segment, budget, segment), budget]
-    found = _first(attack_fn, key, model, examples, arguments)
+    if found is None:
+        found = _first(attack_fn, key, model, examples, arguments)
     if ledger is not None and name in ledger:
         found, reached = _unpack(ledger[name], found)
         limits = [limit for limit in limits if limit > reached]
@@ -120,7 +123,7 @@ def search_survivors(
         for rows, padded in padded_batches(left, search_size(batch_size, len(left))):
             if not len(rows):
                 break
-            state = _rows(found, padded)
+            state = rows_of(found, padded)
             part = attack_batch(
                 attack_fn,
                 key,
@@ -129,10 +132,10 @@ def search_survivors(
                 {**arguments, "num_queries": limit},
                 state,
             )
-            part = _rows(part, slice(len(rows)))
+            part = rows_of(part, slice(len(rows)))
             spent = part.queries.sum() - found.queries[rows].sum()
             _advance(bar, int(spent + (budget - part.queries)[part.success].sum()))
-            jax.tree.map(lambda array, new, rows=rows: array.__setitem__(rows, new), found, part)
+            write_rows(found, rows, part)
         if ledger is not None and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
             ledger[name] = _pack(found, limit)
             saved = time.monotonic()
@@ -171,7 +174,13 @@ def _divisible(size: int) -> int:
     return max(size // jax.device_count(), 1) * jax.device_count()
 
 
-def _rows(found: Queried, rows: np.ndarray | slice) -> Queried:
+def write_rows(found: Queried, rows: np.ndarray, part: Queried) -> None:
+    """Writes what was found for some of the examples, in numpy arrays."""
+    jax.tree.map(lambda array, new: array.__setitem__(rows, new), found, part)
+
+
+def rows_of(found: Queried, rows: np.ndarray | slice) -> Queried:
+    """Returns what was found for some of the examples."""
     return jax.tree.map(lambda array: array[rows], found)
 
 

@@ -10,11 +10,11 @@ _SEGMENT, _SEGMENT_WITH_GRADIENTS = 500, 25
 
 
 def num_queries(attack: str, arguments: Mapping[str, Any]) -> Any:
-    """Returns what an attack may spend on an image: gradients, or passes where it takes none.
+    """Returns what an attack may spend on an image: gradients, or passes where it counts them.
 
     Args:
       attack: name of its function.
-      arguments: of the function; one that is not there has its default.
+      arguments: of the function; without restarts, targets and draws there is one of each.
     """
     if arguments.get("num_queries") is not None:
         return arguments["num_queries"]

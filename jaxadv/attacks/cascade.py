@@ -16,8 +16,10 @@ from jaxadv.attacks.batches import (
     Ledger,
     Model,
     in_batches,
+    rows_of,
     search_size,
     search_survivors,
+    write_rows,
 )
 from jaxadv.attacks.expectation import Noise, expected_logits
 from jaxadv.attacks.threat import THREATS
@@ -33,7 +35,7 @@ class Stage(NamedTuple):
     """One attack of a cascade.
 
     Attributes:
-      attack_fn: a search that keeps a ledger.
+      attack_fn: a search that counts its queries.
       arguments: of it, but for the ball.
       budget: queries of an example.
       segment: queries after which those leave that are broken.
@@ -54,12 +56,12 @@ class AutoAttacked(NamedTuple):
       broken_by: (n,) position in `attacks` of what broke the example; -1 where it stands.
       steps: (n,) that this attack took.
       margins: (n,) largest other logit minus the label's of `images`, in the last look at them.
-      queries: (n,) forward passes of all attacks, looks included.
+      queries: (n,) forward passes of all attacks, with their own looks but not those that confirm.
       gradients: (n,) gradients of all attacks.
       distances: (n,) from the clean image to the nearest misclassified one that was seen, for
         examples that stand beyond eps; infinite where none was, 0 where the clean one is.
       attacks: "clean", then the names of the attacks.
-      unconfirmed: for each attack the successes that a second look did not confirm; they stand.
+      unconfirmed: for each attack the successes that a second look did not confirm; it went on.
       seconds: for each attack.
       flags: names of the signs that AutoAttack is not the right judge, each with a sentence.
     """
@@ -93,6 +95,7 @@ def cascade(
     eps: float,
     norm: str,
     num_draws: int = 1,
+    attack_all: bool = False,
     batch_size: int,
     bar: tqdm | None = None,
     ledger: Ledger | None = None,
@@ -108,6 +111,8 @@ def cascade(
       eps: radius of the ball.
       norm: "linf" or "l2".
       num_draws: passes whose mean softmax says whether an example is misclassified.
+      attack_all: whether what is misclassified as it stands is attacked too: another pass of a
+        random model may be right.
       batch_size: over all devices together.
       bar: advanced by the queries.
       ledger: where finished parts are kept, and gone on from.
@@ -115,7 +120,9 @@ def cascade(
     """
     look_key, attack_key = jax.random.split(key)
     look = partial(_look, model, num_draws, search_size(batch_size))
-    found = _nothing_yet(examples, look(look_key, examples), ("clean", *stages))
+    margins = look(look_key, examples)
+    wrong = (margins > 0) & (not attack_all)
+    found = _nothing_yet(examples, margins, wrong, ("clean", *stages))
     for number, (name, stage) in enumerate(stages.items(), start=1):
         standing = np.flatnonzero(found.broken_by == STANDING)
         if bar is not None:
@@ -151,41 +158,47 @@ def _attack_block(
     name: str,
 ) -> dict[str, np.ndarray]:
     """Returns what an attack made of some examples, from the ledger if it is done already."""
-    if name in ledger:
+    record = ledger.get(name, {})
+    if "ids" in record and np.array_equal(record["ids"], examples.ids):
         if bar is not None:
             bar.update(len(examples.labels) * stage.budget)
-        return ledger[name]
+        return record
     began = time.monotonic()
     searching = f"{name}/search"
-    found: Any = search_survivors(
+    search = partial(
+        search_survivors,
         stage.attack_fn,
         key,
         model,
-        examples,
-        stage.arguments,
+        arguments=stage.arguments,
         budget=stage.budget,
         segment=stage.segment,
         batch_size=batch_size,
-        bar=bar,
-        ledger=ledger,
-        name=searching,
     )
-    rows = np.flatnonzero(found.success)
-    margins = found.margins.copy()
-    margins[rows] = look(examples.rows(rows)._replace(images=found.images[rows]))
-    broken = found.success & (margins > 0)
+    found: Any = search(examples, bar=bar, ledger=ledger, name=searching)
+    margins, unconfirmed = _confirm(found, np.flatnonzero(found.success), examples, look), 0
+    while (rows := np.flatnonzero(found.success & (margins <= 0))).size:
+        # Chance under noise, or rounding: the search goes on, with what is left of its budget.
+        unconfirmed += len(rows)
+        found.success[rows], found.margins[rows] = False, margins[rows]
+        write_rows(found, rows, search(examples.rows(rows), found=rows_of(found, rows)))
+        again = rows[found.success[rows]]
+        margins[again] = _confirm(found, again, examples, look)[again]
+    broken = found.success
     deltas = jnp.asarray(found.images - examples.images)
     lengths = np.asarray(THREATS[stage.arguments["norm"]].length(deltas)).reshape(-1)
     beyond = getattr(found.memory, "distance", np.full(len(broken), np.inf))
-    record: dict[str, np.ndarray] = {
+    record = {
+        "ids": examples.ids,
         "images": found.images,
         "broken": broken,
         "margins": margins,
         "steps": found.steps,
         "queries": found.queries,
         "gradients": found.gradients,
-        "distances": np.where(broken, lengths, beyond),
-        "unconfirmed": np.asarray((found.success & ~broken).sum()),
+        # In float32 an image on the sphere may measure a little more than eps.
+        "distances": np.where(broken, np.minimum(lengths, stage.arguments["eps"]), beyond),
+        "unconfirmed": np.asarray(unconfirmed),
         "seconds": np.asarray(time.monotonic() - began),
     }
     ledger[name] = record
@@ -193,9 +206,20 @@ def _attack_block(
     return record
 
 
-def _nothing_yet(examples: Examples, margins: np.ndarray, attacks: tuple[str, ...]) -> AutoAttacked:
-    """Returns the state before the first attack: what is misclassified as it stands is broken."""
-    n, wrong = len(margins), margins > 0
+def _confirm(
+    found: Any, rows: np.ndarray, examples: Examples, look: Callable[[Examples], np.ndarray]
+) -> np.ndarray:
+    """Returns the margins, of some rows by a second look."""
+    margins = found.margins.copy()
+    margins[rows] = look(examples.rows(rows)._replace(images=found.images[rows]))
+    return margins
+
+
+def _nothing_yet(
+    examples: Examples, margins: np.ndarray, wrong: np.ndarray, attacks: tuple[str, ...]
+) -> AutoAttacked:
+    """Returns the state before the first attack: what is wrong as it stands is broken."""
+    n = len(margins)
     return AutoAttacked(
         images=examples.images.copy(),
         broken_by=np.where(wrong, CLEAN, STANDING),

@@ -79,9 +79,10 @@ def raise_flags(
             f"With {num_classes} classes there is no {'targeted ' if num_classes == 3 else ''}DLR "
             "loss: the margin takes its place, which a model can scale down."
         )
-    before = [accuracy for name, accuracy in accuracies.items() if name != "square"]
-    if "square" in accuracies and len(before) > 1:
-        gain = min(before) - accuracies["square"]
+    names = list(accuracies)
+    place = names.index("square") if "square" in names else 0
+    if place > 1:
+        gain = accuracies[names[place - 1]] - accuracies["square"]
         if gain > _SQUARE_GAIN:
             flags["square"] = (
                 f"Square, which sees no gradient, takes {gain:.2%} from what the others left: "

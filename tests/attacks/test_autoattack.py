@@ -105,6 +105,27 @@ def test_killed_at_any_record_it_ends_in_the_same_result(monkeypatch):
             np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
 
 
+def test_an_attack_goes_on_where_a_second_look_does_not_confirm_it(monkeypatch):
+    """Under noise some first looks are luck; who is within reach falls all the same."""
+    monkeypatch.setitem(
+        VERSIONS,
+        "rand",
+        {"apgd_ce": {"attack": "apgd", "loss": "cross_entropy", "num_steps": 60,
+                     "num_noise_samples": 2}},
+    )  # fmt: skip
+
+    def noisy(key, images):
+        return 10 * LOGITS_FN(None, images) + jax.random.normal(key, (len(images), 5))
+
+    distances = radii(WEIGHTS, IMAGES, LABELS, "linf")
+    eps = float(np.median(distances[3:]))
+    found = autoattack(KEY, noisy, IMAGES, LABELS, eps=eps, version="rand", batch_size=64)
+    assert found.unconfirmed["apgd_ce"] > 0
+    assert (found.broken_by != STANDING)[distances < 0.7 * eps].all()
+    assert (found.margins[found.broken_by == 1] > 0).all()
+    assert (found.queries <= most_queries("rand", 5)).all()
+
+
 def test_flags_tell_of_models_that_it_is_not_made_for():
     def softmax(key, images):
         return jax.nn.softmax(LOGITS_FN(None, images))
@@ -127,6 +148,7 @@ def test_flags_tell_of_models_that_it_is_not_made_for():
     assert flags(LOGITS_FN, num_classes=3) == {"few_classes"}
     assert flags(LOGITS_FN, clean=0.9, apgd_ce=0.5, square=0.4) == {"square"}
     assert flags(LOGITS_FN, clean=0.9, apgd_ce=0.5, square=0.499) == set()
+    assert flags(LOGITS_FN, clean=0.9, fab=0.5, square=0.4, apgd_t=0.3) == {"square"}
 
 
 def test_it_cannot_be_traced():
