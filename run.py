@@ -11,6 +11,7 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As in configs/curriculum.py:digits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default in runs/.")
 _JOBS = {"train": "train", "evaluate": "evaluate", "gan": "train_gan", "sample": "sample"}
+_SECTIONS = {"train": "attack", "evaluate": "checkpoint", "gan": "judge", "sample": "judge"}
 _WARNED = 3  # the exit code of an evaluation that raised warnings, where one is asked for
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -25,6 +26,8 @@ def _parse(argv: list[str]) -> list[str]:
             raise ValueError("no config: give --config configs/curriculum.py, or another")
         if _CONFIG.value.mode not in _JOBS:
             raise ValueError(f"config.mode is {_CONFIG.value.mode!r}: use {', '.join(_JOBS)}")
+        if _SECTIONS[_CONFIG.value.mode] not in _CONFIG.value:
+            raise ValueError(f"config.mode {_CONFIG.value.mode} is not of this config")
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # ml_collections puts errors in errors, and whole tracebacks in their messages.

@@ -15,8 +15,8 @@ RSE 1 draw leaves 31.1 % of 1,000 images, 20 leave 24.1 %; 4 min on 2 cores of a
 
 AutoAttack at L-inf 8/255, beside PGD-40: of the first 1,000 images 26.2 % stand, after PGD-40
 31.8 %; 12 min on 2 cores of an AMD EPYC, beside other work. `:autoattack_l2` is the same at L2 .5,
-`:rand` the version for models with noise: of BigNet with RSE 26.5 % of 200 images, 4 min.
-`:distance` is FAB to its end on the first 1,000 images, not run. See results/autoattack.md.
+`:rand` the version for models with noise, `:distance` FAB to its end on the first 1,000 images, not
+run. See results/autoattack.md.
 
     python run.py --config configs/evaluate.py:blackbox --config.checkpoint=runs/nes/standard
 

@@ -28,6 +28,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.seed = 0
 
     config.data = natural.get_config(data).data
+    del config.data.synthetic
     config.data.augmentation = "none" if data == "digits" else "flip"
     config.latent_size = 128
 

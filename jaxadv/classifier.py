@@ -195,12 +195,12 @@ def make_train_step(recipe: Recipe) -> Callable:
 
     `data` holds the whole train split as bytes, `indices` pick this device's real part of the batch
     and `synthetic` is the rest, as bytes. Gradients, batch statistics and metrics are averaged over
-    the devices, so the state stays the same on all of them. `num_attacked` examples, of both kinds
-    the same share, are attacked. The loss is the mean over the mixed batch of attacked and clean
-    ones; that of TRADES is the mean over the clean batch, plus the divergence of the attacked. They
-    are crafted with running batch statistics and without dropout that is no defence, which keeps
-    the attack's own batches out of the statistics (Pang et al. 2021, "Bag of tricks for adversarial
-    training").
+    the devices, so the state stays the same on all of them. `num_attacked` examples are attacked,
+    of both kinds the same share as nearly as the batch of a device allows. The loss is the mean
+    over the mixed batch of attacked and clean ones; that of TRADES is the mean over the clean
+    batch, plus the divergence of the attacked. They are crafted with running batch statistics and
+    without dropout that is no defence, which keeps the attack's own batches out of the statistics
+    (Pang et al. 2021, "Bag of tricks for adversarial training").
     """
 
     def train_step(

@@ -20,6 +20,7 @@ from jaxadv.data.augment import AUGMENTATIONS
 from jaxadv.data.datasets import SOURCES
 from jaxadv.losses import LOSSES
 from jaxadv.optimizer import OPTIMIZERS, SCHEDULES
+from jaxadv.sampling import LABELS, SAMPLERS
 from jaxadv.types import UserError
 
 Number = int | float
@@ -145,8 +146,8 @@ _GAN_CHOICES = {
     "data.name": SOURCES,
     "data.augmentation": AUGMENTATIONS,
     "sampling.which": ("best", "last"),
-    "sampling.sampler": ("prior", "ddls"),
-    "sampling.labels": ("intended", "judged"),
+    "sampling.sampler": SAMPLERS,
+    "sampling.labels": LABELS,
     "sampling.format": ("shards", "npz"),
 }
 
@@ -159,7 +160,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
     _check_values(_flatten(config), _RULES, _CHOICES)
     if "model" in config:
         check_model(config.model, config.evaluation)
-        _check_training(config)
+        _check_training(config, num_devices)
     for name, attack in config.evaluation.attacks.items():
         _check_attack(f"evaluation.attacks.{name}", attack)
     expand(config.evaluation.attacks)
@@ -178,9 +179,12 @@ def check(config: ConfigDict, num_devices: int) -> None:
 def check_gan(config: ConfigDict, num_devices: int) -> None:
     """Raises a UserError that names the first key of configs/gan.py whose value cannot be meant."""
     _check_values(_flatten(config), _GAN_RULES, _GAN_CHOICES)
-    check(config.judge.classifier, num_devices)
     for key in ("train.batch_size", "sampling.batch_size"):
         _check_divisible(key, _flatten(config)[key], num_devices)
+    try:
+        check(config.judge.classifier, num_devices)
+    except UserError as error:
+        raise UserError(f"config.judge.classifier: {error}") from None
 
 
 def check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
@@ -190,7 +194,7 @@ def check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
         check_certifiable(classifier)
 
 
-def _check_training(config: ConfigDict) -> None:
+def _check_training(config: ConfigDict, num_devices: int) -> None:
     """Raises a UserError for keys of a training config that do not go together."""
     synthetic, attack = config.data.synthetic, config.attack
     if synthetic.share > 0 and not synthetic.path:
@@ -198,6 +202,16 @@ def _check_training(config: ConfigDict) -> None:
             f"config.data.synthetic.share is {synthetic.share}, but config.data.synthetic.path is "
             "not set: name a folder of samples or an .npz"
         )
+    batch_size = config.train.batch_size
+    num_synthetic = round(synthetic.share * batch_size)
+    if synthetic.share > 0 and (num_synthetic % num_devices or not num_synthetic):
+        fitting = max(num_synthetic // num_devices, 1) * num_devices / batch_size
+        raise UserError(
+            f"config.data.synthetic.share is {synthetic.share}, {num_synthetic} images of a batch, "
+            f"which do not divide by the {num_devices} devices: take {fitting:.4g}"
+        )
+    if config.train.loss == "trades" and not attack.fraction:
+        raise UserError("config.train.loss trades needs config.attack.fraction above 0")
     if attack.loss == "kl" and attack.fraction > 0 and not attack.random_start:
         raise UserError("config.attack.loss kl needs config.attack.random_start=True")
 
@@ -239,19 +253,26 @@ def _check_rule(key: str, value: Any, rule: Rule) -> None:
         raise UserError(f"config.{key} is {value!r}: it must be {words}")
 
 
-def read(workdir: Path) -> ConfigDict:
+def read(workdir: Path, mode: str | None = None) -> ConfigDict:
     """Returns the config that a run left in its workdir.
 
+    Args:
+      workdir: of the run.
+      mode: that it must have been of; None: any.
+
     Raises:
-      UserError: there is none, or it cannot be read.
+      UserError: there is none, it cannot be read, or it is of another mode.
     """
     path = workdir / "config.json"
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        stored = ConfigDict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
+    if mode not in (None, stored.get("mode")):
+        raise UserError(f"{workdir} holds a run of mode {stored.get('mode')}, not of mode {mode}")
+    return stored
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     if not config.checkpoint:
         raise UserError("config.checkpoint is not set: give the workdir of a training run")
     source = Path(config.checkpoint)
-    trained = configs.read(source)
+    trained = configs.read(source, mode="train")
     configs.check_model(trained.model, config.evaluation)
     trained.data.data_dir = config.data.data_dir or trained.data.data_dir
     dataset = load_dataset(trained.data)

@@ -18,7 +18,7 @@ from jaxadv.classifier import to_float
 from jaxadv.data.augment import AugmentFn, make_augment
 from jaxadv.models.cgan import Discriminator, Generator, Latents
 from jaxadv.optimizer import moving_average
-from jaxadv.parallel import AXIS, padded_batches, pmap_batches, positions
+from jaxadv.parallel import AXIS, divisible, padded_batches, pmap_batches, positions
 from jaxadv.prng import example_keys, stream
 from jaxadv.types import Batch, Images, Labels, PRNGKey
 
@@ -142,10 +142,10 @@ def make_gan_step(recipe: GanRecipe) -> Callable:
 def _drawn(
     recipe: GanRecipe, step: Int[Array, ""], place: Int[Array, "share"]
 ) -> tuple[Latents, Labels]:
-    keys = example_keys(stream(recipe.seed, "latent", step), place)
+    keys = jax.vmap(jax.random.split)(example_keys(stream(recipe.seed, "latent", step), place))
     num_classes = recipe.generator.num_classes
-    labels = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
-    return draw_latents(keys, recipe.latent_size), labels
+    labels = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys[:, 0])
+    return draw_latents(keys[:, 1], recipe.latent_size), labels
 
 
 def draw_latents(keys: Key[Array, "batch"], size: int, truncation: float | None = None) -> Latents:
@@ -217,15 +217,15 @@ def _generator_step(
     return replace(state, step=step, generator=generator, ema=ema, generator_opt=opt), value
 
 
-def averaged_generator(
-    recipe: GanRecipe, state: GanState, *, num_samples: int = 2048, batch_size: int = 256
-) -> PyTree:
-    """Returns the variables that sample: averaged params, with batch statistics of their own.
+def make_averaging(
+    recipe: GanRecipe, *, num_samples: int = 2048, batch_size: int = 256
+) -> Callable[[GanState], PyTree]:
+    """Returns `state -> variables` that sample: averaged params with statistics of their own.
 
     The running statistics are those of other weights, so the moments of each norm's input are
     recomputed, as means over batches of samples ("standing statistics", Brock et al. 2019).
     """
-    generator = recipe.generator.clone(momentum=0.0, axis_name=None)
+    generator = recipe.generator.clone(momentum=0.0)
 
     def moments(params: PyTree, stats: PyTree, numbers: Int[Array, "share"]) -> PyTree:
         latents, labels = _drawn(recipe, jnp.int32(-1), numbers)
@@ -233,14 +233,19 @@ def averaged_generator(
         _, changed = generator.apply(
             variables, latents.astype(recipe.dtype), labels, train=True, mutable=["batch_stats"]
         )
-        return lax.pmean(_map_norms(_to_moments, changed["batch_stats"]), AXIS)
+        return _map_norms(_to_moments, changed["batch_stats"])
 
     step = pmap_batches(moments, num_replicated=2, num_batches=1)
-    batches = [padded for _, padded in padded_batches(np.arange(num_samples), batch_size)]
-    stats = state.generator["batch_stats"]
-    found = [step(state.ema, stats, batch) for batch in batches]
-    mean = jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *found)
-    return {"params": state.ema, "batch_stats": _map_norms(_to_statistics, mean)}
+    numbers = np.arange(num_samples)
+    batches = [padded for _, padded in padded_batches(numbers, divisible(batch_size))]
+
+    def average(state: GanState) -> PyTree:
+        stats = state.generator["batch_stats"]
+        found = [step(state.ema, stats, batch) for batch in batches]
+        mean = jax.tree.map(lambda *arrays: sum(arrays) / len(arrays), *found)
+        return {"params": state.ema, "batch_stats": _map_norms(_to_statistics, mean)}
+
+    return average
 
 
 def _map_norms(fn: Callable[[dict], dict], stats: PyTree) -> PyTree:
@@ -252,4 +257,5 @@ def _to_moments(norm: dict) -> dict:
 
 
 def _to_statistics(norm: dict) -> dict:
-    return {"mean": norm["mean"], "var": norm["var"] - norm["mean"] ** 2}
+    # The difference of two nearly equal floats may fall below 0.
+    return {"mean": norm["mean"], "var": jnp.maximum(norm["var"] - norm["mean"] ** 2, 0)}

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxadv import figures, page, pictures
+from jaxadv.types import UserError
 
 _NUM_GRIDS = 3  # pictures of the fixed latents, from the first round to the last
 
@@ -50,7 +51,10 @@ def _grids(folder: Path, metrics: list[dict]) -> list[dict]:
     for line in (metrics[i] for i in shown if metrics):
         path = folder / "grids" / f"round_{line['epoch']:04}.png"
         if path.exists():
-            image = np.asarray(Image.open(path)) / 255
+            try:
+                image = np.asarray(Image.open(path)) / 255
+            except OSError as error:
+                raise UserError(f"{path} is damaged ({error}): delete it") from error
             grids.append({"step": line["step"], "image": pictures.data_uri(image)})
     return grids
 

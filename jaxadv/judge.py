@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from jaxadv.classifier import to_float
-from jaxadv.parallel import padded_batches, pmap_batches
+from jaxadv.parallel import divisible, padded_batches, pmap_batches
 from jaxadv.quality import (
     frechet_distance,
     kernel_distance,
@@ -54,7 +54,7 @@ def look(judge: Judge, images: Any) -> Seen:
     images = np.asarray(images)
     step = _look_step(judge.model)
     parts = []
-    for rows, padded in padded_batches(np.arange(len(images)), _BATCH):
+    for rows, padded in padded_batches(np.arange(len(images)), divisible(_BATCH)):
         features, probabilities = step(judge.weights, images[padded])
         parts.append((features[: len(rows)], probabilities[: len(rows)]))
     return Seen(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

@@ -93,6 +93,11 @@ def pmap_batches(
     return call
 
 
+def divisible(size: int) -> int:
+    """Returns the largest size up to this one that divides among the devices, or one for each."""
+    return max(size // jax.device_count(), 1) * jax.device_count()
+
+
 def padded_batches(ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields numbers of examples, batch by batch, and the same filled up by repetition.
 

@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     note_source()
     sampling = config.sampling
     configs.check_gan(config, jax.device_count())
-    trained = configs.read(workdir)
+    trained = configs.read(workdir, mode="gan")
     trained.data.data_dir = config.data.data_dir or trained.data.data_dir
     dataset = load_dataset(trained.data)
     recipe, networks, number = restore(trained, dataset, workdir, sampling.which)

@@ -19,7 +19,8 @@ from jaxadv.types import Batch, ByteImages, Labels, PerExample, UserError
 
 SAMPLERS = ("prior", "ddls")
 LABELS = ("intended", "judged")
-_LEAST_ACCEPTED = 0.001  # share of the samples below which filtering goes nowhere
+# Share of the samples below which filtering goes nowhere, and how many are seen before it is said.
+_LEAST_ACCEPTED, _LEAST_SEEN = 0.001, 10_000
 
 
 def make_sampler(recipe: GanRecipe, sampling: ConfigDict) -> Callable:
@@ -93,7 +94,7 @@ def judged_samples(
         certain = probabilities[np.arange(len(labels)), labels] >= sampling.min_probability
         rows = np.flatnonzero(certain)[:left]
         seen, left = seen + len(labels), left - len(rows)
-        if sampling.num_images - left < _LEAST_ACCEPTED * seen:
+        if seen >= _LEAST_SEEN and sampling.num_images - left < _LEAST_ACCEPTED * seen:
             raise UserError(
                 f"of {seen} samples the judge gives {sampling.num_images - left} a probability of "
                 f"{sampling.min_probability}: lower config.sampling.min_probability"

@@ -185,7 +185,8 @@ def _make_recipe(config: ConfigDict, num_classes: int, schedule: Callable) -> Re
         optimizer=make_optimizer(config.optimizer, schedule),
         augment=make_augment(config.data.augmentation),
         num_attacked=round(config.attack.fraction * share),
-        num_synthetic=round(config.data.synthetic.share * share),
+        num_synthetic=round(config.data.synthetic.share * config.train.batch_size)
+        // jax.device_count(),
         label_smoothing=config.data.synthetic.label_smoothing,
         attack=attack,
         trades_beta=config.train.trades_beta if config.train.loss == "trades" else None,

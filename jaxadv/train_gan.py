@@ -23,8 +23,8 @@ from jaxadv.evaluate import load_dataset
 from jaxadv.gan import (
     GanRecipe,
     GanState,
-    averaged_generator,
     init_state,
+    make_averaging,
     make_gan_step,
     make_recipe,
 )
@@ -61,6 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     note_source()
     configs.check_gan(config, jax.device_count())
     dataset = load_dataset(config.data)
+    _check_side(config, dataset)
     configs.claim(workdir, config)
     judge = make_judge(config, dataset, workdir)
     train(config, dataset, judge, workdir)
@@ -71,6 +72,15 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     return []
 
 
+def _check_side(config: ConfigDict, dataset: Dataset) -> None:
+    side, asked = 4 << config.generator.num_blocks, dataset.train.images.shape[1]
+    if side != asked:
+        raise UserError(
+            f"config.generator.num_blocks is {config.generator.num_blocks}, which makes images of "
+            f"side {side}: those of the data set have {asked}"
+        )
+
+
 def make_judge(config: ConfigDict, dataset: Dataset, workdir: Path) -> Judge:
     """Returns the classifier that judges: that of `config.judge.checkpoint`, or one trained here.
 
@@ -79,14 +89,16 @@ def make_judge(config: ConfigDict, dataset: Dataset, workdir: Path) -> Judge:
     """
     if config.judge.checkpoint:
         source = Path(config.judge.checkpoint)
-        trained = configs.read(source)
+        trained = configs.read(source, mode="train")
         if trained.data.name != config.data.name:
             raise UserError(
                 f"config.judge.checkpoint is a classifier of {trained.data.name}, "
                 f"config.data.name is {config.data.name}"
             )
     else:
-        source, trained = workdir / "judge", config.judge.classifier
+        source, trained = workdir / "judge", config.judge.classifier.copy_and_resolve_references()
+        for key in ("name", "data_dir", "validation_fraction"):
+            trained.data[key] = config.data[key]
         configs.claim(source, trained)
         print(f"The judge, a classifier in {source}", flush=True)
         train_classifier(trained, dataset, source)
@@ -118,7 +130,7 @@ def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> 
     recipe = make_recipe(config, num_classes)
     state, first_round = _start(recipe, dataset, workdir)
     step = pmap_batches(make_gan_step(recipe), num_replicated=2, num_batches=1, donate_first=True)
-    sampler = make_sampler(recipe, _plainly(config.sampling))
+    average, sampler = make_averaging(recipe), make_sampler(recipe, _plainly(config.sampling))
     data = replicate(dataset.train)
     real = Batch(*(array[:_MOST_REAL] for array in dataset.train))
     per_step = config.train.num_discriminator_steps * size
@@ -142,7 +154,7 @@ def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> 
             title = f"Round {number + 1}/{num_rounds}"
             state, means = _train_round(step, state, data, order.reshape(-1, per_step), title)
             seconds = time.monotonic() - began
-            generator = averaged_generator(recipe, state)
+            generator = average(state)
             networks = replicate((generator, state.discriminator))
             made = _collect(
                 samples(

@@ -1,5 +1,7 @@
 """Two CPU devices, and a trained net for the tests to attack."""
 
+import os
+import tempfile
 from typing import NamedTuple
 
 import jax
@@ -15,8 +17,12 @@ from jaxadv.types import Images, Labels, LogitsFn
 
 # Enough to show what depends on the number of devices; it has to come before JAX starts.
 jax.config.update("jax_num_cpu_devices", 2)
-# The tests compile much and compute little.
+# The tests compile much and compute little; what one has compiled the others take from a folder
+# that this run of the tests alone uses.
 jax.config.update("jax_disable_most_optimizations", True)
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+jax.config.update("jax_compilation_cache_dir", f"{tempfile.gettempdir()}/jaxadv-tests-{_RUN}")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 class Victim(NamedTuple):

@@ -196,7 +196,7 @@ def test_trades_is_cross_entropy_plus_divergence(data):
 
 def test_synthetic_images_take_their_share_of_the_batch_and_of_the_attack(data):
     recipe = make_recipe(num_synthetic=2, label_smoothing=0.3)  # of 4 on a device, 2 attacked
-    made = Batch(np.full((2, 4, 4, 3), 255, np.uint8), np.full(2, 7, np.int32))
+    made = Batch(jnp.full((2, 4, 4, 3), 255, jnp.uint8), jnp.full(2, 7, jnp.int32))
     images, labels, smoothing = _mixed(recipe, jax.tree.map(jnp.asarray, data), jnp.arange(2), made)
     np.testing.assert_array_equal(images[0], data.images[0])
     assert (images[1] == 255).all()  # attacked like the one before it

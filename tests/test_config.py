@@ -111,6 +111,20 @@ def test_an_attack_without_what_it_needs_is_named(key):
         configs.check(config, num_devices=2)
 
 
+def test_trades_without_an_attack_is_named():
+    config = importlib.import_module("configs.trades").get_config()
+    config.attack.fraction = 0.0
+    with pytest.raises(UserError, match="trades needs"):
+        configs.check(config, num_devices=2)
+
+
+def test_a_share_that_does_not_divide_among_the_devices_is_named():
+    config = default.get_config()
+    config.data.synthetic.update({"path": "somewhere", "share": 0.01})  # 1 of 64
+    with pytest.raises(UserError, match=r"1 images of a batch, which do not divide.*take 0\.03125"):
+        configs.check(config, num_devices=2)
+
+
 def test_only_attacks_of_the_battery_are_exported():
     config = evaluate.get_config("autoattack")
     config.evaluation.export = ("autoattack", "pgd")

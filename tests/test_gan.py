@@ -14,7 +14,7 @@ from jaxadv import checkpoint, sample, train_gan
 from jaxadv import config as configs
 from jaxadv.data import load
 from jaxadv.data.synthetic import open_synthetic
-from jaxadv.gan import averaged_generator, draw_latents, init_state, make_gan_step, make_recipe
+from jaxadv.gan import draw_latents, init_state, make_averaging, make_gan_step, make_recipe
 from jaxadv.judge import Judge, logits_and_features, look
 from jaxadv.models import make_model
 from jaxadv.optimizer import moving_average
@@ -111,7 +111,7 @@ def test_the_statistics_are_those_of_the_averaged_generator(recipe, stepped):
     _, state, _ = stepped
     old = jax.tree.map(lambda leaf: leaf + 7, state.generator["batch_stats"])
     state = replace(state, generator={**state.generator, "batch_stats": old})
-    weights = averaged_generator(recipe, state, num_samples=256)
+    weights = make_averaging(recipe, num_samples=256)(state)
     generator = recipe.generator.clone(axis_name=None)
     latents = draw_latents(example_keys(jax.random.key(5), jnp.arange(512)), 4)
     labels = jnp.arange(512) % 10
@@ -131,7 +131,7 @@ def test_truncated_latents_stay_inside():
 def test_a_sample_follows_from_its_number(recipe, stepped):
     _, state, _ = stepped
     networks = (
-        averaged_generator(recipe, state, num_samples=64, batch_size=64),
+        make_averaging(recipe, num_samples=64, batch_size=64)(state),
         state.discriminator,
     )
     for sampler in ("prior", "ddls"):
@@ -247,7 +247,7 @@ def test_samples_become_a_data_set(finished, digits):
         ("sampling.sampler", "mala", "must be one of prior, ddls"),
         ("sampling.truncation", -1.0, "above 0"),
         ("judge.num_samples", 10, "at least 80"),
-        ("judge.classifier.model.name", "nett", "Unknown model"),
+        ("judge.classifier.model.name", "nett", "config.judge.classifier: Unknown model"),
     ],
 )
 def test_an_impossible_value_is_named(key, value, message):
@@ -257,6 +257,12 @@ def test_an_impossible_value_is_named(key, value, message):
 
 
 def test_what_cannot_be_restored_is_named(tmp_path, digits):
+    config = tiny_config(**{"generator.num_blocks": 2})
+    with pytest.raises(UserError, match="images of side 16: those of the data set have 32"):
+        train_gan.run(config, tmp_path / "small")
+    configs.claim(tmp_path / "classifier", tiny_config().judge.classifier)
+    with pytest.raises(UserError, match="holds a run of mode train, not of mode gan"):
+        sample.run(tiny_config(), tmp_path / "classifier")
     with pytest.raises(UserError, match="is not the workdir of a run"):
         sample.run(tiny_config(), tmp_path)
     with pytest.raises(UserError, match="has no checkpoint yet: train first"):

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 from tqdm import tqdm
 
 from jaxadv.attacks.queries import Queried
-from jaxadv.parallel import padded_batches, pmap_batches
+from jaxadv.parallel import divisible, padded_batches, pmap_batches
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
 
 Ledger = MutableMapping[str, dict[str, np.ndarray]]
@@ -165,13 +165,8 @@ def _first(
 
 def search_size(batch_size: int, left: int | None = None) -> int:
     """Returns how many examples a search takes at a time, when so many are left."""
-    size = _divisible(batch_size // _SEARCH_SHARE)
-    return _divisible(size // _TAIL_SHARE) if left is not None and left <= size // 2 else size
-
-
-def _divisible(size: int) -> int:
-    """Returns the largest size up to this one that divides among the devices, or one for each."""
-    return max(size // jax.device_count(), 1) * jax.device_count()
+    size = divisible(batch_size // _SEARCH_SHARE)
+    return divisible(size // _TAIL_SHARE) if left is not None and left <= size // 2 else size
 
 
 def write_rows(found: Queried, rows: np.ndarray, part: Queried) -> None:

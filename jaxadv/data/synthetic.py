@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -82,7 +83,7 @@ def open_synthetic(
       num_classes: above every label.
 
     Raises:
-      UserError: it is not there, cut short, damaged, or of another type, shape or range.
+      UserError: it is not there, cut short, of another type, shape or range, or a shard is damaged.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -117,18 +118,36 @@ def _open_shards(folder: Path) -> tuple[list[_Mapped], np.ndarray]:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
         digests = manifest["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} has no {_MANIFEST} that can be read ({error})") from None
+    if not isinstance(digests, dict) or not digests:
+        raise UserError(f"{folder / _MANIFEST} names no files")
     size = sum((folder / name).stat().st_size for name in digests if (folder / name).exists())
     with tqdm(total=size, desc=f"Verify {folder.name}", unit="B", unit_scale=True,
               disable=None, leave=False) as bar:  # fmt: skip
         for name, digest in digests.items():
             if _sha256(folder / name, bar) != digest:
                 raise UserError(f"{folder / name} is cut short or damaged: sample it again")
-    names = sorted(name for name in digests if name.startswith("images_"))
-    parts = [_map_npy(folder / name) for name in names]
-    labels = [np.load(folder / name.replace("images_", "labels_")) for name in names]
-    return parts, np.concatenate(labels)
+    parts, labels = [], []
+    for name in sorted(name for name in digests if name.startswith("images_")):
+        parts.append(_map_npy(folder / name))
+        labels.append(_read_labels(folder / name.replace("images_", "labels_")))
+        if len(labels[-1]) != len(parts[-1].images):
+            raise UserError(f"{folder / name} has not as many labels as images")
+    return parts, np.concatenate([np.zeros(0, np.int32), *labels])
+
+
+def _read_labels(path: Path) -> np.ndarray:
+    try:
+        return _check_labels(np.load(path, allow_pickle=False), path)
+    except OSError:
+        raise UserError(f"there is no {path}") from None
+
+
+def _check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{path} has labels of type {labels.dtype}, shape {labels.shape}")
+    return labels
 
 
 def _sha256(path: Path, bar: tqdm) -> str | None:
@@ -156,9 +175,7 @@ def _open_npz(path: Path) -> tuple[list[_Mapped], np.ndarray]:
             if missing:
                 raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it has {[*members]}")
             with archive.open("label.npy") as stored:
-                labels = np.lib.format.read_array(stored, allow_pickle=False)
-            if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-                raise UserError(f"{path} has labels of type {labels.dtype}, shape {labels.shape}")
+                labels = _check_labels(np.lib.format.read_array(stored, allow_pickle=False), path)
             image = members["image.npy"]
             if image.compress_type != zipfile.ZIP_STORED:
                 return [_map_npy(_unpacked(archive, image, path))], labels
@@ -166,15 +183,16 @@ def _open_npz(path: Path) -> tuple[list[_Mapped], np.ndarray]:
             file.seek(image.header_offset + 26)
             file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
             return [_map_array(file, path)], labels
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error,
+            zipfile.BadZipFile) as error:  # fmt: skip
         raise UserError(f"{path} is cut short or damaged ({error})") from None
 
 
 def _unpacked(archive: zipfile.ZipFile, image: zipfile.ZipInfo, path: Path) -> Path:
     """Returns the path of the images beside a compressed file, unpacked once."""
-    unpacked = path.with_name(f"{path.name}.image.npy")
+    unpacked = path.with_name(f"{path.name}.{image.CRC:08x}.npy")
     if unpacked.exists() and unpacked.stat().st_size == image.file_size:
         return unpacked
     partial = unpacked.with_suffix(".partial")
@@ -212,10 +230,10 @@ class ShardWriter:
     """Writes labelled images as a folder of shards; the manifest comes last."""
 
     def __init__(self, folder: Path, shard_size: int) -> None:
-        """Begins in an empty or new folder.
+        """Begins in a new folder, or anew where an earlier writer did not come to its end.
 
         Raises:
-          UserError: it has something in it, or cannot be written.
+          UserError: it holds something else, or cannot be written.
         """
         self._folder, self._shard_size = folder, shard_size
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
@@ -223,8 +241,11 @@ class ShardWriter:
         self._num_images = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob("*_?????.npy"):
+                if not (folder / _MANIFEST).exists():
+                    path.unlink()
             if any(folder.iterdir()):
-                raise UserError(f"{folder} is not empty: give another config.sampling.folder")
+                raise UserError(f"{folder} is not empty: move it away, or delete it")
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror})") from None
 

@@ -96,6 +96,28 @@ def test_what_is_cut_short_or_missing_is_told(shards, tmp_path):
         open_synthetic(shards, SHAPE, 10)
 
 
+def test_another_compressed_file_of_the_same_name_is_not_taken_for_the_first(tmp_path):
+    for images in (255 - IMAGES, IMAGES):
+        np.savez_compressed(tmp_path / "x.npz", image=images, label=LABELS)
+        opened = open_synthetic(tmp_path / "x.npz", SHAPE, 10)
+    same(opened)
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"sha256": {}}', '{"sha256": []}'])
+def test_a_manifest_of_nothing_is_told(shards, manifest):
+    (shards / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        open_synthetic(shards, SHAPE, 10)
+
+
+def test_shards_of_a_writer_that_was_killed_make_way(shards):
+    (shards / "manifest.json").unlink()
+    writer = ShardWriter(shards, shard_size=25)
+    writer.write(IMAGES, LABELS)
+    writer.close()
+    same(open_synthetic(shards, SHAPE, 10))
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(shards):
     with pytest.raises(UserError, match="is not empty"):
         ShardWriter(shards, 10)
