@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch_models import TorchClassifier
 
-from jaxadv import checkpoint, config
+from jaxadv import config
 from jaxadv.attacks import autoattack
-from jaxadv.classifier import make_classifier, make_logits_fn
-from jaxadv.evaluate import load_dataset
+from jaxadv.classifier import make_logits_fn
+from jaxadv.evaluate import load_dataset, restore_classifier
 from jaxadv.parallel import use_all_cores
 from jaxadv.provenance import provenance
 
@@ -45,9 +45,7 @@ def main() -> None:
     if options.data_dir:
         trained.data.data_dir = options.data_dir
     dataset = load_dataset(trained.data)
-    model = make_classifier(trained.model, len(dataset.class_names))
-    target = jax.eval_shape(model.init, jax.random.key(0), dataset.test.images[:1] / np.float32(1))
-    restored = checkpoint.restore(options.run, "best", {"weights": target})
+    model, restored = restore_classifier(trained, dataset, options.run, "best")
     variables = restored.items["weights"]
     images = np.asarray(dataset.test.images[: options.num_examples], np.float32) / 255
     labels = np.asarray(dataset.test.labels[: options.num_examples])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -60,6 +61,23 @@ def load_dataset(data: ConfigDict) -> Dataset:
     return load(data.name, data_dir=data.data_dir, validation_fraction=data.validation_fraction)
 
 
+def restore_classifier(
+    trained: ConfigDict, dataset: Dataset, source: Path, which: str
+) -> tuple[nn.Module, checkpoint.Restored]:
+    """Returns the model of a run, and its best or last checkpoint with the item `weights`.
+
+    Raises:
+      UserError: no checkpoint can be restored.
+    """
+    model = make_classifier(trained.model, len(dataset.class_names))
+    image = jax.ShapeDtypeStruct((1, *dataset.test.images.shape[1:]), np.float32)
+    target = jax.eval_shape(model.init, jax.random.key(0), image)
+    restored = checkpoint.restore(source, which, {"weights": target})
+    if restored is None:
+        raise UserError(f"{source} has no checkpoint yet: its run has not finished an epoch")
+    return model, restored
+
+
 def evaluate_checkpoint(
     trained: ConfigDict,
     dataset: Dataset,
@@ -90,12 +108,7 @@ def evaluate_checkpoint(
       UserError: no checkpoint can be restored.
     """
     began = time.monotonic()
-    model = make_classifier(trained.model, len(dataset.class_names))
-    image = jax.ShapeDtypeStruct((1, *dataset.test.images.shape[1:]), np.float32)
-    target = jax.eval_shape(model.init, jax.random.key(0), image)
-    restored = checkpoint.restore(source, which, {"weights": target})
-    if restored is None:
-        raise UserError(f"{source} has no checkpoint yet: its run has not finished an epoch")
+    model, restored = restore_classifier(trained, dataset, source, which)
     weights = replicate(restored.items["weights"])
     test = Batch(*(array[: evaluation.num_examples] for array in dataset.test))
     task = [restored.sha256, dataset.name, len(test.labels), trained.seed, evaluation.to_dict()]

@@ -41,10 +41,12 @@ class Seen(NamedTuple):
     """What a judge sees in n images.
 
     Attributes:
+      images: (n, height, width, channels) bytes.
       features: (n, features) input of the last dense layer.
       probabilities: (n, classes).
     """
 
+    images: np.ndarray
     features: np.ndarray
     probabilities: np.ndarray
 
@@ -57,7 +59,7 @@ def look(judge: Judge, images: Any) -> Seen:
     for rows, padded in padded_batches(np.arange(len(images)), divisible(_BATCH)):
         features, probabilities = step(judge.weights, images[padded])
         parts.append((features[: len(rows)], probabilities[: len(rows)]))
-    return Seen(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    return Seen(images, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @cache
@@ -93,13 +95,13 @@ def flat(images: Any) -> Float[np.ndarray, "n pixels"]:
     return images.reshape(len(images), -1) / np.float32(255)
 
 
-def judge_samples(judge: Judge, samples: Batch, real: Batch) -> dict[str, Any]:
+def judge_samples(judge: Judge, samples: Batch, real: Seen) -> dict[str, Any]:
     """Returns what a judge says of samples with the classes that they were made for.
 
     Args:
       judge: the classifier.
       samples: bytes and labels.
-      real: bytes and labels to compare with.
+      real: what it sees in the images to compare with.
 
     Returns:
       judge_accuracy: share of the samples that it gives their class, and by class.
@@ -109,10 +111,10 @@ def judge_samples(judge: Judge, samples: Batch, real: Batch) -> dict[str, Any]:
       copies: share that shows the same as a real one.
     """
     images, labels = np.asarray(samples.images), np.asarray(samples.labels)
-    fake, truth = look(judge, images), look(judge, real.images)
+    fake = look(judge, images)
     right = fake.probabilities.argmax(axis=1) == labels
-    distance, spread = kernel_distance(truth.features, fake.features)
-    precision, recall = precision_and_recall(truth.features, fake.features)
+    distance, spread = kernel_distance(real.features, fake.features)
+    precision, recall = precision_and_recall(real.features, fake.features)
     pixels, real_pixels = flat(images), flat(real.images)
     same = _SAME * pixels.shape[1] ** 0.5
     _, squared = nearest(pixels, real_pixels)
@@ -121,7 +123,7 @@ def judge_samples(judge: Judge, samples: Batch, real: Batch) -> dict[str, Any]:
         "judge_accuracy_by_class": [
             float(right[labels == label].mean()) for label in np.unique(labels)
         ],
-        "judge_frechet_distance": frechet_distance(truth.features, fake.features),
+        "judge_frechet_distance": frechet_distance(real.features, fake.features),
         "judge_kernel_distance": distance,
         "judge_kernel_distance_sd": spread,
         "judge_precision": precision,

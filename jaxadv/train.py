@@ -135,7 +135,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
                 data,
                 budgets[epoch],
                 batches,
-                steps_per_epoch * batch_size,
+                num_images,
                 title,
             )
             seconds = time.monotonic() - began

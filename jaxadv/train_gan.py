@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 from jaxadv import checkpoint, gan_report
 from jaxadv import config as configs
-from jaxadv.classifier import make_classifier
 from jaxadv.data import Dataset
 from jaxadv.data.order import endless_order
-from jaxadv.evaluate import load_dataset
+from jaxadv.evaluate import load_dataset, restore_classifier
 from jaxadv.gan import (
     GanRecipe,
     GanState,
@@ -102,12 +101,7 @@ def make_judge(config: ConfigDict, dataset: Dataset, workdir: Path) -> Judge:
         configs.claim(source, trained)
         print(f"The judge, a classifier in {source}", flush=True)
         train_classifier(trained, dataset, source)
-    model = make_classifier(trained.model, len(dataset.class_names))
-    image = np.zeros((1, *dataset.test.images.shape[1:]), np.float32)
-    target = jax.eval_shape(model.init, jax.random.key(0), image)
-    restored = checkpoint.restore(source, "best", {"weights": target})
-    if restored is None:
-        raise UserError(f"{source} has no checkpoint yet: its run has not finished an epoch")
+    model, restored = restore_classifier(trained, dataset, source, "best")
     return Judge(model, replicate(restored.items["weights"]))
 
 
@@ -132,7 +126,7 @@ def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> 
     step = pmap_batches(make_gan_step(recipe), num_replicated=2, num_batches=1, donate_first=True)
     average, sampler = make_averaging(recipe), make_sampler(recipe, _plainly(config.sampling))
     data = replicate(dataset.train)
-    real = Batch(*(array[:_MOST_REAL] for array in dataset.train))
+    real = look(judge, dataset.train.images[:_MOST_REAL])
     per_step = config.train.num_discriminator_steps * size
     num_rounds = math.ceil(config.train.num_steps / config.train.steps_per_round)
     since = time.monotonic()
@@ -261,8 +255,8 @@ def _judge_best(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Pat
     sampler = make_sampler(recipe, _plainly(config.sampling))
     num_images = min(_MOST_REAL, len(dataset.test.labels))
     made = _collect(samples(sampler, networks, num_images, num_classes, config.sampling.batch_size))
-    test = Batch(*(array[:num_images] for array in dataset.test))
-    seen = look(judge, test.images).probabilities.argmax(axis=1)
+    test = look(judge, dataset.test.images[:num_images])
+    right = test.probabilities.argmax(axis=1) == np.asarray(dataset.test.labels[:num_images])
     few = made.images[:_NUM_NEIGHBOURS_SHOWN]
     train_images = np.asarray(dataset.train.images)
     by_pixels, _ = nearest(flat(few), flat(train_images))
@@ -278,7 +272,7 @@ def _judge_best(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Pat
         "class_names": list(dataset.class_names),
         "round": number,
         "num_images": num_images,
-        "judge_accuracy_on_test": float((seen == np.asarray(test.labels)).mean()),
+        "judge_accuracy_on_test": float(right.mean()),
         "samples": judge_samples(judge, made, test),
         "provenance": provenance(time.monotonic() - began),
     }
