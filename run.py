@@ -52,6 +52,8 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.WARNING)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     parallel.use_all_cores()
+    if _CONFIG.value.compilation_cache:
+        parallel.keep_compilations()
     job = import_module(f"jaxadv.{_JOBS[_CONFIG.value.mode]}")
     try:
         warned = job.run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from pyautoattack.autopgd_base import APGDAttack
-from torch_models import TorchClassifier
+from torch_models import to_torch
 
 from jaxadv.attacks import apgd
 from jaxadv.models import make_model
@@ -52,7 +52,7 @@ def main() -> None:
     highest = np.sort(logits, axis=1)
     images = images[np.argsort(highest[:, -2] - highest[:, -1])[:NUM_IMAGES]]
     labels = np.asarray(logits_fn(None, jnp.asarray(images)).argmax(axis=1)).astype(np.int32)
-    peer = TorchClassifier(model, variables, torch.float64)
+    peer = to_torch(model, variables, torch.float64)
     for norm in EPS:
         for loss in PEER_LOSSES:
             compare(logits_fn, peer, images, labels, norm, loss)

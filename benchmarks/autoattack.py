@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
-from torch_models import TorchClassifier
+from torch_models import to_torch
 
 from jaxadv import config
 from jaxadv.attacks import autoattack
@@ -49,7 +49,7 @@ def main() -> None:
     variables = restored.items["weights"]
     images = np.asarray(dataset.test.images[: options.num_examples], np.float32) / 255
     labels = np.asarray(dataset.test.labels[: options.num_examples])
-    peer = TorchClassifier(model, variables)
+    peer = to_torch(model, variables)
     difference = _check_same(model, variables, peer, images[:64])
     for norm in options.norms:
         began = time.monotonic()

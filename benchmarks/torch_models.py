@@ -1,103 +1,172 @@
 """The project's models in PyTorch, as a practitioner there writes them, with its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from flax import linen as nn
+from flax import linen
+from torch import nn
 from torch.nn import functional
 
 from jaxadv.models.nets import ConvNet
+from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
 from jaxadv.models.wrn import WideResNet
 
-_ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu}
-_EPSILON = 1e-5  # of batch norm
-
-Weights = Mapping[str, "torch.Tensor | Weights"]
+_ACTIVATIONS: dict[str, Callable] = {"relu": functional.relu, "gelu": functional.gelu}
 
 
-class TorchClassifier(torch.nn.Module):
-    """A `ConvNet` or a `WideResNet` without a defence, in evaluation mode, on NCHW images."""
+def to_torch(model: linen.Module, variables: Mapping, dtype: torch.dtype = torch.float32):
+    """Returns a module on NCHW images, in evaluation mode, with the variables of a Flax model.
 
-    def __init__(self, model: nn.Module, variables: Mapping, dtype: torch.dtype = torch.float32):
-        """Takes over the variables of a Flax model."""
+    Its children have the names that Flax gives them, so that the variables find their places.
+    """
+    families = {
+        ConvNet: TorchConvNet,
+        WideResNet: TorchWideResNet,
+        VisionTransformer: TorchVisionTransformer,
+    }
+    module = families[type(model)](model)
+    with torch.no_grad():
+        _load(module, variables["params"], variables.get("batch_stats", {}))
+    return module.to(dtype).eval()
+
+
+class TorchConvNet(nn.Module):
+    """`net`, `bignet` or `biggernet`."""
+
+    def __init__(self, model: ConvNet):
         super().__init__()
-        self.model = model
-        self.params = _tensors(variables["params"], dtype)
-        self.stats = _tensors(variables.get("batch_stats", {}), dtype)
-        self.first = torch.nn.Parameter(torch.zeros(1, dtype=dtype))  # tells peers the device
-        self.eval()
+        conv, dense = model.activations
+        self.conv_activation, self.dense_activation = _ACTIVATIONS[conv], _ACTIVATIONS[dense]
+        self.dropout, self.num_convs, self.num_hidden = (
+            model.dropout, len(model.channels), len(model.widths)
+        )  # fmt: skip
+        channels, side = 3, 32
+        for index, features in enumerate(model.channels):
+            self.add_module(f"Conv_{index}", nn.Conv2d(channels, features, 5))
+            channels, side = features, (side - 4) // 2
+        width = channels * side**2
+        for index, features in enumerate((*model.widths, model.num_classes)):
+            self.add_module(f"Dense_{index}", nn.Linear(width, features))
+            width = features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the logits of images (batch, channels, height, width) in [0, 1]."""
-        if isinstance(self.model, ConvNet):
-            return self._conv_net(self.model, images)
-        if isinstance(self.model, WideResNet):
-            return self._wide_resnet(self.model, images)
-        raise ValueError(f"no {type(self.model).__name__} in PyTorch: net, bignet or wrn_...")
-
-    def _conv_net(self, model: ConvNet, hidden: torch.Tensor) -> torch.Tensor:
-        conv_activation, dense_activation = (_ACTIVATIONS[name] for name in model.activations)
-        for index in range(len(model.channels)):
-            layer = self.params[f"Conv_{index}"]
-            hidden = functional.conv2d(hidden, layer["kernel"], layer["bias"])
-            hidden = functional.max_pool2d(conv_activation(hidden), 2)
+        hidden = images
+        for index in range(self.num_convs):
+            hidden = self.conv_activation(self.get_submodule(f"Conv_{index}")(hidden))
+            hidden = functional.max_pool2d(hidden, 2)
+            if index == 0 and self.dropout:
+                hidden = functional.dropout(hidden, self.dropout, self.training)
         hidden = hidden.permute(0, 2, 3, 1).flatten(1)  # Flax flattens channels last
-        for index in range(len(model.widths)):
-            hidden = dense_activation(_dense(hidden, self.params[f"Dense_{index}"]))
-        return _dense(hidden, self.params[f"Dense_{len(model.widths)}"])
-
-    def _wide_resnet(self, model: WideResNet, images: torch.Tensor) -> torch.Tensor:
-        activation = _ACTIVATIONS[model.activation]
-        hidden = _same_conv(images, self.params["Conv_0"], 1)
-        num_blocks = (model.depth - 1) // 6
-        for index in range(3 * num_blocks):
-            strides = 2 if index in (num_blocks, 2 * num_blocks) else 1
-            hidden = self._block(f"Block_{index}", hidden, strides, activation)
-        hidden = _norm(hidden, self.params["BatchNorm_0"], self.stats["BatchNorm_0"])
-        return _dense(activation(hidden).mean((2, 3)), self.params["Dense_0"])
-
-    def _block(self, name, images, strides, activation):
-        params, stats = self.params[name], self.stats[name]
-        hidden = activation(_norm(images, params["BatchNorm_0"], stats["BatchNorm_0"]))
-        hidden = _same_conv(hidden, params["Conv_0"], 1)
-        hidden = activation(_norm(hidden, params["BatchNorm_1"], stats["BatchNorm_1"]))
-        hidden = _same_conv(hidden, params["Conv_1"], strides)
-        if "Conv_2" in params:
-            images = _same_conv(images, params["Conv_2"], strides)
-        return images + hidden
+        for index in range(self.num_hidden):
+            hidden = self.dense_activation(self.get_submodule(f"Dense_{index}")(hidden))
+        return self.get_submodule(f"Dense_{self.num_hidden}")(hidden)
 
 
-def _tensors(tree: Mapping, dtype: torch.dtype) -> Weights:
-    def convert(leaf):
-        array = np.asarray(leaf)
-        if array.ndim == 4:
-            array = array.transpose(3, 2, 0, 1)  # HWIO to OIHW
-        return torch.from_numpy(np.array(array, copy=True)).to(dtype).contiguous()
+class TorchWideResNet(nn.Module):
+    """A wide residual network."""
 
-    return {
-        name: _tensors(value, dtype) if isinstance(value, Mapping) else convert(value)
-        for name, value in tree.items()
-    }
+    def __init__(self, model: WideResNet):
+        super().__init__()
+        self.activation = _ACTIVATIONS[model.activation]
+        self.Conv_0 = nn.Conv2d(3, 16, 3, padding=1)
+        channels, self.num_blocks = 16, 3 * ((model.depth - 1) // 6)
+        for index in range(self.num_blocks):
+            stage, place = divmod(index, self.num_blocks // 3)
+            features, strides = 16 * 2**stage * model.width, 2 if stage and not place else 1
+            block = _Block(channels, features, strides, self.activation, model.dropout)
+            self.add_module(f"Block_{index}", block)
+            channels = features
+        self.BatchNorm_0 = nn.BatchNorm2d(channels)
+        self.Dense_0 = nn.Linear(channels, model.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the logits."""
+        hidden = self.Conv_0(images)
+        for index in range(self.num_blocks):
+            hidden = self.get_submodule(f"Block_{index}")(hidden)
+        return self.Dense_0(self.activation(self.BatchNorm_0(hidden)).mean((2, 3)))
 
 
-def _dense(hidden: torch.Tensor, layer: Weights) -> torch.Tensor:
-    return hidden @ layer["kernel"] + layer["bias"]
+class _Block(nn.Module):
+    def __init__(self, channels, features, strides, activation, dropout):
+        super().__init__()
+        self.activation, self.dropout, self.strides = activation, dropout, strides
+        self.BatchNorm_0 = nn.BatchNorm2d(channels)
+        self.Conv_0 = nn.Conv2d(channels, features, 3, padding=1)
+        self.BatchNorm_1 = nn.BatchNorm2d(features)
+        # At stride 2 SAME of XLA pads behind only, which `forward` does.
+        self.Conv_1 = nn.Conv2d(features, features, 3, strides, padding=1 if strides == 1 else 0)
+        self.Conv_2 = None
+        if strides > 1 or channels != features:
+            self.Conv_2 = nn.Conv2d(channels, features, 1, strides)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.Conv_0(self.activation(self.BatchNorm_0(images)))
+        hidden = self.activation(self.BatchNorm_1(hidden))
+        hidden = functional.dropout(hidden, self.dropout, self.training)
+        if self.strides > 1:
+            hidden = functional.pad(hidden, (0, 1, 0, 1))
+        hidden = self.Conv_1(hidden)
+        return hidden + (images if self.Conv_2 is None else self.Conv_2(images))
 
 
-def _norm(hidden: torch.Tensor, layer: Weights, stats: Weights) -> torch.Tensor:
-    return functional.batch_norm(
-        hidden, stats["mean"], stats["var"], layer["scale"], layer["bias"], eps=_EPSILON
-    )
+class TorchVisionTransformer(nn.Module):
+    """A vision transformer with convolutional tokens."""
+
+    def __init__(self, model: VisionTransformer):
+        super().__init__()
+        width = model.width
+        self.activation, self.depth = _ACTIVATIONS[model.activation], model.depth
+        self.Conv_0 = nn.Conv2d(3, width // 2, 3, padding=1)
+        self.Conv_1 = nn.Conv2d(width // 2, width, 3, padding=1)
+        self.positions = nn.Parameter(torch.zeros(64, width))
+        for index in range(model.depth):
+            self.add_module(f"Block_{index}", _Attention(width, self.activation, model.dropout))
+        self.LayerNorm_0 = nn.LayerNorm(width, eps=1e-6)
+        self.Dense_0 = nn.Linear(width, model.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the logits."""
+        hidden = functional.max_pool2d(self.activation(self.Conv_0(images)), 2)
+        hidden = functional.max_pool2d(self.activation(self.Conv_1(hidden)), 2)
+        tokens = hidden.flatten(2).transpose(1, 2) + self.positions
+        for index in range(self.depth):
+            tokens = self.get_submodule(f"Block_{index}")(tokens)
+        return self.Dense_0(self.LayerNorm_0(tokens).mean(1))
 
 
-def _same_conv(hidden: torch.Tensor, layer: Weights, strides: int) -> torch.Tensor:
-    """A convolution with XLA's SAME padding, which at stride 2 pads behind first."""
-    size = layer["kernel"].shape[-1]
-    outputs = -(-hidden.shape[-1] // strides)
-    pad = max((outputs - 1) * strides + size - hidden.shape[-1], 0)
-    low, high = pad // 2, pad - pad // 2
-    if low == high:
-        return functional.conv2d(hidden, layer["kernel"], layer["bias"], strides, padding=low)
-    padded = functional.pad(hidden, (low, high, low, high))
-    return functional.conv2d(padded, layer["kernel"], layer["bias"], strides)
+class _Attention(nn.Module):
+    def __init__(self, width, activation, dropout):
+        super().__init__()
+        self.activation, self.dropout, self.heads = activation, dropout, width // HEAD_WIDTH
+        self.LayerNorm_0 = nn.LayerNorm(width, eps=1e-6)
+        self.Dense_0, self.Dense_1 = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.LayerNorm_1 = nn.LayerNorm(width, eps=1e-6)
+        self.Dense_2, self.Dense_3 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = tokens.shape
+        hidden = self.Dense_0(self.LayerNorm_0(tokens))
+        heads = hidden.view(batch, length, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+        attended = self.Dense_1(attended.reshape(tokens.shape))
+        tokens = tokens + functional.dropout(attended, self.dropout, self.training)
+        hidden = self.Dense_3(self.activation(self.Dense_2(self.LayerNorm_1(tokens))))
+        return tokens + functional.dropout(hidden, self.dropout, self.training)
+
+
+def _load(module: nn.Module, params: Mapping, stats: Mapping) -> None:
+    """Copies the variables of a Flax module and of its children."""
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            _load(module.get_submodule(name), value, stats.get(name, {}))
+        else:
+            array = np.asarray(value)
+            if name == "kernel":  # HWIO becomes OIHW, and IO of a dense layer OI
+                array = np.moveaxis(array, (-1, -2), (0, 1))
+            own = "weight" if name in ("kernel", "scale") else name
+            module.get_parameter(own).copy_(torch.from_numpy(array.copy()))
+    for name in ("mean", "var") if "mean" in stats else ():
+        module.get_buffer(f"running_{name}").copy_(torch.from_numpy(np.array(stats[name])))

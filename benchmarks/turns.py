@@ -20,7 +20,9 @@ Run = Callable[[], int]
 """Does some work, and returns how many gradients or queries it took."""
 
 
-def make_problem(model: nn.Module, batch: int) -> tuple[PyTree, Batch, Run]:
+def make_problem(
+    model: nn.Module, batch: int, num_passes: int = PASSES
+) -> tuple[PyTree, Batch, Run]:
     """Returns weights, random images labelled as the model sees them, and passes over them."""
     images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
     floats, ids = images / np.float32(255), np.arange(batch)
@@ -33,9 +35,9 @@ def make_problem(model: nn.Module, batch: int) -> tuple[PyTree, Batch, Run]:
     )
 
     def passes() -> int:
-        for _ in range(PASSES):
+        for _ in range(num_passes):
             forward(weights, floats, ids)
-        return PASSES * batch
+        return num_passes * batch
 
     labels = forward(weights, floats, ids).argmax(axis=1).astype(np.int32)
     return weights, Batch(images, labels), passes
@@ -48,12 +50,8 @@ def make_attack(model: nn.Module, weights: PyTree, split: Batch, attack: dict) -
     return lambda: int(craft(model, weights, split, arguments, ids, len(ids), seed=0).queries.sum())
 
 
-def compare(title: str, runs: Mapping[str, Run]) -> None:
-    """Runs all in turn, several times over, and prints a line for each.
-
-    It has the median and the range of the rate, and the median of its ratio, within a turn, to
-    that of the first.
-    """
+def take_turns(runs: Mapping[str, Run]) -> dict[str, list[float]]:
+    """Runs all in turn, several times over, and returns the rates of each."""
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for repetition in range(-1, REPETITIONS):  # the first compiles
         for name, run in runs.items():
@@ -61,6 +59,16 @@ def compare(title: str, runs: Mapping[str, Run]) -> None:
             count = run()
             if repetition >= 0:
                 rates[name].append(count / (time.perf_counter() - began))
+    return rates
+
+
+def compare(title: str, runs: Mapping[str, Run]) -> None:
+    """Runs all in turn, several times over, and prints a line for each.
+
+    It has the median and the range of the rate, and the median of its ratio, within a turn, to
+    that of the first.
+    """
+    rates = take_turns(runs)
     baseline = next(iter(rates))
     for name, values in rates.items():
         ratio = np.median(np.divide(values, rates[baseline]))

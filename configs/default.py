@@ -14,6 +14,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config = ConfigDict()
     config.mode = "train"  # train | evaluate
     config.seed = 0
+    config.compilation_cache = True  # keep what was compiled for the next start, in ~/.cache/jaxadv
 
     config.data = ConfigDict()
     config.data.name = data  # cifar10 | digits

@@ -61,6 +61,7 @@ def get_config(battery: str = "default") -> ConfigDict:
     config.mode = "evaluate"
     config.checkpoint = placeholder(str)  # workdir of a training run
     config.which = "best"  # best (on the held-out split) | last
+    config.compilation_cache = True  # keep what was compiled for the next start, in ~/.cache/jaxadv
     config.data = ConfigDict()
     config.data.data_dir = placeholder(str)  # TFDS directory; None: as in the run
     config.evaluation = default.get_config().evaluation

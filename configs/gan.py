@@ -26,6 +26,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config = ConfigDict()
     config.mode = "gan"  # gan | sample
     config.seed = 0
+    config.compilation_cache = True  # keep what was compiled for the next start, in ~/.cache/jaxadv
 
     config.data = natural.get_config(data).data
     del config.data.synthetic
@@ -61,18 +62,20 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.judge.checkpoint = placeholder(str)  # workdir of a run; None: trained as follows
     config.judge.num_samples = 2000  # judged after each round
     config.judge.classifier = natural.get_config(data)
+    del config.judge.classifier.compilation_cache
 
     config.sampling = ConfigDict()
+    config.sampling.path = placeholder(str)  # folder to write; None: synthetic in the workdir
     config.sampling.num_images = 10_000
     config.sampling.which = "best"  # best (by the distance to the train split) | last
     config.sampling.sampler = "prior"  # prior | ddls
     config.sampling.ddls = ConfigDict({"step_size": 0.01, "num_steps": 50})
     config.sampling.truncation = placeholder(float)  # latents beyond it are drawn again
     config.sampling.min_probability = 0.0  # of its class by the judge; samples below are dropped
-    config.sampling.labels = "intended"  # intended | judged
+    config.sampling.labels = "intended"  # intended | judged, the class that the judge sees
     config.sampling.batch_size = 256  # over all devices together
     config.sampling.shard_size = 10_000  # images of a file
-    config.sampling.format = "shards"  # shards | npz, a single file beside them
+    config.sampling.format = "shards"  # shards | npz, beside them a file PATH.npz
 
     if data == "digits":
         config.update_from_flattened_dict(

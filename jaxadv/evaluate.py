@@ -12,12 +12,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxadv import checkpoint, export, report, terminal
+from jaxadv import checkpoint, export, terminal
 from jaxadv import config as configs
 from jaxadv.battery import run_battery
 from jaxadv.certification import certify_split
 from jaxadv.classifier import make_classifier
 from jaxadv.data import Dataset, load
+from jaxadv.files import written_whole
 from jaxadv.ledger import DiskLedger
 from jaxadv.parallel import replicate
 from jaxadv.provenance import note_source, provenance
@@ -52,6 +53,8 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     warnings = evaluate_checkpoint(
         trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir
     )
+    from jaxadv import report  # Matplotlib takes a second, which the start need not wait for
+
     print(f"Report: {report.write(workdir)}")
     return warnings
 
@@ -154,9 +157,8 @@ def evaluate_checkpoint(
     names = np.array(dataset.class_names)
     np.savez_compressed(workdir / f"examples{suffix}.npz", class_names=names, **examples)
     # The JSON comes last and whole: where it stands, the evaluation is complete.
-    unfinished = workdir / f"evaluation{suffix}.json.partial"
-    unfinished.write_text(json.dumps(results, indent=2) + "\n")
-    unfinished.replace(workdir / f"evaluation{suffix}.json")
+    with written_whole(workdir / f"evaluation{suffix}.json") as unfinished:
+        unfinished.write_text(json.dumps(results, indent=2) + "\n")
     ledger.close()
     Console().print(terminal.table(results))
     for warning in results["warnings"]:

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from jaxadv import formats
 from jaxadv.attacks.threat import THREATS
+from jaxadv.files import written_whole
 
 _DATASETS = {"CIFAR-10": "cifar10"}  # as RobustBench names them
 
@@ -48,10 +49,8 @@ def write_images(
 ) -> Path:
     """Writes `adversarial_<name><suffix>.npz`, whole or not at all, and returns its path."""
     path = _path(folder, name, f"{suffix}.npz")
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with written_whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    partial.replace(path)
     return path
 
 

@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from jaxadv.files import written_whole
 from jaxadv.types import UserError
 
 Record = dict[str, np.ndarray]
@@ -64,11 +65,8 @@ class DiskLedger(MutableMapping[str, Record]):
 
     def __setitem__(self, name: str, record: Record) -> None:
         """Writes a record in the place of an earlier one."""
-        path = self._path(name)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with written_whole(self._path(name)) as path, path.open("wb") as file:
             np.savez(file, allow_pickle=False, **record)
-        partial.replace(path)
 
     def __delitem__(self, name: str) -> None:
         """Deletes a record."""
@@ -99,6 +97,5 @@ class DiskLedger(MutableMapping[str, Record]):
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_bytes(content)

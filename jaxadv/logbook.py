@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
+from jaxadv.files import written_whole
+
 Image = UInt8[np.ndarray, "height width channels"]
 
 
@@ -43,6 +45,5 @@ def open_logbook(workdir: Path, num_epochs: int) -> Iterator[Callable[..., None]
 def _keep(path: Path, num_lines: int) -> None:
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(lines[:num_lines]))
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_text("".join(lines[:num_lines]))

@@ -2,8 +2,6 @@
 
 from typing import SupportsInt
 
-from scipy.stats import binomtest
-
 
 def proportion(successes: SupportsInt, n: SupportsInt) -> dict:
     """Returns an accuracy as reports write it: the estimate, its interval and its count.
@@ -18,6 +16,8 @@ def proportion(successes: SupportsInt, n: SupportsInt) -> dict:
     >>> proportion(0, 100)["ci95"]
     [0.0, 0.036993...]
     """
+    from scipy.stats import binomtest  # takes a second, which the start need not wait for
+
     interval = binomtest(int(successes), int(n)).proportion_ci(0.95, method="wilson")
     return {
         "accuracy": int(successes) / int(n),

@@ -11,6 +11,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
+from jaxadv.files import cache_folder
+
 AXIS = "device"
 
 
@@ -24,6 +26,16 @@ def use_all_cores() -> None:
         affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
         num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", num_cores)
+
+
+def keep_compilations() -> None:
+    """Keeps what XLA compiles in the user's cache directory, where the next start finds it.
+
+    A directory already asked for through JAX_COMPILATION_CACHE_DIR stands.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def describe_devices() -> str:

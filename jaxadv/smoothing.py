@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
-from scipy.stats import beta, binomtest, norm
+from scipy.special import betaincinv, ndtri
 
 from jaxadv.draws import normal
 from jaxadv.types import Images, LogitsFn, PRNGKey
@@ -84,6 +84,8 @@ def predict(counts_fn: CountsFn, num_samples: int, failure: float = 0.001) -> np
       num_samples: passes over each image.
       failure: probability that a class returned is not the smoothed classifier's.
     """
+    from scipy.stats import binomtest  # takes a second, which the start need not wait for
+
     counts = counts_fn(0, num_samples)
     order = counts.argsort(axis=1)
     first, second = (np.take_along_axis(counts, order[:, -k, None], 1)[:, 0] for k in (1, 2))
@@ -119,7 +121,7 @@ def certify(
     successes = np.take_along_axis(counts_fn(1, num_estimation), chosen[:, None], 1)[:, 0]
     lower = lower_bound(successes, num_estimation, failure)
     certified = lower > 0.5
-    radii = sigma * norm.ppf(np.where(certified, lower, 0.5))
+    radii = sigma * ndtri(np.where(certified, lower, 0.5))
     return Certificate(np.where(certified, chosen, ABSTAIN), radii)
 
 
@@ -128,7 +130,7 @@ def lower_bound(
 ) -> Float[np.ndarray, "n"]:
     """Returns the one-sided lower confidence bound of Clopper and Pearson (1934)."""
     some = np.maximum(successes, 1)  # the quantile is not defined at 0, where the bound is 0
-    return np.where(successes > 0, beta.ppf(failure, some, num_samples - some + 1), 0.0)
+    return np.where(successes > 0, betaincinv(some, num_samples - some + 1, failure), 0.0)
 
 
 def certified(

@@ -15,17 +15,9 @@ from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv import checkpoint, report
+from jaxadv import checkpoint
 from jaxadv import config as configs
-from jaxadv.classifier import (
-    Recipe,
-    TrainState,
-    fit_projection,
-    init_state,
-    is_declared_stochastic,
-    make_classifier,
-    make_train_step,
-)
+from jaxadv.classifier import is_declared_stochastic, make_classifier
 from jaxadv.curriculum import Budget, linear_budget
 from jaxadv.data import Dataset
 from jaxadv.data.augment import make_augment
@@ -37,6 +29,7 @@ from jaxadv.optimizer import make_optimizer, make_schedule
 from jaxadv.outcomes import attack_examples
 from jaxadv.parallel import pmap_batches, replicate
 from jaxadv.provenance import note_source
+from jaxadv.train_step import Recipe, TrainState, fit_projection, init_state, make_train_step
 from jaxadv.types import Batch, UserError
 
 
@@ -75,6 +68,8 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
                 workdir=workdir,
                 suffix=suffix,
             )
+    from jaxadv import report  # Matplotlib takes a second, which the start need not wait for
+
     print(f"Report: {report.write(workdir)}")
     return warnings
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from jaxadv import checkpoint, gan_report
+from jaxadv import checkpoint
 from jaxadv import config as configs
 from jaxadv.data import Dataset
 from jaxadv.data.order import endless_order
-from jaxadv.evaluate import load_dataset, restore_classifier
+from jaxadv.evaluate import load_dataset
+from jaxadv.files import written_whole
 from jaxadv.gan import (
     GanRecipe,
     GanState,
@@ -27,18 +28,25 @@ from jaxadv.gan import (
     make_gan_step,
     make_recipe,
 )
-from jaxadv.judge import Judge, flat, judge_samples, look
+from jaxadv.judge import Judge, judge_samples
+from jaxadv.judging import (
+    collect,
+    judge_on_test,
+    look_at_train_split,
+    make_judge,
+    num_judged,
+    plain,
+    summary,
+    write_neighbours,
+)
 from jaxadv.logbook import open_logbook
 from jaxadv.parallel import pmap_batches, replicate
 from jaxadv.pictures import mosaic
 from jaxadv.provenance import note_source, provenance
-from jaxadv.quality import nearest
 from jaxadv.sampling import make_sampler, samples
-from jaxadv.train import train as train_classifier
 from jaxadv.types import Batch, UserError
 
 _GRID_ROWS = 8  # samples of each class in a picture
-_MOST_REAL = 10_000  # images that samples are compared with
 _NUM_NEIGHBOURS_SHOWN = 10
 
 
@@ -66,7 +74,9 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     train(config, dataset, judge, workdir)
     if not (workdir / "gan.json").exists():
         _judge_best(config, dataset, judge, workdir)
-    print(_summary(json.loads((workdir / "gan.json").read_text())["samples"]))
+    print(summary(json.loads((workdir / "gan.json").read_text())["samples"]))
+    from jaxadv import gan_report  # Matplotlib takes a second, which the start need not wait for
+
     print(f"Report: {gan_report.write(workdir)}")
     return []
 
@@ -78,31 +88,6 @@ def _check_side(config: ConfigDict, dataset: Dataset) -> None:
             f"config.generator.num_blocks is {config.generator.num_blocks}, which makes images of "
             f"side {side}: those of the data set have {asked}"
         )
-
-
-def make_judge(config: ConfigDict, dataset: Dataset, workdir: Path) -> Judge:
-    """Returns the classifier that judges: that of `config.judge.checkpoint`, or one trained here.
-
-    Raises:
-      UserError: there is no checkpoint, or its classes are not those of the data set.
-    """
-    if config.judge.checkpoint:
-        source = Path(config.judge.checkpoint)
-        trained = configs.read(source, mode="train")
-        if trained.data.name != config.data.name:
-            raise UserError(
-                f"config.judge.checkpoint is a classifier of {trained.data.name}, "
-                f"config.data.name is {config.data.name}"
-            )
-    else:
-        source, trained = workdir / "judge", config.judge.classifier.copy_and_resolve_references()
-        for key in ("name", "data_dir", "validation_fraction"):
-            trained.data[key] = config.data[key]
-        configs.claim(source, trained)
-        print(f"The judge, a classifier in {source}", flush=True)
-        train_classifier(trained, dataset, source)
-    model, restored = restore_classifier(trained, dataset, source, "best")
-    return Judge(model, replicate(restored.items["weights"]))
 
 
 def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> GanState:
@@ -124,9 +109,9 @@ def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> 
     recipe = make_recipe(config, num_classes)
     state, first_round = _start(recipe, dataset, workdir)
     step = pmap_batches(make_gan_step(recipe), num_replicated=2, num_batches=1, donate_first=True)
-    average, sampler = make_averaging(recipe), make_sampler(recipe, _plainly(config.sampling))
+    average, sampler = make_averaging(recipe), make_sampler(recipe, plain(config.sampling))
     data = replicate(dataset.train)
-    real = look(judge, dataset.train.images[:_MOST_REAL])
+    real = look_at_train_split(judge, dataset)
     per_step = config.train.num_discriminator_steps * size
     num_rounds = math.ceil(config.train.num_steps / config.train.steps_per_round)
     since = time.monotonic()
@@ -150,7 +135,7 @@ def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> 
             seconds = time.monotonic() - began
             generator = average(state)
             networks = replicate((generator, state.discriminator))
-            made = _collect(
+            made = collect(
                 samples(
                     sampler,
                     networks,
@@ -235,50 +220,30 @@ def _train_round(
     return state, means
 
 
-def _plainly(sampling: ConfigDict) -> ConfigDict:
-    """Returns the sampling that a GAN is judged by: from the prior, untruncated."""
-    plain = ConfigDict(sampling.to_dict())
-    plain.update({"sampler": "prior", "truncation": None})
-    return plain
-
-
-def _collect(batches: Iterable[Batch]) -> Batch:
-    arrays: Any = map(np.concatenate, zip(*batches, strict=True))
-    return Batch(*arrays)
-
-
 def _judge_best(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> None:
-    """Judges samples of the best checkpoint against the test split, which chose nothing."""
+    """Writes what the judge says of the best checkpoint, in `gan.json`, and some neighbours."""
     began = time.monotonic()
     recipe, networks, number = restore(config, dataset, workdir, "best")
-    num_classes = len(dataset.class_names)
-    sampler = make_sampler(recipe, _plainly(config.sampling))
-    num_images = min(_MOST_REAL, len(dataset.test.labels))
-    made = _collect(samples(sampler, networks, num_images, num_classes, config.sampling.batch_size))
-    test = look(judge, dataset.test.images[:num_images])
-    right = test.probabilities.argmax(axis=1) == np.asarray(dataset.test.labels[:num_images])
-    few = made.images[:_NUM_NEIGHBOURS_SHOWN]
-    train_images = np.asarray(dataset.train.images)
-    by_pixels, _ = nearest(flat(few), flat(train_images))
-    by_features, _ = nearest(look(judge, few).features, look(judge, train_images).features)
-    np.savez_compressed(
-        workdir / "neighbours.npz",
-        samples=few,
-        by_pixels=train_images[by_pixels],
-        by_features=train_images[by_features],
+    made = collect(
+        samples(
+            make_sampler(recipe, plain(config.sampling)),
+            networks,
+            num_judged(dataset),
+            len(dataset.class_names),
+            config.sampling.batch_size,
+        )
     )
+    few = np.asarray(made.images[:_NUM_NEIGHBOURS_SHOWN])
+    write_neighbours(workdir / "neighbours.npz", judge, few, dataset)
     result = {
         "dataset": dataset.name,
         "class_names": list(dataset.class_names),
         "round": number,
-        "num_images": num_images,
-        "judge_accuracy_on_test": float(right.mean()),
-        "samples": judge_samples(judge, made, test),
+        **judge_on_test(judge, made, dataset),
         "provenance": provenance(time.monotonic() - began),
     }
-    partial = workdir / "gan.json.partial"
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(workdir / "gan.json")
+    with written_whole(workdir / "gan.json") as partial:
+        partial.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _write_grid(workdir: Path, number: int, grid: np.ndarray) -> None:
@@ -291,13 +256,5 @@ def _round(line: dict[str, Any], num_rounds: int) -> str:
     return (
         f"round {line['epoch']:>3}/{num_rounds}  step {line['step']:,}"
         f"  loss {line['discriminator_loss']:.3f} / {line['generator_loss']:.3f}"
-        f"  {_summary(line)}  {line['images_per_second']:,.0f} img/s"
-    )
-
-
-def _summary(judged: dict[str, Any]) -> str:
-    return (
-        f"judge: {judged['judge_accuracy']:6.2%} right"
-        f"  Fréchet distance {judged['judge_frechet_distance']:.2f} (its features)"
-        f"  precision {judged['judge_precision']:.2f}  recall {judged['judge_recall']:.2f}"
+        f"  {summary(line)}  {line['images_per_second']:,.0f} img/s"
     )

@@ -1,6 +1,7 @@
 """Two CPU devices, and a trained net for the tests to attack."""
 
 import os
+import shutil
 import tempfile
 from typing import NamedTuple
 
@@ -17,12 +18,21 @@ from jaxadv.types import Images, Labels, LogitsFn
 
 # Enough to show what depends on the number of devices; it has to come before JAX starts.
 jax.config.update("jax_num_cpu_devices", 2)
-# The tests compile much and compute little; what one has compiled the others take from a folder
-# that this run of the tests alone uses.
+# The tests compile much and compute little.
 jax.config.update("jax_disable_most_optimizations", True)
-_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-jax.config.update("jax_compilation_cache_dir", f"{tempfile.gettempdir()}/jaxadv-tests-{_RUN}")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_configure(config):
+    """Lets the workers, and the programs that tests start, share what they compile."""
+    if not hasattr(config, "workerinput"):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxadv-tests-")
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 class Victim(NamedTuple):

@@ -9,7 +9,7 @@ from linear_classifier import Linear, NoisyLinear, battery, make_problem
 from scipy.stats import norm
 
 from jaxadv.battery import run_battery
-from jaxadv.classifier import _noise_keys
+from jaxadv.classifier import noise_keys
 from jaxadv.models.defences import InputNoise
 from jaxadv.prng import stream
 
@@ -69,7 +69,7 @@ def test_fixed_noise_is_one_draw_in_every_step_and_pass(problem, noisy):
 
     @jax.vmap
     def noise_of(example):
-        key = _noise_keys(stream(0, "noise"), example)["noise"]
+        key = noise_keys(stream(0, "noise"), example)["noise"]
         draws = Draw().apply({}, rngs={"noise": key})
         return draws.reshape(-1)
 

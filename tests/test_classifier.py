@@ -1,52 +1,14 @@
-"""The training step on a tiny model: what it learns from, and that devices do not matter."""
+"""The classifier as attacks see it: what its noise follows from, and what is left without it."""
 
-from dataclasses import replace
-
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import pytest
 from flax import linen as nn
 
-from jaxadv.attacks import pgd
-from jaxadv.classifier import (
-    Recipe,
-    TrainState,
-    _mixed,
-    _train_logits,
-    fit_projection,
-    init_state,
-    make_logits_fn,
-    make_train_step,
-    to_float,
-    without_noise,
-)
-from jaxadv.curriculum import Budget
-from jaxadv.data.augment import make_augment
-from jaxadv.data.spectrum import principal_components
-from jaxadv.losses import cross_entropy
+from jaxadv.classifier import make_logits_fn, to_float, without_noise
 from jaxadv.models import make_model
-from jaxadv.models.defences import PNI, RSE, Dropout, InputNoise, LowRank
-from jaxadv.parallel import AXIS, pmap_batches, replicate
+from jaxadv.models.defences import PNI, RSE, Dropout, InputNoise
 from jaxadv.prng import stream
-from jaxadv.types import Batch
-
-BUDGET = Budget(eps=0.1, step_size=0.05, num_steps=3)
-NONE = Batch(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int32))
-
-
-class Tiny(nn.Module):
-    """A batch norm and a dense layer: all that a step has to keep."""
-
-    axis_name: str | None = AXIS
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        axis_name = self.axis_name if train else None
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name)(images)
-        return nn.Dense(10)(x.reshape(len(x), -1))
 
 
 class Noisy(nn.Module):
@@ -57,197 +19,6 @@ class Noisy(nn.Module):
         names = ("noise", "dropout", "weight_noise")
         draws = [jax.random.normal(self.make_rng(name)) for name in names]
         return jnp.broadcast_to(jnp.stack(draws), (len(images), 3))
-
-
-@pytest.fixture(scope="module")
-def data():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (32, 4, 4, 3), dtype=np.uint8)
-    return Batch(images, generator.integers(0, 10, 32).astype(np.int32))
-
-
-def make_recipe(num_devices=2, *, fraction=0.5, batch_size=8, **changes):
-    return Recipe(
-        **{
-            "model": Tiny(),
-            "optimizer": optax.sgd(0.1),
-            "augment": make_augment("none"),
-            "num_attacked": round(fraction * batch_size / num_devices),
-            "num_synthetic": 0,
-            "label_smoothing": 0.0,
-            "attack": {"norm": "linf", "loss": "cross_entropy", "random_start": True},
-            "trades_beta": None,
-            "ema_decay": 0.0,
-            "seed": 0,
-            **changes,
-        }
-    )
-
-
-def one_device_step(recipe):
-    """The same step on one device only, with the axis that it asks for."""
-    mapped = jax.pmap(
-        make_train_step(recipe),
-        axis_name=AXIS,
-        in_axes=(None, None, None, 0, 0),
-        out_axes=None,
-        devices=jax.devices()[:1],
-    )
-    return lambda state, data, budget, batch, made: mapped(
-        state, data, budget, batch[None], jax.tree.map(lambda array: array[None], made)
-    )
-
-
-def two_device_step(recipe):
-    return pmap_batches(make_train_step(recipe), num_replicated=3, num_batches=2)
-
-
-def train(step, recipe, data, num_steps=3, budget=BUDGET):
-    state, metrics = init_state(recipe, data.images.shape[1:]), {}
-    for i in range(num_steps):
-        state, metrics = step(state, data, budget, np.arange(8) + 8 * i, NONE)
-    return state, metrics
-
-
-@pytest.mark.parametrize("augmentation", ["none", "flip_crop_jitter"])
-def test_two_devices_do_what_one_does(data, augmentation):
-    one = make_recipe(1, augment=make_augment(augmentation))
-    two = make_recipe(2, augment=make_augment(augmentation))
-    expected = train(one_device_step(one), one, data)
-    actual = train(two_device_step(two), two, data)
-    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), atol=1e-5)
-
-
-def test_replicas_agree(data):
-    recipe = make_recipe()
-    every = jax.pmap(
-        make_train_step(recipe), axis_name=AXIS, in_axes=(None, None, None, 0, 0), out_axes=0
-    )
-    state = init_state(recipe, data.images.shape[1:])
-    none = jax.tree.map(lambda array: np.stack([array, array]), NONE)
-    output = jax.device_get(every(state, data, BUDGET, np.arange(8).reshape(2, 4), none))
-    for leaf in jax.tree.leaves(output):
-        np.testing.assert_array_equal(leaf[0], leaf[1])
-
-
-def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
-    """Against the same written out on one device, with no pmap."""
-    recipe = make_recipe()
-    state = init_state(recipe, data.images.shape[1:])
-    new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8), NONE)
-
-    images, labels = (
-        jnp.asarray(data.images[:8] / 255, jnp.float32),
-        jnp.asarray(data.labels[:8]),
-    )
-    adversarial = pgd(
-        stream(0, "attack", 0),
-        make_logits_fn(recipe.model, state.variables, jnp.arange(4)),
-        images[:4],
-        labels[:4],
-        **BUDGET._asdict(),
-        **recipe.attack,
-    )
-    assert float(jnp.abs(adversarial - images[:4]).max()) > 0.05
-    mixed = jnp.concatenate([adversarial, images[4:]])
-
-    def loss(params):
-        logits, changed = Tiny(axis_name=None).apply(
-            {**state.variables, "params": params}, mixed, train=True, mutable=["batch_stats"]
-        )
-        return cross_entropy(logits, labels).mean(), changed
-
-    (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.variables["params"], gradient)
-    new_variables = jax.device_get(new_state.variables)
-    chex.assert_trees_all_close(new_variables["params"], expected, atol=1e-5)
-    chex.assert_trees_all_close(new_variables["batch_stats"], changed["batch_stats"], atol=1e-6)
-    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-
-
-def test_trades_is_cross_entropy_plus_divergence(data):
-    """Against the same written out on one device, with no pmap."""
-    attack = {"norm": "linf", "loss": "kl", "random_start": True}
-    recipe = make_recipe(attack=attack, trades_beta=6.0)
-    state = init_state(recipe, data.images.shape[1:])
-    new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8), NONE)
-    images, labels = jnp.asarray(data.images[:8] / 255, jnp.float32), jnp.asarray(data.labels[:8])
-    logits_fn = make_logits_fn(recipe.model, state.variables, jnp.arange(4))
-    adversarial = pgd(
-        stream(0, "attack", 0), logits_fn, images[:4], labels[:4], **BUDGET._asdict(), **attack
-    )
-
-    def loss(params):
-        logits, _ = Tiny(axis_name=None).apply(
-            {**state.variables, "params": params},
-            jnp.concatenate([images, adversarial]),
-            train=True,
-            mutable=["batch_stats"],
-        )
-        p, log_q = jax.nn.softmax(logits[:4]), jax.nn.log_softmax(logits[8:])
-        divergences = (p * (jnp.log(p) - log_q)).sum()
-        return cross_entropy(logits[:8], labels).mean() + 6 * divergences / 8
-
-    value, gradient = jax.value_and_grad(loss)(state.variables["params"])
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.variables["params"], gradient)
-    chex.assert_trees_all_close(jax.device_get(new_state.variables["params"]), expected, atol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-
-
-def test_synthetic_images_take_their_share_of_the_batch_and_of_the_attack(data):
-    recipe = make_recipe(num_synthetic=2, label_smoothing=0.3)  # of 4 on a device, 2 attacked
-    made = Batch(jnp.full((2, 4, 4, 3), 255, jnp.uint8), jnp.full(2, 7, jnp.int32))
-    images, labels, smoothing = _mixed(recipe, jax.tree.map(jnp.asarray, data), jnp.arange(2), made)
-    np.testing.assert_array_equal(images[0], data.images[0])
-    assert (images[1] == 255).all()  # attacked like the one before it
-    np.testing.assert_array_equal(images[2], data.images[1])
-    np.testing.assert_array_equal(labels, [data.labels[0], 7, data.labels[1], 7])
-    np.testing.assert_allclose(smoothing, [0, 0.3, 0, 0.3])
-
-
-def test_the_fraction_decides_which_metrics_there_are(data):
-    for fraction, names in [
-        (0.0, {"loss", "loss_clean", "accuracy_clean"}),
-        (1.0, {"loss", "loss_adversarial", "accuracy_adversarial"}),
-    ]:
-        recipe = make_recipe(fraction=fraction)
-        _, metrics = train(two_device_step(recipe), recipe, data, num_steps=1)
-        assert metrics.keys() == names
-
-
-def test_no_budget_is_natural_training(data):
-    natural = make_recipe(fraction=0.0)
-    nothing = make_recipe(fraction=1.0)
-    expected, _ = train(two_device_step(natural), natural, data)
-    for budget in (Budget(0.0, 0.05, 3), Budget(0.1, 0.05, 0)):
-        actual, _ = train(two_device_step(nothing), nothing, data, budget=budget)
-        chex.assert_trees_all_close(actual.variables, expected.variables, atol=1e-6)
-
-
-def test_the_average_follows_the_weights(data):
-    recipe = make_recipe(ema_decay=0.5)
-    states = [train(two_device_step(recipe), recipe, data, num_steps=n)[0] for n in (0, 1, 2)]
-    weights = [np.asarray(s.variables["params"]["Dense_0"]["kernel"]) for s in states]
-    first = 1 / 11 * weights[0] + 10 / 11 * weights[1]  # warm-up: the decay starts at 1/11
-    second = 2 / 12 * first + 10 / 12 * weights[2]
-    average = states[2].weights["params"]["Dense_0"]["kernel"]
-    np.testing.assert_allclose(average, second, atol=1e-6)
-
-
-def test_one_compilation_serves_a_whole_curriculum(data):
-    recipe = make_recipe()
-    chex.clear_trace_counter()
-    step = pmap_batches(
-        chex.assert_max_traces(make_train_step(recipe), n=1),
-        num_replicated=3,
-        num_batches=2,
-        donate_first=True,
-    )
-    state = replicate(init_state(recipe, data.images.shape[1:]))
-    arrays = replicate(data)
-    for i in range(4):
-        budget = Budget(0.01 * i, 0.01, 2 + i)
-        state, _ = step(state, arrays, budget, np.arange(8), NONE)
 
 
 def test_noise_follows_the_example_and_noise_of_weights_the_key_alone():
@@ -264,22 +35,7 @@ def test_noise_follows_the_example_and_noise_of_weights_the_key_alone():
     assert not (draws(stream(0, "score", 1), ids) == draws(key, ids)).any()
 
 
-def test_training_noise_differs_between_devices_and_steps_but_not_that_of_the_weights(data):
-    recipe = make_recipe(fraction=0.0)._replace(model=Noisy())
-    state = TrainState(step=jnp.int32(0), variables={"params": {}}, ema=None, opt_state=None)
-    each = jax.pmap(
-        lambda step: _train_logits(recipe, replace(state, step=step), {}, jnp.zeros((1, 2, 2, 1)))[
-            0
-        ],
-        axis_name=AXIS,
-    )
-    first, other = (np.asarray(each(jnp.array([step, step])))[:, 0] for step in (1, 2))
-    assert (first[0, :2] != first[1, :2]).all()
-    assert first[0, 2] == first[1, 2]
-    assert (first != other).all()
-
-
-def test_noise_off_is_the_plain_model(data):
+def test_noise_off_is_the_plain_model():
     for defence in (PNI(), RSE(), InputNoise(), Dropout()):
         noisy = make_model("net", 10, defence=defence, dropout=0.3)
         images = to_float(jnp.zeros((2, 32, 32, 3), jnp.uint8) + 90)
@@ -290,17 +46,3 @@ def test_noise_off_is_the_plain_model(data):
         on = make_logits_fn(noisy, variables, ids)(stream(0, "score"), images)
         np.testing.assert_allclose(off, plain.apply(variables, images), atol=1e-6)
         assert np.abs(on - off).max() > 1e-3
-
-
-def test_the_projection_is_fitted_to_the_images(data):
-    recipe = make_recipe(ema_decay=0.5)._replace(
-        model=make_model("net", 10, defence=LowRank(rank=3))
-    )
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    state = fit_projection(init_state(recipe, images.shape[1:]), images)
-    mean, components = principal_components(images, 3)
-    for variables in (state.variables, state.ema):
-        (projection,) = variables["pca"].values()
-        np.testing.assert_array_equal(projection["mean"], mean)
-        np.testing.assert_array_equal(projection["components"], components)

@@ -16,6 +16,7 @@ from jaxadv.data import load
 from jaxadv.data.synthetic import open_synthetic
 from jaxadv.gan import draw_latents, init_state, make_averaging, make_gan_step, make_recipe
 from jaxadv.judge import Judge, logits_and_features, look
+from jaxadv.judging import make_judge
 from jaxadv.models import make_model
 from jaxadv.optimizer import moving_average
 from jaxadv.parallel import AXIS, pmap_batches
@@ -214,7 +215,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(finished, digits, tmp_path,
         raise Killed
 
     config = tiny_config(**{"judge.checkpoint": str(finished / "judge")})
-    judge = train_gan.make_judge(config, digits, tmp_path)
+    judge = make_judge(config, digits, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", killed)
         with pytest.raises(Killed):
@@ -233,6 +234,10 @@ def test_samples_become_a_data_set(finished, digits):
         images = open_synthetic(path, (32, 32, 3), 10)
         assert len(images) == 50
         np.testing.assert_array_equal(images.labels, np.arange(50) % 10)
+    judged = json.loads((finished / "synthetic" / "manifest.json").read_text())["judged"]
+    assert judged["num_images"] == 50
+    said = json.loads((finished / "gan.json").read_text())
+    assert judged["judge_accuracy_on_test"] == said["judge_accuracy_on_test"]
     with pytest.raises(UserError, match="is not empty"):
         sample.run(config, finished)
 

@@ -14,6 +14,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from jaxadv.files import cache_folder, written_whole
 from jaxadv.types import Batch, UserError
 
 _Source = tuple[str, tuple[str, ...], Batch, Batch]  # name, class names, train and test split
@@ -151,18 +152,13 @@ def _cache_path(directory: Path) -> Path:
     # Root may write everywhere: a directory without write bits is left alone all the same.
     if os.access(directory, os.W_OK) and directory.stat().st_mode & 0o222:
         return directory / name
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxadv" / name
+    return cache_folder() / name
 
 
 def _write_cache(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _decode(directory: Path) -> dict[str, Any]:

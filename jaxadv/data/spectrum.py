@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from sklearn.decomposition import PCA
 
 Bytes = UInt8[np.ndarray, "n height width channels"] | UInt8[Array, "n height width channels"]
 
@@ -11,7 +10,12 @@ def principal_components(
     images: Bytes, rank: int
 ) -> tuple[Float[np.ndarray, "pixels"], Float[np.ndarray, "rank pixels"]]:
     """Returns the mean image and the first principal components, for pixels in [0, 1]."""
-    pca = PCA(rank, svd_solver="covariance_eigh").fit(_flat(images))
+    from sklearn.decomposition import PCA  # takes a second, and few models need it
+
+    flat = _flat(images)
+    # The covariance is the smaller problem only where there are more images than pixels.
+    solver = "covariance_eigh" if len(flat) > flat.shape[1] else "full"
+    pca = PCA(rank, svd_solver=solver).fit(flat)
     return pca.mean_.astype(np.float32), pca.components_.astype(np.float32)
 
 

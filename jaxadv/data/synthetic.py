@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
+from jaxadv.files import written_whole
 from jaxadv.types import UserError
 
 _MANIFEST = "manifest.json"
@@ -179,6 +180,8 @@ def _open_npz(path: Path) -> tuple[list[_Mapped], np.ndarray]:
             image = members["image.npy"]
             if image.compress_type != zipfile.ZIP_STORED:
                 return [_map_npy(_unpacked(archive, image, path))], labels
+            for _ in _chunks(archive, image, f"Check {path.name}"):
+                pass
             # A local header is 30 bytes, the name, and a field whose length it alone tells.
             file.seek(image.header_offset + 26)
             file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
@@ -195,18 +198,21 @@ def _unpacked(archive: zipfile.ZipFile, image: zipfile.ZipInfo, path: Path) -> P
     unpacked = path.with_name(f"{path.name}.{image.CRC:08x}.npy")
     if unpacked.exists() and unpacked.stat().st_size == image.file_size:
         return unpacked
-    partial = unpacked.with_suffix(".partial")
-    title = f"Unpack {path.name}"
+    with written_whole(unpacked) as partial, partial.open("wb") as file:
+        for chunk in _chunks(archive, image, f"Unpack {path.name}"):
+            file.write(chunk)
+    return unpacked
+
+
+def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, title: str) -> Iterator[bytes]:
+    """Yields a member bit by bit; at its end its checksum is verified."""
     with (
-        archive.open(image) as packed,
-        partial.open("wb") as file,
-        tqdm(total=image.file_size, desc=title, unit="B", unit_scale=True, disable=None) as bar,
+        archive.open(member) as packed,
+        tqdm(total=member.file_size, desc=title, unit="B", unit_scale=True, disable=None) as bar,
     ):
         while chunk := packed.read(_CHUNK):
-            file.write(chunk)
+            yield chunk
             bar.update(len(chunk))
-    partial.replace(unpacked)
-    return unpacked
 
 
 def _map_array(file: BinaryIO, path: Path) -> _Mapped:
@@ -241,8 +247,8 @@ class ShardWriter:
         self._num_images = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.glob("*_?????.npy"):
-                if not (folder / _MANIFEST).exists():
+            if not (folder / _MANIFEST).exists():
+                for path in (*folder.glob("*_?????.npy"), *folder.glob(f"{_MANIFEST}.*.partial")):
                     path.unlink()
             if any(folder.iterdir()):
                 raise UserError(f"{folder} is not empty: move it away, or delete it")
@@ -262,9 +268,8 @@ class ShardWriter:
         if self._waiting:
             self._write_shard()
         manifest = {**facts, "num_images": self._num_images, "sha256": self._digests}
-        partial = self._folder / f"{_MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest, indent=2) + "\n")
-        partial.replace(self._folder / _MANIFEST)
+        with written_whole(self._folder / _MANIFEST) as partial:
+            partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
     def _write_shard(self) -> None:
         images, labels = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
@@ -286,15 +291,16 @@ def pack(folder: Path, path: Path) -> None:
     images = SyntheticImages(parts, labels, image_shape)
     shape = (len(images), *image_shape)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    partial = path.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with (
+        written_whole(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+    ):
         with archive.open("image.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for rows in _blocks(len(images)):
                 file.write(images.take(rows).tobytes())
         with archive.open("label.npy", "w") as file:
             np.lib.format.write_array(file, labels.astype(np.int64), allow_pickle=False)
-    partial.replace(path)
 
 
 def _blocks(n: int, size: int = 10_000) -> Iterator[np.ndarray]:

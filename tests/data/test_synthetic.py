@@ -77,8 +77,11 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path, arrays, message):
 
 def test_what_is_cut_short_or_missing_is_told(shards, tmp_path):
     np.savez(tmp_path / "whole.npz", image=IMAGES, label=LABELS)
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-400])
+    content = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(content[:-400])
+    (tmp_path / "flipped.npz").write_bytes(content[:500] + b"?" + content[501:])
     for path, message in (
+        (tmp_path / "flipped.npz", "cut short or damaged.*CRC"),
         (tmp_path / "cut.npz", "cut short or damaged"),
         (tmp_path / "nowhere", "there is no"),
         (tmp_path, "no manifest.json that can be read"),
@@ -111,7 +114,7 @@ def test_a_manifest_of_nothing_is_told(shards, manifest):
 
 
 def test_shards_of_a_writer_that_was_killed_make_way(shards):
-    (shards / "manifest.json").unlink()
+    (shards / "manifest.json").rename(shards / "manifest.json.7.partial")
     writer = ShardWriter(shards, shard_size=25)
     writer.write(IMAGES, LABELS)
     writer.close()

@@ -1,0 +1,26 @@
+"""Files that are there whole or not at all, and the folder of those that may be lost."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Returns the folder of what can be made again, in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxadv"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, whose file takes the place of `path` once the block is left.
+
+    A program that is killed on the way leaves at `path` what was there before; two that write the
+    same file at once do not disturb each other.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
