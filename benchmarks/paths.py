@@ -21,11 +21,10 @@ from flax import linen as nn
 
 from configs import curriculum
 from jaxadv.curriculum import linear_budget
-from jaxadv.models import layers, nets
+from jaxadv.models import layers
 from jaxadv.parallel import pmap_batches, replicate, use_all_cores
 from jaxadv.provenance import provenance
-from jaxadv.train import make_recipe
-from jaxadv.train_step import init_state, make_train_step
+from jaxadv.train_step import init_state, make_recipe, make_train_step
 from jaxadv.types import Batch
 
 NUM_STEPS = 10
@@ -72,13 +71,11 @@ def measure(job: str, path: str) -> dict:
     """Returns the seconds of the first step, which compiles, and of one after it."""
     if path == "plain":
         layers.convolution = _plain_convolution
-        nets.max_pool = lambda images: nn.max_pool(images, (2, 2), (2, 2))
+        layers.pooled_convolution = _plain_pooled_convolution
     config = curriculum.get_config(job)
     size, num_epochs = config.train.batch_size, config.train.num_epochs
     recipe = make_recipe(config, 10, lambda step: config.optimizer.learning_rate)
-    step = pmap_batches(
-        make_train_step(recipe), num_replicated=3, num_batches=2, donate_first=True
-    )
+    step = pmap_batches(make_train_step(recipe), num_replicated=3, num_batches=2, donate_first=True)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (1024, 32, 32, 3), dtype=np.uint8)
     split = Batch(images, generator.integers(0, 10, 1024).astype(np.int32))
@@ -108,6 +105,11 @@ def _plain_convolution(images, kernel, *, strides=1, padding="SAME"):
         padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _plain_pooled_convolution(images, kernel, bias, activation, *, padding):
+    outputs = _plain_convolution(images, kernel, padding=padding) + bias
+    return nn.max_pool(layers.ACTIVATIONS[activation](outputs), (2, 2), (2, 2))
 
 
 def _apart(job: str, path: str, num_devices: int | None) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from jaxadv.classifier import make_logits_fn
@@ -27,27 +27,35 @@ def make_problem(
     images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
     floats, ids = images / np.float32(255), np.arange(batch)
     weights = replicate(jax.jit(model.init)(jax.random.key(0), floats[:1]))
-    forward = pmap_batches(
-        lambda weights, images, ids: make_logits_fn(model, weights, ids)(jax.random.key(0), images),
-        num_replicated=1,
-        num_batches=2,
-        sharded_output=True,
-    )
+
+    def forward(weights: PyTree, images: Array, ids: Array) -> Array:
+        return make_logits_fn(model, weights, ids)(jax.random.key(0), images)
+
+    on_devices = jax.pmap(forward, in_axes=(None, 0, 0))
+    shares = jax.pmap(lambda *arrays: arrays)(*(_shares(array) for array in (floats, ids)))
 
     def passes() -> int:
         for _ in range(num_passes):
-            forward(weights, floats, ids)
+            on_devices(weights, *shares).block_until_ready()
         return num_passes * batch
 
-    labels = forward(weights, floats, ids).argmax(axis=1).astype(np.int32)
+    logits = pmap_batches(forward, num_replicated=1, num_batches=2, sharded_output=True)
+    labels = logits(weights, floats, ids).argmax(axis=1).astype(np.int32)
     return weights, Batch(images, labels), passes
 
 
-def make_attack(model: nn.Module, weights: PyTree, split: Batch, attack: dict) -> Run:
-    """Returns an attack on all images at once."""
+def _shares(array: np.ndarray) -> np.ndarray:
+    return array.reshape(jax.device_count(), -1, *array.shape[1:])
+
+
+def make_attack(
+    model: nn.Module, weights: PyTree, split: Batch, attack: dict, batch_size: int | None = None
+) -> Run:
+    """Returns an attack on all images, at once if nothing else is said."""
     ((_, arguments),) = expand(ConfigDict({"a": attack})).items()
     ids = np.arange(len(split.labels))
-    return lambda: int(craft(model, weights, split, arguments, ids, len(ids), seed=0).queries.sum())
+    size = batch_size or len(ids)
+    return lambda: int(craft(model, weights, split, arguments, ids, size, seed=0).queries.sum())
 
 
 def take_turns(runs: Mapping[str, Run]) -> dict[str, list[float]]:

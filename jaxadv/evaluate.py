@@ -118,25 +118,26 @@ def evaluate_checkpoint(
     ledger = DiskLedger(workdir / f"ledger{suffix}", task)
     if len(ledger):
         print(f"Going on from {workdir / f'ledger{suffix}'}", flush=True)
-    results, examples = run_battery(
-        model,
-        weights,
-        test,
-        evaluation,
-        trained.seed,
-        ledger=ledger,
-        write_images=partial(export.write_images, workdir, suffix=suffix),
-    )
-    if evaluation.certification.num_examples:
-        results["certified"], certificates = certify_split(
+    with jax.default_matmul_precision(evaluation.precision):
+        results, examples = run_battery(
             model,
             weights,
             test,
-            evaluation.certification,
-            evaluation.batch_size,
+            evaluation,
             trained.seed,
+            ledger=ledger,
+            write_images=partial(export.write_images, workdir, suffix=suffix),
         )
-        examples |= certificates
+        if evaluation.certification.num_examples:
+            results["certified"], certificates = certify_split(
+                model,
+                weights,
+                test,
+                evaluation.certification,
+                evaluation.batch_size,
+                trained.seed,
+            )
+            examples |= certificates
     results = {
         "checkpoint": {
             "workdir": str(source),

@@ -60,6 +60,8 @@ CLASSIFIER_RULES: dict[str, Rule] = {
     "evaluation.num_passes": (lambda value: value >= 2, "at least 2"),
 }
 
+_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+
 CLASSIFIER_CHOICES = {
     "data.name": SOURCES,
     "data.augmentation": AUGMENTATIONS,
@@ -68,6 +70,8 @@ CLASSIFIER_CHOICES = {
     "attack.norm": THREATS,
     "attack.loss": PGD_LOSSES,
     "train.loss": ("cross_entropy", "trades"),
+    "train.precision": _PRECISIONS,
+    "evaluation.precision": _PRECISIONS,
 }
 
 ATTACK_RULES: dict[str, Rule] = {

@@ -17,19 +17,25 @@ from tqdm import tqdm
 
 from jaxadv import checkpoint
 from jaxadv import config as configs
-from jaxadv.classifier import is_declared_stochastic, make_classifier
+from jaxadv.classifier import is_declared_stochastic
 from jaxadv.curriculum import Budget, linear_budget
 from jaxadv.data import Dataset
-from jaxadv.data.augment import make_augment
 from jaxadv.data.order import endless_order, epoch_order
 from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
 from jaxadv.evaluate import evaluate_checkpoint, load_dataset
 from jaxadv.logbook import open_logbook
-from jaxadv.optimizer import make_optimizer, make_schedule
+from jaxadv.optimizer import make_schedule
 from jaxadv.outcomes import attack_examples
 from jaxadv.parallel import pmap_batches, replicate
 from jaxadv.provenance import note_source
-from jaxadv.train_step import Recipe, TrainState, fit_projection, init_state, make_train_step
+from jaxadv.train_step import (
+    Recipe,
+    TrainState,
+    fit_projection,
+    init_state,
+    make_recipe,
+    make_train_step,
+)
 from jaxadv.types import Batch, UserError
 
 
@@ -96,7 +102,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
             f"{len(dataset.train.labels)} images"
         )
     schedule = make_schedule(config.optimizer, num_epochs, steps_per_epoch)
-    recipe = _make_recipe(config, len(dataset.class_names), schedule)
+    recipe = make_recipe(config, len(dataset.class_names), schedule)
     state, first_epoch = _start(recipe, dataset, workdir)
     train_step = pmap_batches(
         make_train_step(recipe), num_replicated=3, num_batches=2, donate_first=True
@@ -172,24 +178,6 @@ def _batches(
         yield indices, Batch(images, labels)
 
 
-def _make_recipe(config: ConfigDict, num_classes: int, schedule: Callable) -> Recipe:
-    share = config.train.batch_size // jax.device_count()
-    attack = {name: config.attack[name] for name in ("norm", "loss", "random_start")}
-    return Recipe(
-        model=make_classifier(config.model, num_classes),
-        optimizer=make_optimizer(config.optimizer, schedule),
-        augment=make_augment(config.data.augmentation),
-        num_attacked=round(config.attack.fraction * share),
-        num_synthetic=round(config.data.synthetic.share * config.train.batch_size)
-        // jax.device_count(),
-        label_smoothing=config.data.synthetic.label_smoothing,
-        attack=attack,
-        trades_beta=config.train.trades_beta if config.train.loss == "trades" else None,
-        ema_decay=config.train.ema_decay,
-        seed=config.seed,
-    )
-
-
 def _start(recipe: Recipe, dataset: Dataset, workdir: Path) -> tuple[TrainState, int]:
     """Returns the state to go on from, and the epochs that led to it."""
     state = init_state(recipe, dataset.train.images.shape[1:])
@@ -256,12 +244,13 @@ def _validate(recipe: Recipe, weights: PyTree, split: Batch, config: ConfigDict)
     size = config.evaluation.batch_size
     everything = np.arange(len(split.labels))
     run = partial(attack_examples, recipe.model, weights, split, num_passes=passes)
-    clean = run({}, everything, size, recipe.seed)
-    standing = np.flatnonzero(clean.predictions == split.labels)
     robust = 0
-    if standing.size:
-        attacked = run(attack, standing, size, recipe.seed)
-        robust = int((attacked.predictions == split.labels[standing]).sum())
+    with jax.default_matmul_precision(config.evaluation.precision):
+        clean = run({}, everything, size, recipe.seed)
+        standing = np.flatnonzero(clean.predictions == split.labels)
+        if standing.size:
+            attacked = run(attack, standing, size, recipe.seed)
+            robust = int((attacked.predictions == split.labels[standing]).sum())
     return {
         "validation_accuracy_clean": len(standing) / len(split.labels),
         "validation_accuracy_robust": robust / len(split.labels),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,22 @@ from flax import linen as nn
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
+from ml_collections import ConfigDict
 
 from jaxadv.attacks import pgd
-from jaxadv.classifier import make_logits_fn, noise_keys, to_float, without_noise
+from jaxadv.classifier import (
+    make_classifier,
+    make_logits_fn,
+    noise_keys,
+    to_float,
+    without_noise,
+)
 from jaxadv.curriculum import Budget
-from jaxadv.data.augment import AugmentFn
+from jaxadv.data.augment import AugmentFn, make_augment
 from jaxadv.data.spectrum import Bytes, principal_components
 from jaxadv.losses import cross_entropy, divergence, smoothed_cross_entropy
 from jaxadv.models.defences import InputNoise
-from jaxadv.optimizer import moving_average
+from jaxadv.optimizer import make_optimizer, moving_average
 from jaxadv.parallel import AXIS, positions
 from jaxadv.prng import example_keys, stream
 from jaxadv.types import Batch, ByteImages, Images, Labels, Logits, PerExample, UserError
@@ -63,6 +70,7 @@ class Recipe(NamedTuple):
       attack: static arguments of `pgd`: norm, loss, random_start.
       trades_beta: weight of the divergence in the loss of TRADES (Zhang et al. 2019); None: the
         cross entropy of the mixed batch.
+      precision: of matrix products and convolutions, a name of `jax.default_matmul_precision`.
       ema_decay: of the variables' average; 0 keeps none.
       seed: of every key stream.
     """
@@ -75,8 +83,35 @@ class Recipe(NamedTuple):
     label_smoothing: float
     attack: dict
     trades_beta: float | None
+    precision: str
     ema_decay: float
     seed: int
+
+
+def make_recipe(config: ConfigDict, num_classes: int, schedule: optax.Schedule) -> Recipe:
+    """Returns the recipe of configs/default.py.
+
+    Args:
+      config: of the run, checked.
+      num_classes: of its data set.
+      schedule: the learning rate of each step.
+    """
+    share = config.train.batch_size // jax.device_count()
+    attack = {name: config.attack[name] for name in ("norm", "loss", "random_start")}
+    return Recipe(
+        model=make_classifier(config.model, num_classes),
+        optimizer=make_optimizer(config.optimizer, schedule),
+        augment=make_augment(config.data.augmentation),
+        num_attacked=round(config.attack.fraction * share),
+        num_synthetic=round(config.data.synthetic.share * config.train.batch_size)
+        // jax.device_count(),
+        label_smoothing=config.data.synthetic.label_smoothing,
+        attack=attack,
+        trades_beta=config.train.trades_beta if config.train.loss == "trades" else None,
+        precision=config.train.precision,
+        ema_decay=config.train.ema_decay,
+        seed=config.seed,
+    )
 
 
 def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
@@ -142,7 +177,11 @@ def make_train_step(recipe: Recipe) -> Callable:
         gradients, batch_stats, metrics = lax.pmean((gradients, batch_stats, metrics), AXIS)
         return _update(recipe, state, gradients, batch_stats), metrics
 
-    return train_step
+    def at_precision(*args: Any) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        with jax.default_matmul_precision(recipe.precision):
+            return train_step(*args)
+
+    return at_precision
 
 
 def _mixed(

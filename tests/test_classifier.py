@@ -39,10 +39,11 @@ def test_noise_off_is_the_plain_model():
     for defence in (PNI(), RSE(), InputNoise(), Dropout()):
         noisy = make_model("net", 10, defence=defence, dropout=0.3)
         images = to_float(jnp.zeros((2, 32, 32, 3), jnp.uint8) + 90)
-        variables = noisy.init(stream(0, "init"), images)
+        variables = jax.jit(noisy.init)(stream(0, "init"), images)
         plain = make_model("net", 10, dropout=0.3)
         ids = jnp.arange(2)
-        off = make_logits_fn(without_noise(noisy), variables, ids)(stream(0, "score"), images)
-        on = make_logits_fn(noisy, variables, ids)(stream(0, "score"), images)
-        np.testing.assert_allclose(off, plain.apply(variables, images), atol=1e-6)
+        off_fn = make_logits_fn(without_noise(noisy), variables, ids)
+        on_fn = make_logits_fn(noisy, variables, ids)
+        off, on = (jax.jit(fn)(stream(0, "score"), images) for fn in (off_fn, on_fn))
+        np.testing.assert_allclose(off, jax.jit(plain.apply)(variables, images), atol=1e-6)
         assert np.abs(on - off).max() > 1e-3

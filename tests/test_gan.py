@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import chex
 import jax
@@ -116,8 +117,9 @@ def test_the_statistics_are_those_of_the_averaged_generator(recipe, stepped):
     generator = recipe.generator.clone(axis_name=None)
     latents = draw_latents(example_keys(jax.random.key(5), jnp.arange(512)), 4)
     labels = jnp.arange(512) % 10
-    images = generator.apply(weights, latents, labels)
-    expected, _ = generator.apply(weights, latents, labels, train=True, mutable=["batch_stats"])
+    images = jax.jit(generator.apply)(weights, latents, labels)
+    in_training = jax.jit(partial(generator.apply, train=True, mutable=["batch_stats"]))
+    expected, _ = in_training(weights, latents, labels)
     assert np.abs(images - expected).mean() < 0.05 * expected.std()
 
 
@@ -170,7 +172,8 @@ def test_the_judge_lets_through_what_it_is_certain_of(digits):
         return images[numbers % len(images)]
 
     probabilities = look(judge, images).probabilities
-    config = tiny_config(**{"sampling.num_images": 30, "sampling.labels": "judged"}).sampling
+    changes = {"num_images": 30, "labels": "judged", "batch_size": 256}
+    config = tiny_config(**{f"sampling.{name}": value for name, value in changes.items()}).sampling
     config.min_probability = float(np.quantile(probabilities.max(axis=1), 0.6))
     parts = list(judged_samples(sampler, None, judge, 10, config))
     kept = Batch(*map(np.concatenate, zip(*parts, strict=True)))

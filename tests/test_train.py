@@ -208,6 +208,17 @@ def test_autoattack_killed_in_an_evaluation_goes_on_from_the_disk(
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
+def test_an_evaluation_multiplies_at_its_precision(finished, tmp_path, monkeypatch):
+    def battery(*_, **__):
+        raise UserError(jax.config.jax_default_matmul_precision)
+
+    monkeypatch.setattr(evaluate, "run_battery", battery)
+    config = evaluate_config.get_config()
+    config.checkpoint = str(finished)
+    with pytest.raises(UserError, match="float32"):
+        evaluate.run(config, tmp_path)
+
+
 def test_exported_images_are_those_that_were_judged(autoattack_config, finished, digits, tmp_path):
     evaluate.run(autoattack_config, tmp_path)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
@@ -263,7 +274,7 @@ def test_a_batch_larger_than_the_split_is_named(tmp_path, digits):
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_state_survives_its_items(ema_decay, digits):
     config = tiny_config(**{"train.ema_decay": ema_decay})
-    recipe = train._make_recipe(config, 10, lambda step: 0.1)
+    recipe = train.make_recipe(config, 10, lambda step: 0.1)
     state = train.init_state(recipe, (32, 32, 3))
     back = train._from_items(train._to_items(state), state)
     chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state))

@@ -1,5 +1,6 @@
 """The training step on a tiny model: what it learns from, and that devices do not matter."""
 
+import re
 from dataclasses import replace
 
 import chex
@@ -74,6 +75,7 @@ def make_recipe(num_devices=2, *, fraction=0.5, batch_size=8, **changes):
             "label_smoothing": 0.0,
             "attack": {"norm": "linf", "loss": "cross_entropy", "random_start": True},
             "trades_beta": None,
+            "precision": "float32",
             "ema_decay": 0.0,
             "seed": 0,
             **changes,
@@ -154,7 +156,8 @@ def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
         )
         return cross_entropy(logits, labels).mean(), changed
 
-    (value, changed), gradient = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
+    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, changed), gradient = differentiate(state.variables["params"])
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.variables["params"], gradient)
     new_variables = jax.device_get(new_state.variables)
     chex.assert_trees_all_close(new_variables["params"], expected, atol=1e-5)
@@ -185,7 +188,7 @@ def test_trades_is_cross_entropy_plus_divergence(data):
         divergences = (p * (jnp.log(p) - log_q)).sum()
         return cross_entropy(logits[:8], labels).mean() + 6 * divergences / 8
 
-    value, gradient = jax.value_and_grad(loss)(state.variables["params"])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(state.variables["params"])
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.variables["params"], gradient)
     chex.assert_trees_all_close(jax.device_get(new_state.variables["params"]), expected, atol=1e-5)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
@@ -229,6 +232,21 @@ def test_the_average_follows_the_weights(data):
     second = 2 / 12 * first + 10 / 12 * weights[2]
     average = states[2].weights["params"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(average, second, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "name"),
+    [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")],
+)
+def test_a_step_multiplies_at_its_precision(data, precision, name):
+    recipe = make_recipe(precision=precision)
+    state = init_state(recipe, data.images.shape[1:])
+    step = jax.pmap(
+        make_train_step(recipe), axis_name=AXIS, in_axes=(None, None, None, 0, 0), out_axes=None
+    )
+    none = jax.tree.map(lambda array: np.stack([array, array]), NONE)
+    program = jax.make_jaxpr(step)(state, data, BUDGET, np.arange(8).reshape(2, 4), none)
+    assert {*re.findall(r"Precision\.(\w+)", str(program))} == {name}
 
 
 def test_one_compilation_serves_a_whole_curriculum(data):

@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
-from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, max_pool
+from jaxadv.models.layers import ACTIVATIONS, Activation, Conv
 from jaxadv.types import Images, Logits
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -45,17 +45,16 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
-        conv_activation, dense_activation = (ACTIVATIONS[name] for name in self.activations)
+        conv_activation, dense_activation = self.activations
         layer = partial(defended, self.defence, train=train)
         deterministic = not drops_out(self.defence, train)
         hidden = defended_input(self.defence, images, train=train)
         for index, features in enumerate(self.channels):
-            conv = Conv(features, size=5, padding="VALID")
-            hidden = conv_activation(layer(conv, hidden, first=index == 0))
-            hidden = max_pool(hidden)
+            conv = Conv(features, size=5, padding="VALID", pooled=conv_activation)
+            hidden = layer(conv, hidden, first=index == 0)
             if index == 0:
                 hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
         hidden = hidden.reshape(hidden.shape[0], -1)
         for width in self.widths:
-            hidden = dense_activation(layer(nn.Dense(width), hidden))
+            hidden = ACTIVATIONS[dense_activation](layer(nn.Dense(width), hidden))
         return layer(nn.Dense(self.num_classes), hidden)

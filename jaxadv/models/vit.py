@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
-from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, max_pool
+from jaxadv.models.layers import ACTIVATIONS, Activation, Conv
 from jaxadv.types import Images, Logits
 
 Tokens = Float[Array, "batch tokens width"]
@@ -43,11 +43,10 @@ class VisionTransformer(nn.Module):
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
         layer = partial(defended, self.defence, train=train)
-        activation = ACTIVATIONS[self.activation]
         hidden = defended_input(self.defence, images, train=train)
         for index, features in enumerate((self.width // 2, self.width)):
-            hidden = layer(Conv(features, size=3), hidden, first=index == 0)
-            hidden = max_pool(activation(hidden))
+            conv = Conv(features, size=3, pooled=self.activation)
+            hidden = layer(conv, hidden, first=index == 0)
         tokens = hidden.reshape(hidden.shape[0], -1, self.width)
         tokens += self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])
         for _ in range(self.depth):

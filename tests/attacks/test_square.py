@@ -93,8 +93,8 @@ def test_a_change_in_l2_moves_the_norm_of_one_square_into_another():
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.5)])
 def test_it_beats_random_search_on_a_net(digits_net, norm, eps):
     images, labels = digits_net.images, digits_net.labels
-    found = square(KEY, *digits_net, eps=eps, num_queries=200, norm=norm)
-    floor = random_search(KEY, *digits_net, eps=eps, num_queries=200, norm=norm)
+    found = square(KEY, *digits_net, eps=eps, num_queries=100, norm=norm)
+    floor = random_search(KEY, *digits_net, eps=eps, num_queries=100, norm=norm)
     assert found.success.sum() > floor.success.sum() + 3
     assert (found.margins >= floor.margins)[~floor.success].mean() > 0.9
     wrong = digits_net.logits_fn(None, found.images).argmax(axis=1) != labels

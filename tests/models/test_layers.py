@@ -2,17 +2,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
-from jaxadv.models.layers import ACTIVATIONS, Conv, convolution, max_pool
+from jaxadv.attacks import pgd
+from jaxadv.models import layers, make_model
+from jaxadv.models.layers import (
+    ACTIVATIONS,
+    Conv,
+    convolution,
+    max_pool,
+    pooled_convolution,
+)
 
 # size, height, width, in_channels, out_channels, strides, padding
 CASES = {
     "first of bignet": (5, 32, 32, 3, 12, 1, "VALID"),
     "second of bignet": (5, 14, 14, 12, 32, 1, "VALID"),
-    "blocked, padded": (5, 8, 6, 3, 4, 1, "SAME"),
-    "blocked, odd": (5, 9, 7, 3, 4, 1, "SAME"),
-    "blocked, odd output": (5, 9, 11, 3, 4, 1, "VALID"),
     "stride 1, even": (3, 8, 8, 16, 17, 1, "SAME"),
     "stride 1, odd": (3, 7, 5, 3, 4, 1, "SAME"),
     "stride 1, even kernel": (2, 6, 7, 3, 4, 1, "SAME"),
@@ -83,10 +89,46 @@ def test_input_gradient_dilates_and_transposes_nothing(case):
         assert "x[0, 1, i, o]->" in line
 
 
+# size, height, width, in_channels, out_channels, padding
+POOLED = {
+    "first of bignet": (5, 32, 32, 3, 12, "VALID"),
+    "blocked, padded": (5, 8, 6, 3, 4, "SAME"),
+    "blocked, odd": (5, 9, 7, 3, 4, "SAME"),
+    "blocked, odd output": (5, 9, 12, 3, 4, "VALID"),
+    "not blocked": (3, 7, 8, 3, 4, "SAME"),
+}
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("case", POOLED.values(), ids=POOLED.keys())
+def test_a_pooled_convolution_is_all_three_one_after_another(case, activation):
+    size, height, width, in_channels, out_channels, padding = case
+    arguments = _arrays(
+        (2, height, width, in_channels), (size, size, in_channels, out_channels), (out_channels,)
+    )
+
+    def value_and_gradients(function):
+        outputs, vjp = jax.vjp(function, *arguments)
+        return outputs, *vjp(jnp.sin(jnp.arange(outputs.size)).reshape(outputs.shape))
+
+    def ours(images, kernel, bias):
+        return pooled_convolution(images, kernel, bias, activation, padding=padding)
+
+    def expected(images, kernel, bias):
+        outputs = _reference(images, kernel, 1, padding) + bias
+        return nn.max_pool(ACTIVATIONS[activation](outputs), (2, 2), (2, 2))
+
+    actual, wanted = jax.jit(lambda: (value_and_gradients(ours), value_and_gradients(expected)))()
+    for got, want in zip(actual, wanted, strict=True):
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max()))
+
+
 def test_few_channels_are_read_in_blocks_of_four_pixels():
-    images, kernel = _arrays((2, 32, 32, 3), (5, 5, 3, 12))
-    text = jax.jit(lambda x, k: convolution(x, k, padding="VALID")).lower(images, kernel).as_text()
-    assert "(tensor<2x16x16x12xf32>, tensor<3x3x12x48xf32>)" in text
+    arguments = _arrays((2, 32, 32, 3), (5, 5, 3, 12), (12,))
+    pooled = jax.jit(lambda *arrays: pooled_convolution(*arrays, "relu", padding="VALID"))
+    text = pooled.lower(*arguments).as_text()
+    assert "(tensor<2x32x32x3xf32>, tensor<6x6x3x48xf32>)" in text
 
 
 @pytest.mark.parametrize("case", ["second of bignet", "stride 2, odd", "1x1, stride 2, odd"])
@@ -149,3 +191,32 @@ def test_conv_adds_a_bias_and_starts_he_normal():
 def test_gelu_is_the_exact_one():
     # 1 Phi(1), the normal distribution function; the tanh form gives .84119.
     assert float(ACTIVATIONS["gelu"](jnp.float32(1))) == pytest.approx(0.8413447, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["net", "wrn_7_1"])
+def test_an_attack_finds_the_same_with_plain_convolutions(name, monkeypatch):
+    model = make_model(name, 10)
+    images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+
+    def attack(norm, eps):
+        return pgd(
+            jax.random.key(2), lambda key, images: model.apply(variables, images), images,
+            jnp.arange(4), eps=eps, step_size=eps / 4, num_steps=5, norm=norm,
+        )  # fmt: skip
+
+    def plain_pooled_convolution(images, kernel, bias, activation, *, padding):
+        outputs = ACTIVATIONS[activation](_reference(images, kernel, 1, padding) + bias)
+        return nn.max_pool(outputs, (2, 2), (2, 2))
+
+    budgets = {"l2": 1.0, "linf": 8 / 255}
+    ours = {norm: attack(norm, eps) for norm, eps in budgets.items()}
+    monkeypatch.setattr(
+        layers, "convolution", lambda x, k, *, strides, padding: _reference(x, k, strides, padding)
+    )
+    monkeypatch.setattr(layers, "pooled_convolution", plain_pooled_convolution)
+    plain = {norm: attack(norm, eps) for norm, eps in budgets.items()}
+    np.testing.assert_allclose(ours["l2"], plain["l2"], atol=1e-5)
+    # Where a gradient is nearly 0 rounding decides its sign.
+    assert np.isclose(ours["linf"], plain["linf"], atol=1e-5).mean() > 0.999
+    assert np.abs(ours["linf"] - images).max() > 0.03
