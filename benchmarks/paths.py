@@ -1,6 +1,6 @@
 """A training step with and without the project's convolutions, on one device and on all cores.
 
-    python benchmarks/paths.py --out results/performance
+    PYTHONPATH=. python benchmarks/paths.py --out results/performance
 
 Two jobs, in the middle of their curriculum: `configs/curriculum.py:digits` and the same on CIFAR-10
 (with random bytes for images, which take as long). "plain" is XLA's convolution and Flax's pooling
@@ -117,7 +117,7 @@ def _apart(job: str, path: str, num_devices: int | None) -> dict:
     if num_devices:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
     command = [sys.executable, __file__, "--one", job, path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -105,7 +105,11 @@ def _apart(num_devices: int) -> dict:
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     command = [sys.executable, __file__, "--point", json.dumps(BASE)]
     done = subprocess.run(
-        command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, check=True
+        command,
+        env={**os.environ, "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

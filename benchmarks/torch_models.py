@@ -38,9 +38,8 @@ class TorchConvNet(nn.Module):
         super().__init__()
         conv, dense = model.activations
         self.conv_activation, self.dense_activation = _ACTIVATIONS[conv], _ACTIVATIONS[dense]
-        self.dropout, self.num_convs, self.num_hidden = (
-            model.dropout, len(model.channels), len(model.widths)
-        )  # fmt: skip
+        self.num_convs, self.num_hidden = len(model.channels), len(model.widths)
+        self.dropout = model.dropout
         channels, side = 3, 32
         for index, features in enumerate(model.channels):
             self.add_module(f"Conv_{index}", nn.Conv2d(channels, features, 5))

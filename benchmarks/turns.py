@@ -23,7 +23,10 @@ Run = Callable[[], int]
 def make_problem(
     model: nn.Module, batch: int, num_passes: int = PASSES
 ) -> tuple[PyTree, Batch, Run]:
-    """Returns weights, random images labelled as the model sees them, and passes over them."""
+    """Returns weights, random images labelled as the model sees them, and passes over them.
+
+    Each run of these takes `num_passes` over images that lie on the devices.
+    """
     images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
     floats, ids = images / np.float32(255), np.arange(batch)
     weights = replicate(jax.jit(model.init)(jax.random.key(0), floats[:1]))

@@ -85,7 +85,8 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 128 if data == "digits" else 512  # over all devices together
     config.evaluation.num_examples = placeholder(int)  # the first n; None: the whole split
-    config.evaluation.precision = "float32"  # likewise; a blunt attack would flatter the model
+    # Likewise, of the attacks; a blunt one would flatter the model. Scores are taken in float32.
+    config.evaluation.precision = "float32"
     config.evaluation.num_passes = 50  # of a stochastic model over each image
     config.evaluation.attacks = batteries.standard()
     config.evaluation.export = ()  # names of attacks whose images are written, as floats and bytes

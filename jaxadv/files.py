@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 def cache_folder() -> Path:
@@ -15,10 +16,11 @@ def cache_folder() -> Path:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a path to write to, whose file takes the place of `path` once the block is left.
 
-    A program that is killed on the way leaves at `path` what was there before; two that write the
-    same file at once do not disturb each other.
+    A program that is killed on the way leaves at `path` what was there before, and beside it a file
+    `NAME.XXXXXXXX.partial` that may be deleted. Two that write the same file at once do not disturb
+    each other.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
     try:
         yield partial
         partial.replace(path)

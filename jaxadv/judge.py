@@ -104,7 +104,8 @@ def judge_samples(judge: Judge, samples: Batch, real: Seen) -> dict[str, Any]:
       real: what it sees in the images to compare with.
 
     Returns:
-      judge_accuracy: share of the samples that it gives their class, and by class.
+      judge_accuracy: share of the samples that it gives their class, and by class; None where a
+        class has no sample.
       judge_frechet_distance, judge_kernel_distance, judge_kernel_distance_sd, judge_precision,
       judge_recall: see `jaxadv.quality`, by the judge's features; never the usual ones.
       duplicates: share of samples that show the same as an earlier one, to 4/255 root mean square.
@@ -121,7 +122,8 @@ def judge_samples(judge: Judge, samples: Batch, real: Seen) -> dict[str, Any]:
     return {
         "judge_accuracy": float(right.mean()),
         "judge_accuracy_by_class": [
-            float(right[labels == label].mean()) for label in np.unique(labels)
+            float(right[labels == label].mean()) if (labels == label).any() else None
+            for label in range(fake.probabilities.shape[1])
         ],
         "judge_frechet_distance": frechet_distance(real.features, fake.features),
         "judge_kernel_distance": distance,

@@ -108,6 +108,11 @@ ATTACK_CHOICES = {
     "version": VERSIONS,
 }
 
+_JUDGED: Rule = (
+    lambda value: isinstance(value, int) and value >= 10,
+    "an integer, at least 10, without which nothing can be judged",
+)
+
 GAN_RULES: dict[str, Rule] = {
     "seed": _STEPS,
     "data.validation_fraction": CLASSIFIER_RULES["data.validation_fraction"],
@@ -132,7 +137,7 @@ GAN_RULES: dict[str, Rule] = {
         lambda value: isinstance(value, int) and value >= 80,
         "an integer, at least 80, which the pictures show",
     ),
-    "sampling.num_images": _COUNT,
+    "sampling.num_images": _JUDGED,
     "sampling.ddls.step_size": _POSITIVE,
     "sampling.ddls.num_steps": _STEPS,
     "sampling.truncation": _POSITIVE,

@@ -39,7 +39,8 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     configs.check_gan(config, jax.device_count())
     trained = configs.read(workdir, mode="gan")
     trained.data.data_dir = config.data.data_dir or trained.data.data_dir
-    trained.judge.checkpoint = config.judge.checkpoint or trained.judge.checkpoint
+    own = trained.judge.checkpoint or str(workdir / "judge")
+    trained.judge.checkpoint = config.judge.checkpoint or own
     dataset = load_dataset(trained.data)
     recipe, networks, number = restore(trained, dataset, workdir, sampling.which)
     folder = Path(sampling.path or workdir / "synthetic")

@@ -156,6 +156,7 @@ def test_the_place_of_the_data_may_change(tmp_path):
     config = default.get_config()
     configs.claim(tmp_path, config)
     config.data.data_dir = "elsewhere"
+    config.compilation_cache = False
     configs.claim(tmp_path, config)
 
 

@@ -210,17 +210,21 @@ class Killed(BaseException):
     """Stands for kill -9."""
 
 
+def killed(*_, **__):
+    raise Killed
+
+
 def test_a_run_that_was_killed_ends_in_the_same_bits(finished, digits, tmp_path, monkeypatch):
     save = checkpoint.save
 
-    def killed(manager, number, items, metrics):
+    def save_and_die(manager, number, items, metrics):
         save(manager, number, items, metrics)
         raise Killed
 
     config = tiny_config(**{"judge.checkpoint": str(finished / "judge")})
     judge = make_judge(config, digits, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", killed)
+        patch.setattr(checkpoint, "save", save_and_die)
         with pytest.raises(Killed):
             train_gan.train(config, digits, judge, tmp_path)
     train_gan.train(config, digits, judge, tmp_path)
@@ -229,9 +233,15 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(finished, digits, tmp_path,
     assert whole.sha256 == again.sha256
 
 
-def test_samples_become_a_data_set(finished, digits):
+def test_samples_become_a_data_set(finished, monkeypatch):
     config = tiny_config(**{"sampling.format": "npz"})
     config.mode = "sample"
+    with monkeypatch.context() as patch:
+        patch.setattr(sample.ShardWriter, "close", killed)
+        with pytest.raises(Killed):
+            sample.run(config, finished)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        open_synthetic(finished / "synthetic", (32, 32, 3), 10)
     sample.run(config, finished)
     for path in (finished / "synthetic", finished / "synthetic.npz"):
         images = open_synthetic(path, (32, 32, 3), 10)
@@ -242,6 +252,21 @@ def test_samples_become_a_data_set(finished, digits):
     said = json.loads((finished / "gan.json").read_text())
     assert judged["judge_accuracy_on_test"] == said["judge_accuracy_on_test"]
     with pytest.raises(UserError, match="is not empty"):
+        sample.run(config, finished)
+
+
+def test_samples_may_lie_elsewhere_and_be_labelled_by_the_judge(finished, tmp_path, capsys):
+    changes = {"path": str(tmp_path / "judged"), "labels": "judged", "num_images": 12}
+    config = tiny_config(**{f"sampling.{name}": value for name, value in changes.items()})
+    config.judge.checkpoint = str(finished / "judge")
+    sample.run(config, finished)
+    assert "The judge chose these samples" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "judged" / "manifest.json").read_text())
+    assert manifest["judged"]["samples"]["judge_accuracy"] == 1
+    assert not (tmp_path / "judged.npz").exists()
+    config.sampling.path = str(tmp_path / "other")
+    config.judge.checkpoint = str(tmp_path)
+    with pytest.raises(UserError, match="is not the workdir of a run"):
         sample.run(config, finished)
 
 

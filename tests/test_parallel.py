@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxadv.parallel import AXIS, pmap_batches, positions, replicate
+from jaxadv.parallel import AXIS, keep_compilations, pmap_batches, positions, replicate
 
 
 def test_there_are_two_devices_to_test_with():
@@ -40,3 +40,18 @@ def test_replicated_outputs_have_no_device_axis():
     output = step(replicate(jnp.ones(3)), np.arange(4.0, dtype=np.float32))
     np.testing.assert_allclose(output, np.full(3, 2.5))
     assert len(output.sharding.device_set) == 2
+
+
+def test_compilations_are_kept_in_the_users_cache_unless_another_place_is_named(monkeypatch):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    try:
+        keep_compilations()  # the tests have a place of their own
+        assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        keep_compilations()
+        assert jax.config.jax_compilation_cache_dir == "/somewhere/jaxadv/xla"
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

@@ -208,15 +208,21 @@ def test_autoattack_killed_in_an_evaluation_goes_on_from_the_disk(
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def test_an_evaluation_multiplies_at_its_precision(finished, tmp_path, monkeypatch):
-    def battery(*_, **__):
+def test_evaluation_and_validation_multiply_at_their_precision(
+    finished, digits, tmp_path, monkeypatch
+):
+    def told(*_, **__):
         raise UserError(jax.config.jax_default_matmul_precision)
 
-    monkeypatch.setattr(evaluate, "run_battery", battery)
+    monkeypatch.setattr(evaluate, "run_battery", told)
+    monkeypatch.setattr(train, "attack_examples", told)
     config = evaluate_config.get_config()
-    config.checkpoint = str(finished)
-    with pytest.raises(UserError, match="float32"):
-        evaluate.run(config, tmp_path)
+    config.checkpoint, config.evaluation.precision = str(finished), "tensorfloat32"
+    with pytest.raises(UserError, match="tensorfloat32"):
+        evaluate.run(config, tmp_path / "evaluation")
+    config = tiny_config(**{"evaluation.precision": "tensorfloat32"})
+    with pytest.raises(UserError, match="tensorfloat32"):
+        train.train(config, digits, tmp_path / "run")
 
 
 def test_exported_images_are_those_that_were_judged(autoattack_config, finished, digits, tmp_path):

@@ -6,6 +6,8 @@ Two formats are read, and written by `ShardWriter` and `pack`:
   `labels_00000.npy` (int32, n); the manifest has `num_images` and, by file name, `sha256`;
 - an `.npz` with arrays `image` (uint8) and `label` (integers), as the published synthetic
   CIFAR-10 sets come. Stored without compression, as `numpy.savez` does, it is mapped in place.
+
+Each is read through once when it is opened, for its checksums.
 """
 
 import hashlib

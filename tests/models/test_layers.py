@@ -11,7 +11,6 @@ from jaxadv.models.layers import (
     ACTIVATIONS,
     Conv,
     convolution,
-    max_pool,
     pooled_convolution,
 )
 
@@ -157,6 +156,15 @@ def test_off_the_cpu_the_convolution_is_left_to_xla(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     jaxpr = jax.make_jaxpr(lambda x, k: convolution(x, k))(images, kernel)
     assert [equation.primitive.name for equation in jaxpr.eqns] == ["conv_general_dilated"]
+    pooled = jax.make_jaxpr(lambda x, k: pooled_convolution(x, k, jnp.zeros(4), "relu"))
+    names = [equation.primitive.name for equation in pooled(images, kernel).eqns]
+    assert names[0] == "conv_general_dilated"
+    assert "optimization_barrier" not in names
+
+
+def max_pool(images):
+    """A pooled convolution that does nothing but pool what is above 0."""
+    return pooled_convolution(images, jnp.ones((1, 1, 1, 1)), jnp.zeros(1), "relu")
 
 
 def test_max_pool_takes_the_maximum_of_each_window_and_drops_odd_edges():
@@ -166,7 +174,7 @@ def test_max_pool_takes_the_maximum_of_each_window_and_drops_odd_edges():
 
 
 def test_max_pool_sends_the_gradient_to_the_maximum_and_shares_it_at_ties():
-    images = jnp.array([[1, 2, 0, 0], [3, 0, 0, 0], [5, 5, 4, 1], [5, 1, 1, 4]], jnp.float32)
+    images = jnp.array([[2, 3, 1, 1], [4, 1, 1, 1], [6, 6, 5, 2], [6, 2, 2, 5]], jnp.float32)
     scale = jnp.array([[1, 4], [3, 2]], jnp.float32)
 
     def loss(images):
