@@ -116,13 +116,19 @@ def make_recipe(config: ConfigDict, num_classes: int, schedule: optax.Schedule) 
 
 def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
     """Returns the state before the first step, for images (height, width, channels)."""
-    image = jnp.zeros((1, *image_shape))
-    variables = jax.jit(recipe.model.init)(stream(recipe.seed, "init"), image)
+
+    @jax.jit  # one compilation, where each operation alone would take its own
+    def init() -> tuple[PyTree, optax.OptState]:
+        image = jnp.zeros((1, *image_shape))
+        variables = recipe.model.init(stream(recipe.seed, "init"), image)
+        return variables, recipe.optimizer.init(variables["params"])
+
+    variables, opt_state = init()
     return TrainState(
         step=jnp.int32(0),
         variables=variables,
         ema=jax.tree.map(jnp.copy, variables) if recipe.ema_decay else None,
-        opt_state=recipe.optimizer.init(variables["params"]),
+        opt_state=opt_state,
     )
 
 
