@@ -1,6 +1,5 @@
 """Evaluation of a trained classifier: restore, attack, report."""
 
-import json
 import sys
 import time
 from functools import partial
@@ -18,7 +17,7 @@ from jaxadv.battery import run_battery
 from jaxadv.certification import certify_split
 from jaxadv.classifier import make_classifier
 from jaxadv.data import Dataset, load
-from jaxadv.files import written_whole
+from jaxadv.files import write_json
 from jaxadv.ledger import DiskLedger
 from jaxadv.parallel import replicate
 from jaxadv.provenance import note_source, provenance
@@ -158,8 +157,7 @@ def evaluate_checkpoint(
     names = np.array(dataset.class_names)
     np.savez_compressed(workdir / f"examples{suffix}.npz", class_names=names, **examples)
     # The JSON comes last and whole: where it stands, the evaluation is complete.
-    with written_whole(workdir / f"evaluation{suffix}.json") as unfinished:
-        unfinished.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(workdir / f"evaluation{suffix}.json", results)
     ledger.close()
     Console().print(terminal.table(results))
     for warning in results["warnings"]:

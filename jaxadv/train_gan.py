@@ -19,7 +19,7 @@ from jaxadv import config as configs
 from jaxadv.data import Dataset
 from jaxadv.data.order import endless_order
 from jaxadv.evaluate import load_dataset
-from jaxadv.files import written_whole
+from jaxadv.files import write_json
 from jaxadv.gan import (
     GanRecipe,
     GanState,
@@ -242,8 +242,7 @@ def _judge_best(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Pat
         **judge_on_test(judge, made, dataset),
         "provenance": provenance(time.monotonic() - began),
     }
-    with written_whole(workdir / "gan.json") as partial:
-        partial.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(workdir / "gan.json", result)
 
 
 def _write_grid(workdir: Path, number: int, grid: np.ndarray) -> None:

@@ -88,6 +88,22 @@ class Recipe(NamedTuple):
     seed: int
 
 
+class Shown(NamedTuple):
+    """The examples of a step, those that are attacked first.
+
+    Attributes:
+      clean: all images as they are.
+      adversarial: what the attack made of the first of them.
+      labels: of all.
+      smoothing: of these.
+    """
+
+    clean: Images
+    adversarial: Attacked
+    labels: Labels
+    smoothing: PerExample
+
+
 def make_recipe(config: ConfigDict, num_classes: int, schedule: optax.Schedule) -> Recipe:
     """Returns the recipe of configs/default.py.
 
@@ -175,10 +191,10 @@ def make_train_step(recipe: Recipe) -> Callable:
         keys = example_keys(stream(recipe.seed, "augment", state.step), place)
         clean = recipe.augment(keys, to_float(images))
         adversarial = _attack_first(recipe, state, budget, clean, labels, place)
+        shown = Shown(clean, adversarial, labels, smoothing)
         loss = _cross_entropy_loss if recipe.trades_beta is None else _trades_loss
         (_, (metrics, batch_stats)), gradients = jax.value_and_grad(
-            lambda params: loss(recipe, state, params, clean, adversarial, labels, smoothing),
-            has_aux=True,
+            lambda params: loss(recipe, state, params, shown), has_aux=True
         )(state.variables["params"])
         gradients, batch_stats, metrics = lax.pmean((gradients, batch_stats, metrics), AXIS)
         return _update(recipe, state, gradients, batch_stats), metrics
@@ -254,14 +270,9 @@ def _train_logits(
 
 
 def _cross_entropy_loss(
-    recipe: Recipe,
-    state: TrainState,
-    params: PyTree,
-    clean: Images,
-    adversarial: Attacked,
-    labels: Labels,
-    smoothing: PerExample,
+    recipe: Recipe, state: TrainState, params: PyTree, shown: Shown
 ) -> tuple[Float[Array, ""], tuple[dict, PyTree]]:
+    clean, adversarial, labels, smoothing = shown
     n = len(adversarial)
     images = jnp.concatenate([adversarial, clean[n:]])
     logits, changed = _train_logits(recipe, state, params, images)
@@ -271,15 +282,10 @@ def _cross_entropy_loss(
 
 
 def _trades_loss(
-    recipe: Recipe,
-    state: TrainState,
-    params: PyTree,
-    clean: Images,
-    adversarial: Attacked,
-    labels: Labels,
-    smoothing: PerExample,
+    recipe: Recipe, state: TrainState, params: PyTree, shown: Shown
 ) -> tuple[Float[Array, ""], tuple[dict, PyTree]]:
     """Cross entropy of the clean batch plus beta times the divergence (the paper's equation 5)."""
+    clean, adversarial, labels, smoothing = shown
     n = len(adversarial)
     both, changed = _train_logits(recipe, state, params, jnp.concatenate([clean, adversarial]))
     logits, attacked = both[: len(labels)], both[len(labels) :]

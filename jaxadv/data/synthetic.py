@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from jaxadv.files import written_whole
+from jaxadv.files import write_json, written_whole
 from jaxadv.types import UserError
 
 _MANIFEST = "manifest.json"
@@ -270,8 +270,7 @@ class ShardWriter:
         if self._waiting:
             self._write_shard()
         manifest = {**facts, "num_images": self._num_images, "sha256": self._digests}
-        with written_whole(self._folder / _MANIFEST) as partial:
-            partial.write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(self._folder / _MANIFEST, manifest)
 
     def _write_shard(self) -> None:
         images, labels = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))

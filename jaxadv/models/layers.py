@@ -89,7 +89,7 @@ def convolution(
       padding: static.
     """
     size = kernel.shape[0]
-    pads = tuple(lax.padtype_to_pads(images.shape[1:3], (size, size), (strides, strides), padding))
+    pads = _pads(images, size, strides, padding)
     if jax.default_backend() != "cpu":
         return _xla_convolution(images, kernel, strides, pads)
     if size == 1:
@@ -122,8 +122,7 @@ def pooled_convolution(
     # slower from 32, and for 3x3, where the wider kernel holds more zeros.
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu and size >= 5 and min(channels) < 16:
-        pads = tuple(lax.padtype_to_pads(images.shape[1:3], (size, size), (1, 1), padding))
-        outputs = _windows(images, kernel, pads)
+        outputs = _windows(images, kernel, _pads(images, size, 1, padding))
     else:
         outputs = _as_windows(convolution(images, kernel, padding=padding))
     activate = ACTIVATIONS[activation]
@@ -134,6 +133,10 @@ def pooled_convolution(
     if on_cpu:  # XLA would fuse what follows into the slow loop of the maximum
         maxima = lax.optimization_barrier(maxima)
     return activate(maxima + bias)
+
+
+def _pads(images: Images, size: int, strides: int, padding: Padding) -> Pads:
+    return tuple(lax.padtype_to_pads(images.shape[1:3], (size, size), (strides, strides), padding))
 
 
 def _xla_convolution(images: Images, kernel: Kernel, strides: int, pads: Pads) -> Outputs:
