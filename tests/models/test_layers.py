@@ -201,7 +201,7 @@ def test_gelu_is_the_exact_one():
     assert float(ACTIVATIONS["gelu"](jnp.float32(1))) == pytest.approx(0.8413447, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["net", "wrn_7_1"])
+@pytest.mark.parametrize("name", ["net", "biggernet", "wrn_7_1"])
 def test_an_attack_finds_the_same_with_plain_convolutions(name, monkeypatch):
     model = make_model(name, 10)
     images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
