@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
 
     logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.WARNING)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    parallel.use_all_cores()
+    parallel.set_up_cpu()
     if _CONFIG.value.get("compilation_cache", True):
         parallel.keep_compilations()
     job = import_module(f"jaxadv.{_JOBS[_CONFIG.value.mode]}")

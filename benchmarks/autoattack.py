@@ -25,7 +25,7 @@ from jaxadv import config
 from jaxadv.attacks import autoattack
 from jaxadv.classifier import make_logits_fn
 from jaxadv.evaluate import load_dataset, restore_classifier
-from jaxadv.parallel import use_all_cores
+from jaxadv.parallel import set_up_cpu
 from jaxadv.provenance import provenance
 
 EPS = {"linf": 8 / 255, "l2": 0.5}
@@ -40,7 +40,7 @@ Attack = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def main() -> None:
     """Runs all on one checkpoint, prints a table for each norm and writes a JSON."""
     options = _options()
-    use_all_cores()
+    set_up_cpu()
     trained = config.read(options.run)
     if options.data_dir:
         trained.data.data_dir = options.data_dir

@@ -13,7 +13,7 @@ from turns import compare, make_attack, make_problem
 
 from jaxadv.models import make_model
 from jaxadv.models.defences import PNI, RSE
-from jaxadv.parallel import use_all_cores
+from jaxadv.parallel import set_up_cpu
 
 BATCH = 512
 DEFENCES = {"PNI": PNI(), "RSE": RSE()}
@@ -29,7 +29,7 @@ ATTACKS = {
 
 def main() -> None:
     """Prints a table for each model named on the command line."""
-    use_all_cores()
+    set_up_cpu()
     for name in sys.argv[1:] or ["bignet"]:
         for title, defence in DEFENCES.items():
             model = make_model(name, 10, defence=defence)

@@ -22,7 +22,7 @@ from flax import linen as nn
 from configs import curriculum
 from jaxadv.curriculum import linear_budget
 from jaxadv.models import layers
-from jaxadv.parallel import pmap_batches, replicate, use_all_cores
+from jaxadv.parallel import pmap_batches, replicate, set_up_cpu
 from jaxadv.provenance import provenance
 from jaxadv.train_step import init_state, make_recipe, make_train_step
 from jaxadv.types import Batch
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the JSON")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    use_all_cores()
+    set_up_cpu()
     if options.one:
         print(json.dumps(measure(*options.one)))
         return

@@ -30,7 +30,7 @@ from turns import Run, make_attack, make_problem, take_turns
 from jaxadv.curriculum import Budget
 from jaxadv.data.augment import make_augment
 from jaxadv.models import make_model
-from jaxadv.parallel import AXIS, pmap_batches, replicate, use_all_cores
+from jaxadv.parallel import AXIS, pmap_batches, replicate, set_up_cpu
 from jaxadv.provenance import provenance
 from jaxadv.train_step import Recipe, init_state, make_train_step
 from jaxadv.types import Batch
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--out", type=Path, help="folder of the JSON")
     options = parser.parse_args()
-    use_all_cores()
+    set_up_cpu()
     if jax.default_backend() != "cpu":
         raise SystemExit("PyTorch is measured on the CPU: hide the accelerator, JAX_PLATFORMS=cpu")
     for name in options.models:

@@ -11,7 +11,7 @@ import sys
 from turns import compare, make_attack, make_problem
 
 from jaxadv.models import make_model
-from jaxadv.parallel import use_all_cores
+from jaxadv.parallel import set_up_cpu
 
 BATCH = 512
 # So small a radius that no image crosses the boundary.
@@ -27,7 +27,7 @@ ATTACKS = {
 
 def main() -> None:
     """Prints a table for each model named on the command line."""
-    use_all_cores()
+    set_up_cpu()
     for name in sys.argv[1:] or ["net"]:
         model = make_model(name, 10)
         weights, split, passes = make_problem(model, BATCH)

@@ -23,7 +23,7 @@ from turns import make_attack, make_problem
 from jaxadv.attacks import pgd
 from jaxadv.classifier import make_logits_fn
 from jaxadv.models import make_model
-from jaxadv.parallel import use_all_cores
+from jaxadv.parallel import set_up_cpu
 from jaxadv.provenance import provenance
 
 REPETITIONS = 3
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the JSON")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    use_all_cores()
+    set_up_cpu()
     if options.point:
         print(json.dumps(measure(options.point)))
         return

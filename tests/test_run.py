@@ -82,7 +82,7 @@ def test_warnings_are_a_failure_where_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(program, "_WORKDIR", SimpleNamespace(value="out"))
     monkeypatch.setattr(program, "_DEBUG", SimpleNamespace(value=False))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
-    monkeypatch.setattr("jaxadv.parallel.use_all_cores", lambda: None)
+    monkeypatch.setattr("jaxadv.parallel.set_up_cpu", lambda: None)
     for raised, fail_on_warnings, code in (
         (["a sign"], False, None), ([], True, None), (["a sign"], True, 3),
     ):  # fmt: skip
