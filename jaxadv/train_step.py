@@ -138,7 +138,8 @@ def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
         variables = recipe.model.init(stream(recipe.seed, "init"), image)
         return variables, recipe.optimizer.init(variables["params"])
 
-    # One compilation for all, and a plain one on a CPU: it runs once, and would take 3 s for nothing.
+    # One compilation for all, and a plain one on a CPU: it runs once, and would take 3 s to save
+    # none.
     plain = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     variables, opt_state = jax.jit(init, compiler_options=plain)()
     return TrainState(
