@@ -22,6 +22,7 @@ from flax import linen as nn
 from configs import curriculum
 from jaxadv.curriculum import linear_budget
 from jaxadv.models import layers
+from jaxadv.models.activations import ACTIVATIONS
 from jaxadv.parallel import pmap_batches, replicate, set_up_cpu
 from jaxadv.provenance import provenance
 from jaxadv.train_step import init_state, make_recipe, make_train_step
@@ -109,7 +110,7 @@ def _plain_convolution(images, kernel, *, strides=1, padding="SAME"):
 
 def _plain_pooled_convolution(images, kernel, bias, activation, *, padding):
     outputs = _plain_convolution(images, kernel, padding=padding) + bias
-    return nn.max_pool(layers.ACTIVATIONS[activation](outputs), (2, 2), (2, 2))
+    return nn.max_pool(ACTIVATIONS[activation](outputs), (2, 2), (2, 2))
 
 
 def _apart(job: str, path: str, num_devices: int | None) -> dict:

@@ -18,7 +18,14 @@ from jaxadv.classifier import to_float
 from jaxadv.data.augment import AugmentFn, make_augment
 from jaxadv.models.cgan import Discriminator, Generator, Latents
 from jaxadv.optimizer import moving_average
-from jaxadv.parallel import AXIS, divisible, padded_batches, pmap_batches, positions
+from jaxadv.parallel import (
+    AXIS,
+    divisible,
+    jit_once,
+    padded_batches,
+    pmap_batches,
+    positions,
+)
 from jaxadv.prng import example_keys, stream
 from jaxadv.types import Batch, Images, Labels, PRNGKey
 
@@ -92,19 +99,23 @@ def make_recipe(config: ConfigDict, num_classes: int) -> GanRecipe:
 
 def init_state(recipe: GanRecipe, image_shape: tuple[int, ...]) -> GanState:
     """Returns the state before the first step, for images (height, width, channels)."""
-    generator_key, discriminator_key = jax.random.split(stream(recipe.seed, "init"))
-    label = jnp.zeros(1, jnp.int32)
-    latent, image = jnp.zeros((1, recipe.latent_size)), jnp.zeros((1, *image_shape))
-    generator = jax.jit(recipe.generator.init)(generator_key, latent, label)
-    discriminator = jax.jit(recipe.discriminator.init)(discriminator_key, image, label)
-    return GanState(
-        step=jnp.int32(0),
-        generator=generator,
-        discriminator=discriminator,
-        ema=jax.tree.map(jnp.copy, generator["params"]),
-        generator_opt=recipe.generator_optimizer.init(generator["params"]),
-        discriminator_opt=recipe.discriminator_optimizer.init(discriminator["params"]),
-    )
+
+    def init() -> GanState:
+        generator_key, discriminator_key = jax.random.split(stream(recipe.seed, "init"))
+        label = jnp.zeros(1, jnp.int32)
+        latent, image = jnp.zeros((1, recipe.latent_size)), jnp.zeros((1, *image_shape))
+        generator = recipe.generator.init(generator_key, latent, label)
+        discriminator = recipe.discriminator.init(discriminator_key, image, label)
+        return GanState(
+            step=jnp.int32(0),
+            generator=generator,
+            discriminator=discriminator,
+            ema=generator["params"],
+            generator_opt=recipe.generator_optimizer.init(generator["params"]),
+            discriminator_opt=recipe.discriminator_optimizer.init(discriminator["params"]),
+        )
+
+    return jit_once(init)()
 
 
 def make_gan_step(recipe: GanRecipe) -> Callable:

@@ -21,8 +21,9 @@ def set_up_cpu() -> None:
     """Makes one CPU device for each core, and keeps XLA from YNNPACK; call it before JAX starts.
 
     XLA runs a convolution on about one core, so a batch split over devices uses them all. Its
-    convolutions by YNNPACK are slower than its own: PGD takes .88 to .94 of the time without, on
-    any model. Accelerators are not affected. What is already asked for through XLA_FLAGS stands.
+    convolutions and matrix products by YNNPACK are slower than its own: PGD takes .88 to .94 of
+    the time without, on any model. Accelerators are not affected. What is already asked for
+    through XLA_FLAGS stands.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
@@ -43,6 +44,15 @@ def keep_compilations() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         # Also what takes little: an operation that runs outside of a step is compiled by itself.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def jit_once(fn: Callable) -> Callable:
+    """Compiles a function that runs once: on a CPU without optimization, which takes seconds less.
+
+    Its outputs are arrays of their own, also where `fn` returns one of them twice.
+    """
+    plain = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(fn, compiler_options=plain)
 
 
 def describe_devices() -> str:

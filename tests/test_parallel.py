@@ -1,9 +1,45 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 from jaxadv.parallel import AXIS, keep_compilations, pmap_batches, positions, replicate
+
+
+SET_UP = """
+import jax, os
+from jaxadv.parallel import set_up_cpu
+set_up_cpu()
+product = jax.jit(lambda x: x @ x).lower(jax.numpy.ones((256, 256))).compile()
+print(jax.device_count(), "ynn" in product.as_text(), os.environ.get("XLA_FLAGS", ""))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_devices", "by_ynnpack"),
+    [
+        ("", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None, False),
+        ("--xla_force_host_platform_device_count=3", 3, False),
+        ("--xla_cpu_experimental_ynn_fusion_type=dot", None, True),
+    ],
+)
+def test_a_cpu_is_set_up_unless_something_else_is_asked_for(asked, num_devices, by_ynnpack):
+    told = subprocess.run(
+        [sys.executable, "-c", SET_UP],
+        env=os.environ | {"XLA_FLAGS": asked, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split(maxsplit=2)
+    assert num_devices in (None, int(told[0]))
+    assert told[2].startswith(asked)
+    if (0, 10) <= jax.__version_info__ < (0, 13):
+        assert told[1] == str(by_ynnpack)
 
 
 def test_there_are_two_devices_to_test_with():

@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 from flax import linen as nn
 
+from jaxadv.models.activations import Activation
 from jaxadv.models.defences import Defence, Dropout, SpectralNorm, check_defence
-from jaxadv.models.layers import Activation
 from jaxadv.models.nets import ARCHITECTURES, ConvNet
 from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
 from jaxadv.models.wrn import WideResNet

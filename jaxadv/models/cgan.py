@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxadv.models.layers import Conv, Outputs
+from jaxadv.models.convolution import Outputs
+from jaxadv.models.layers import Conv
 from jaxadv.types import Images, Labels, PerExample
 
 Latents = Float[Array, "batch latent"]

@@ -5,8 +5,9 @@ from typing import Any
 
 from flax import linen as nn
 
+from jaxadv.models.activations import ACTIVATIONS, Activation
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
-from jaxadv.models.layers import ACTIVATIONS, Activation, Conv
+from jaxadv.models.layers import Conv
 from jaxadv.types import Images, Logits
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

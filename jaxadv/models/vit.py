@@ -6,8 +6,9 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxadv.models.activations import ACTIVATIONS, Activation
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
-from jaxadv.models.layers import ACTIVATIONS, Activation, Conv
+from jaxadv.models.layers import Conv
 from jaxadv.types import Images, Logits
 
 Tokens = Float[Array, "batch tokens width"]

@@ -6,6 +6,8 @@ from functools import partial
 from flax import linen as nn
 from jaxtyping import Array
 
+from jaxadv.models.activations import ACTIVATIONS, Activation
+from jaxadv.models.convolution import Outputs
 from jaxadv.models.defences import (
     Defence,
     defended,
@@ -13,7 +15,7 @@ from jaxadv.models.defences import (
     defended_norm_input,
     drops_out,
 )
-from jaxadv.models.layers import ACTIVATIONS, Activation, Conv, Outputs
+from jaxadv.models.layers import Conv
 from jaxadv.types import Images, Logits
 
 

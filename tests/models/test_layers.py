@@ -7,12 +7,10 @@ from jax import lax
 
 from jaxadv.attacks import pgd
 from jaxadv.models import layers, make_model
-from jaxadv.models.layers import (
-    ACTIVATIONS,
-    Conv,
-    convolution,
-    pooled_convolution,
-)
+from jaxadv.models.activations import ACTIVATIONS
+from jaxadv.models.convolution import convolution
+from jaxadv.models.layers import Conv
+from jaxadv.models.pooling import pooled_convolution
 
 # size, height, width, in_channels, out_channels, strides, padding
 CASES = {

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv.models import layers, make_model
-from jaxadv.models.layers import ACTIVATIONS
+from jaxadv.models import make_model, pooling
+from jaxadv.models.activations import ACTIVATIONS
 from jaxadv.types import UserError
 
 IMAGES = jnp.asarray(np.random.default_rng(1).random((2, 32, 32, 3), np.float32))
@@ -56,9 +56,9 @@ def test_activation_is_the_architectures_own_or_the_given_one(
         )
     # It compares what the activation makes of two elements; here each layer counts once.
     monkeypatch.setattr(
-        layers,
+        pooling,
         "_greatest_of_windows",
-        lambda windows, *_: windows.max(layers._window_axes(windows)),
+        lambda windows, *_: windows.max(pooling._window_axes(windows)),
     )
     model = make_model(name, num_classes=10, activation=activation)
     jax.eval_shape(model.init, jax.random.key(0), IMAGES)
