@@ -75,7 +75,7 @@ def make_logits_fn(model: nn.Module, weights: PyTree, example_ids: Int[Array, "b
     return logits_fn
 
 
-def noise_keys(key: PRNGKey, place: Int[Array, ""]) -> dict[str, PRNGKey]:
+def noise_keys(key: PRNGKey, place: int | Int[Array, ""]) -> dict[str, PRNGKey]:
     """Returns a key for each collection; only that of the weights is the same in every place."""
     weight_key, example_key = jax.random.split(key)
     noise_key, dropout_key = jax.random.split(jax.random.fold_in(example_key, place))

@@ -138,12 +138,18 @@ def padded_batches(ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarra
         yield batch, np.resize(batch, batch_size)
 
 
-def positions(share: int) -> Int[Array, "share"]:
-    """Returns where this device's examples stand in the whole batch; only inside `pmap_batches`.
+def positions(share: int, axis_name: str | None = AXIS) -> Int[Array, "share"]:
+    """Returns where this device's examples stand in the whole batch.
 
     Keys that follow from a position give the same numbers on any count of devices.
+
+    Args:
+      share: how many examples this device has; static.
+      axis_name: the axis of `pmap_batches`, inside which this is called; None: the share is all.
     """
-    return jnp.arange(share) * lax.axis_size(AXIS) + lax.axis_index(AXIS)
+    if axis_name is None:
+        return jnp.arange(share)
+    return jnp.arange(share) * lax.axis_size(axis_name) + lax.axis_index(axis_name)
 
 
 def _split(batch: np.ndarray) -> np.ndarray:

@@ -257,12 +257,15 @@ def _as_trained(model: nn.Module) -> nn.Module:
 def _train_logits(
     recipe: Recipe, state: TrainState, params: PyTree, images: Images
 ) -> tuple[Logits, PyTree]:
-    """Returns the logits in training, and the new batch statistics."""
+    """Returns the logits in training, and the new batch statistics.
+
+    All devices have the same keys: the layers tell the examples apart by their place in the batch.
+    """
     return recipe.model.apply(
         {**state.variables, "params": params},
         images,
         train=True,
-        rngs=noise_keys(stream(recipe.seed, "noise", state.step), lax.axis_index(AXIS)),
+        rngs=noise_keys(stream(recipe.seed, "noise", state.step), 0),
         mutable=["batch_stats"],
     )
 

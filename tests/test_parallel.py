@@ -10,7 +10,6 @@ from jax import lax
 
 from jaxadv.parallel import AXIS, keep_compilations, pmap_batches, positions, replicate
 
-
 SET_UP = """
 import jax, os
 from jaxadv.parallel import set_up_cpu

@@ -1,7 +1,6 @@
 """The training step on a tiny model: what it learns from, and that devices do not matter."""
 
 import re
-from dataclasses import replace
 
 import chex
 import jax
@@ -19,6 +18,7 @@ from jaxadv.data.spectrum import principal_components
 from jaxadv.losses import cross_entropy
 from jaxadv.models import make_model
 from jaxadv.models.defences import LowRank
+from jaxadv.models.layers import Dropout, GaussianNoise
 from jaxadv.parallel import AXIS, pmap_batches, replicate
 from jaxadv.prng import stream
 from jaxadv.train_step import (
@@ -49,12 +49,14 @@ class Tiny(nn.Module):
 
 
 class Noisy(nn.Module):
-    """A draw for the example and one for the weights as the logits."""
+    """Whatever can be random in a model, as the logits."""
 
     @nn.compact
     def __call__(self, images, train=False):
-        draws = [jax.random.normal(self.make_rng(name)) for name in ("noise", "weight_noise")]
-        return jnp.broadcast_to(jnp.stack(draws), (len(images), 2))
+        ones = jnp.ones((len(images), 64))
+        drawn = [GaussianNoise(1.0, AXIS)(ones), Dropout(0.5, False, AXIS)(ones)]
+        weights = jax.random.normal(self.make_rng("weight_noise"), (64,))
+        return jnp.concatenate([*drawn, jnp.broadcast_to(weights, ones.shape)], axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -265,19 +267,26 @@ def test_one_compilation_serves_a_whole_curriculum(data):
         state, _ = step(state, arrays, budget, np.arange(8), NONE)
 
 
-def test_training_noise_differs_between_devices_and_steps_but_not_that_of_the_weights(data):
-    recipe = make_recipe(fraction=0.0)._replace(model=Noisy())
-    state = TrainState(step=jnp.int32(0), variables={"params": {}}, ema=None, opt_state=None)
-    each = jax.pmap(
-        lambda step: _train_logits(recipe, replace(state, step=step), {}, jnp.zeros((1, 2, 2, 1)))[
-            0
-        ],
-        axis_name=AXIS,
-    )
-    first, other = (np.asarray(each(jnp.array([step, step])))[:, 0] for step in (1, 2))
-    assert first[0, 0] != first[1, 0]
-    assert first[0, 1] == first[1, 1]
-    assert (first != other).all()
+def test_training_noise_is_each_examples_own_on_any_number_of_devices():
+    recipe = make_recipe()._replace(model=Noisy())
+
+    def drawn(num_devices, step):
+        state = TrainState(step=jnp.int32(step), variables={}, ema=None, opt_state=None)
+        shares = jnp.zeros((num_devices, 8 // num_devices, 2, 2, 1))
+        of_share = jax.pmap(
+            lambda images: _train_logits(recipe, state, {}, images)[0],
+            axis_name=AXIS,
+            devices=jax.devices()[:num_devices],
+        )
+        return np.asarray(of_share(shares)).swapaxes(0, 1).reshape(8, 3, 64)
+
+    noise, dropped, weights = drawn(2, step=1).swapaxes(0, 1)
+    np.testing.assert_array_equal(drawn(1, step=1), drawn(2, step=1))
+    assert len(np.unique(noise, axis=0)) == len(np.unique(dropped, axis=0)) == 8
+    assert len(np.unique(weights, axis=0)) == 1
+    assert set(np.unique(dropped)) == {0, 2}
+    assert abs((dropped > 0).mean() - 0.5) < 0.1
+    assert (drawn(2, step=2) != drawn(2, step=1)).any(axis=(0, 2)).all()
 
 
 def test_the_projection_is_fitted_to_the_images(data):

@@ -33,8 +33,9 @@ def make_model(
       activation: `relu` or `gelu` everywhere in the model; None is the architecture's own.
       dropout: rate in [0, 1); None is the architecture's own.
       defence: one of `jaxadv.models.defences`.
-      axis_name: name of the pmapped axis over which batch norm averages its statistics
-        in training; None outside pmap. A model without batch norm ignores it.
+      axis_name: name of the pmapped axis over which a batch is split in training; None outside
+        pmap. Batch norm averages its statistics over it, and what is random for an example follows
+        from its place in the whole batch.
 
     Raises:
       UserError: for an unknown name, or an impossible size, activation, dropout rate or
@@ -44,10 +45,10 @@ def make_model(
         raise UserError(f"Unknown activation {activation!r}: use relu or gelu.")
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"Impossible dropout {dropout}: use a rate in [0, 1).")
-    options: dict[str, Any] = {"defence": defence}
+    options: dict[str, Any] = {"defence": defence, "axis_name": axis_name}
     if dropout is not None:
         options["dropout"] = dropout
-    model = _make(name, num_classes, activation, axis_name, options)
+    model = _make(name, num_classes, activation, options)
     if defence is not None:
         check_defence(defence)
     if isinstance(defence, Dropout) and not model.dropout:
@@ -61,11 +62,7 @@ def make_model(
 
 
 def _make(
-    name: str,
-    num_classes: int,
-    activation: str | None,
-    axis_name: str | None,
-    options: dict[str, Any],
+    name: str, num_classes: int, activation: str | None, options: dict[str, Any]
 ) -> ConvNet | WideResNet | VisionTransformer:
     if name in ARCHITECTURES:
         if activation is not None:
@@ -75,7 +72,7 @@ def _make(
         options["activation"] = activation
     family, depth, width = _parse_name(name)
     if family == "wrn":
-        return WideResNet(num_classes, depth, width, axis_name=axis_name, **options)
+        return WideResNet(num_classes, depth, width, **options)
     return VisionTransformer(num_classes, depth, width, **options)
 
 

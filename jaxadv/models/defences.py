@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxadv.draws import normal
-from jaxadv.models.layers import Conv
+from jaxadv.models.layers import Conv, GaussianNoise
 from jaxadv.types import Images, UserError
 
 GRANULARITIES = ("layer", "channel", "element")
@@ -143,11 +143,13 @@ def check_defence(defence: Defence) -> None:
             raise UserError(f"low_rank.rank is {rank}: use 1 or more.")
 
 
-def defended_input(defence: Defence | None, images: Images, *, train: bool) -> Images:
+def defended_input(
+    defence: Defence | None, images: Images, *, train: bool, axis_name: str | None
+) -> Images:
     """Returns the images as the defence lets the model see them; inside a compact module."""
     match defence:
         case InputNoise(sigma=sigma, train=in_training) if in_training or not train:
-            return GaussianNoise(sigma)(images)
+            return GaussianNoise(sigma, axis_name)(images)
         case LowRank(rank=rank, learned=learned):
             return LowRankProjection(rank, learned)(images)
     return images
@@ -159,6 +161,7 @@ def defended(
     inputs: Array,
     *,
     train: bool,
+    axis_name: str | None,
     first: bool = False,
     after_norm: bool = False,
 ) -> Array:
@@ -170,6 +173,7 @@ def defended(
         defence.
       inputs: of the layer.
       train: static, as of the model.
+      axis_name: of the devices that the batch is split over, see `make_model`.
       first: whether this layer sees the images.
       after_norm: whether a norm came before it, which has had the noise of `RSE.before_norm`.
     """
@@ -179,30 +183,18 @@ def defended(
         case RSE(before_norm=before_norm) if isinstance(layer, Conv):
             if not (before_norm and after_norm):
                 sigma = defence.sigma_init if first else defence.sigma_inner
-                inputs = GaussianNoise(sigma)(inputs)
+                inputs = GaussianNoise(sigma, axis_name)(inputs)
         case SpectralNorm():
             return nn.SpectralNorm(layer)(inputs, update_stats=train)
     return layer(inputs)
 
 
-def defended_norm_input(defence: Defence | None, inputs: Array) -> Array:
+def defended_norm_input(defence: Defence | None, inputs: Array, *, axis_name: str | None) -> Array:
     """Returns what a norm sees: noise is added where the defence puts it before the norm."""
     match defence:
         case RSE(sigma_inner=sigma, before_norm=True):
-            return GaussianNoise(sigma)(inputs)
+            return GaussianNoise(sigma, axis_name)(inputs)
     return inputs
-
-
-class GaussianNoise(nn.Module):
-    """Adds independent noise N(0, sigma^2) from the collection `noise`."""
-
-    sigma: float
-
-    @nn.compact
-    def __call__(self, inputs: Array) -> Array:
-        """Maps an array to one of the same shape."""
-        noise = normal(self.make_rng("noise"), inputs.shape)
-        return inputs + self.sigma * noise
 
 
 class WeightNoise(nn.Module):

@@ -1,10 +1,16 @@
-"""The convolution that every model is made of."""
+"""The layers that models share: their convolution, and what is random for each example."""
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array
 
+from jaxadv.draws import normal, uniform
 from jaxadv.models.activations import Activation
 from jaxadv.models.convolution import Outputs, Padding, convolution
 from jaxadv.models.pooling import pooled_convolution
+from jaxadv.parallel import positions
+from jaxadv.prng import example_keys
 from jaxadv.types import Images
 
 
@@ -40,3 +46,50 @@ class Conv(nn.Module):
             assert self.strides == 1, "a pooled convolution has a stride of 1"
             return pooled_convolution(images, kernel, bias, self.pooled, padding=self.padding)
         return convolution(images, kernel, strides=self.strides, padding=self.padding) + bias
+
+
+class Dropout(nn.Module):
+    """Drops elements, from the collection `dropout`, and scales up the others.
+
+    Attributes:
+      rate: probability of each element to be dropped.
+      deterministic: drop nothing.
+      axis_name: see `make_model`.
+    """
+
+    rate: float
+    deterministic: bool
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps an array `[batch, ...]` to one of the same shape."""
+        if self.deterministic or not self.rate:
+            return inputs
+        draw = jax.vmap(lambda key: uniform(key, inputs.shape[1:]))
+        # Uniform in [-1, 1).
+        kept = draw(_keys(self, "dropout", inputs)) >= 2 * self.rate - 1
+        return jnp.where(kept, inputs / (1 - self.rate), 0)
+
+
+class GaussianNoise(nn.Module):
+    """Adds independent noise N(0, sigma^2) from the collection `noise`.
+
+    Attributes:
+      sigma: its deviation.
+      axis_name: see `make_model`.
+    """
+
+    sigma: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps an array `[batch, ...]` to one of the same shape."""
+        draw = jax.vmap(lambda key: normal(key, inputs.shape[1:]))
+        return inputs + self.sigma * draw(_keys(self, "noise", inputs))
+
+
+def _keys(layer: Dropout | GaussianNoise, collection: str, inputs: Array) -> Array:
+    """Returns a key for each example, the same on however many devices the batch lies."""
+    return example_keys(layer.make_rng(collection), positions(len(inputs), layer.axis_name))

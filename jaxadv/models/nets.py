@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from jaxadv.models.activations import ACTIVATIONS, Activation
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
-from jaxadv.models.layers import Conv
+from jaxadv.models.layers import Conv, Dropout
 from jaxadv.types import Images, Logits
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -33,6 +33,7 @@ class ConvNet(nn.Module):
       widths: features of each hidden dense layer.
       activations: name of the activation after convolutions, and of that after dense layers.
       dropout: rate, after the first pool.
+      axis_name: see `make_model`.
       defence: see `jaxadv.models.defences`.
     """
 
@@ -41,20 +42,22 @@ class ConvNet(nn.Module):
     widths: tuple[int, ...]
     activations: tuple[Activation, Activation]
     dropout: float = 0.0
+    axis_name: str | None = None
     defence: Defence | None = None
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
         conv_activation, dense_activation = self.activations
-        layer = partial(defended, self.defence, train=train)
-        deterministic = not drops_out(self.defence, train)
-        hidden = defended_input(self.defence, images, train=train)
+        axis_name = self.axis_name if train else None
+        layer = partial(defended, self.defence, train=train, axis_name=axis_name)
+        dropout = Dropout(self.dropout, not drops_out(self.defence, train), axis_name)
+        hidden = defended_input(self.defence, images, train=train, axis_name=axis_name)
         for index, features in enumerate(self.channels):
             conv = Conv(features, size=5, padding="VALID", pooled=conv_activation)
             hidden = layer(conv, hidden, first=index == 0)
             if index == 0:
-                hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
+                hidden = dropout(hidden)
         hidden = hidden.reshape(hidden.shape[0], -1)
         for width in self.widths:
             hidden = ACTIVATIONS[dense_activation](layer(nn.Dense(width), hidden))

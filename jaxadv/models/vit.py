@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxadv.models.activations import ACTIVATIONS, Activation
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
-from jaxadv.models.layers import Conv
+from jaxadv.models.layers import Conv, Dropout
 from jaxadv.types import Images, Logits
 
 Tokens = Float[Array, "batch tokens width"]
@@ -30,6 +30,7 @@ class VisionTransformer(nn.Module):
       width: features of a token, a multiple of the 32 features of an attention head.
       activation: name of the activation.
       dropout: rate, after the attention projection and after the MLP.
+      axis_name: see `make_model`.
       defence: see `jaxadv.models.defences`.
     """
 
@@ -38,20 +39,23 @@ class VisionTransformer(nn.Module):
     width: int
     activation: Activation = "gelu"
     dropout: float = 0.0
+    axis_name: str | None = None
     defence: Defence | None = None
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
-        layer = partial(defended, self.defence, train=train)
-        hidden = defended_input(self.defence, images, train=train)
+        axis_name = self.axis_name if train else None
+        layer = partial(defended, self.defence, train=train, axis_name=axis_name)
+        hidden = defended_input(self.defence, images, train=train, axis_name=axis_name)
         for index, features in enumerate((self.width // 2, self.width)):
             conv = Conv(features, size=3, pooled=self.activation)
             hidden = layer(conv, hidden, first=index == 0)
         tokens = hidden.reshape(hidden.shape[0], -1, self.width)
         tokens += self.param("positions", nn.initializers.normal(0.02), tokens.shape[1:])
         for _ in range(self.depth):
-            tokens = Block(self.activation, self.dropout, self.defence)(tokens, train)
+            block = Block(self.activation, self.dropout, axis_name, self.defence)
+            tokens = block(tokens, train)
         return layer(nn.Dense(self.num_classes), nn.LayerNorm()(tokens).mean(1))
 
 
@@ -61,20 +65,22 @@ class Block(nn.Module):
     Attributes:
       activation: name of the activation of the MLP.
       dropout: rate, at the end of each half.
+      axis_name: of the devices, in training only.
       defence: of the model.
     """
 
     activation: Activation
     dropout: float
+    axis_name: str | None
     defence: Defence | None
 
     @nn.compact
     def __call__(self, tokens: Tokens, train: bool) -> Tokens:
         """Maps `[batch, tokens, width]` to the same shape; `train` (static) drops out."""
         width = tokens.shape[-1]
-        deterministic = not drops_out(self.defence, train)
-        dropout = nn.Dropout(self.dropout, deterministic=deterministic)
-        layer = partial(defended, self.defence, train=train)
+        axis_name = self.axis_name
+        dropout = Dropout(self.dropout, not drops_out(self.defence, train), axis_name)
+        layer = partial(defended, self.defence, train=train, axis_name=axis_name)
         hidden = layer(nn.Dense(3 * width), nn.LayerNorm()(tokens))
         heads = hidden.reshape(*tokens.shape[:2], 3, width // HEAD_WIDTH, HEAD_WIDTH)
         query, key, value = (heads[:, :, part] for part in range(3))

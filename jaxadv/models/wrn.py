@@ -15,7 +15,7 @@ from jaxadv.models.defences import (
     defended_norm_input,
     drops_out,
 )
-from jaxadv.models.layers import Conv
+from jaxadv.models.layers import Conv, Dropout
 from jaxadv.types import Images, Logits
 
 
@@ -31,7 +31,7 @@ class WideResNet(nn.Module):
       width: factor on the 16, 32 and 64 features of the stages.
       activation: name of the activation.
       dropout: rate, between the two convolutions of a block.
-      axis_name: pmapped axis over which batch norm averages its statistics in training.
+      axis_name: see `make_model`.
       defence: see `jaxadv.models.defences`.
     """
 
@@ -47,23 +47,29 @@ class WideResNet(nn.Module):
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) as in Flax."""
         activation = ACTIVATIONS[self.activation]
+        axis_name = self.axis_name if train else None
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
-            axis_name=self.axis_name if train else None,
+            axis_name=axis_name,
         )
-        deterministic = not drops_out(self.defence, train)
-        dropout = partial(nn.Dropout, self.dropout, deterministic=deterministic)
-        layer = partial(defended, self.defence, train=train)
-        hidden = defended_input(self.defence, images, train=train)
+        dropout = partial(Dropout, self.dropout, not drops_out(self.defence, train), axis_name)
+        layer = partial(defended, self.defence, train=train, axis_name=axis_name)
+        hidden = defended_input(self.defence, images, train=train, axis_name=axis_name)
         hidden = layer(Conv(16, size=3), hidden, first=True)
         for stage, features in enumerate((16, 32, 64)):
             for block in range((self.depth - 1) // 6):
                 strides = 2 if stage > 0 and block == 0 else 1
                 residual_block = Block(
-                    features * self.width, strides, activation, norm, dropout, self.defence
+                    features * self.width,
+                    strides,
+                    activation,
+                    norm,
+                    dropout,
+                    axis_name,
+                    self.defence,
                 )
                 hidden = residual_block(hidden, train)
         hidden = activation(norm()(hidden)).mean((1, 2))
@@ -79,6 +85,7 @@ class Block(nn.Module):
       activation: the function itself.
       norm: makes the norm layer, set to training or evaluation.
       dropout: makes the dropout layer, likewise.
+      axis_name: of the devices, in training only.
       defence: of the model.
     """
 
@@ -87,13 +94,14 @@ class Block(nn.Module):
     activation: Callable[[Array], Array]
     norm: Callable[[], nn.Module]
     dropout: Callable[[], nn.Module]
+    axis_name: str | None
     defence: Defence | None
 
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Outputs:
         """Adds the block's output to the images, which a 1x1 convolution fits in shape."""
-        layer = partial(defended, self.defence, train=train)
-        noisy = partial(defended_norm_input, self.defence)
+        layer = partial(defended, self.defence, train=train, axis_name=self.axis_name)
+        noisy = partial(defended_norm_input, self.defence, axis_name=self.axis_name)
         hidden = self.activation(self.norm()(noisy(images)))
         hidden = layer(Conv(self.features, size=3), hidden, after_norm=True)
         hidden = self.dropout()(self.activation(self.norm()(noisy(hidden))))
