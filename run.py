@@ -1,19 +1,28 @@
 """Trains or evaluates a robust classifier: `python run.py --config configs/curriculum.py`."""
 
+import shlex
+import signal
 import sys
+import traceback
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As in configs/curriculum.py:digits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default in runs/.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run with others, as the cluster says.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: run with others.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many run together.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 _JOBS = {"train": "train", "evaluate": "evaluate", "gan": "train_gan", "sample": "sample"}
 _SECTIONS = {"train": "attack", "evaluate": "checkpoint", "gan": "judge", "sample": "judge"}
+_TOGETHER = ("train", "evaluate")  # what several processes can do
 _WARNED = 3  # the exit code of an evaluation that raised warnings, where one is asked for
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -45,24 +54,53 @@ def _default_workdir() -> Path:
 
 
 def main(_: list[str]) -> None:
-    """Runs the job that the config names; imports what takes seconds once the flags are right."""
-    from jaxadv import parallel
+    """Runs the job that the config names, and says in one line why it ends before it is done."""
+    from jaxadv import stopping
+
+    def end_as_asked(stopped: stopping.Stopped) -> NoReturn:
+        from jaxadv import processes
+
+        again = shlex.join(["python", *sys.argv])
+        # To a cluster that sends SIGTERM nothing went wrong; a shell asks whether Ctrl-C ended it.
+        code = 0 if stopped.signum == signal.SIGTERM else 128 + stopped.signum
+        processes.end(code, f"Stopped ({stopped}). Go on with: {again}")
+
+    stopping.heed_signals(end_as_asked)
+    from jaxadv import processes
+    from jaxadv.types import UserError
+
+    try:
+        code = _run()
+    except stopping.Stopped as stopped:
+        end_as_asked(stopped)
+    except (UserError, OSError) as error:
+        code, said = 1, traceback.format_exc() if _DEBUG.value else f"error: {error}"
+    except Exception:
+        code, said = 1, traceback.format_exc()
+    else:
+        processes.leave()
+        sys.exit(code)
+    processes.end(code, said)
+
+
+def _run() -> int:
+    """Runs the job, and returns the exit code."""
+    from jaxadv import parallel, processes
     from jaxadv.types import UserError
 
     logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.WARNING)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     parallel.set_up_cpu()
+    if _DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value:
+        processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if _CONFIG.value.mode not in _TOGETHER:
+            raise UserError(f"config.mode {_CONFIG.value.mode} runs in one process only")
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     if _CONFIG.value.get("compilation_cache", True):
         parallel.keep_compilations()
+    # Imports what takes seconds only once the flags are right.
     job = import_module(f"jaxadv.{_JOBS[_CONFIG.value.mode]}")
-    try:
-        warned = job.run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))
-    except UserError as error:
-        if _DEBUG.value:
-            raise
-        raise SystemExit(f"error: {error}") from None
-    if warned and _CONFIG.value.evaluation.fail_on_warnings:
-        raise SystemExit(_WARNED)
+    warned = job.run(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()))
+    return _WARNED if warned and _CONFIG.value.evaluation.fail_on_warnings else 0
 
 
 if __name__ == "__main__":

@@ -1,70 +1,88 @@
-"""Checkpoints through Orbax, whole or not at all: every array is verified when it is read."""
+"""Checkpoints of a run: which are kept, which is restored, and where a run goes on.
 
-import hashlib
+They are the folders `checkpoints/<epoch>` of its workdir, and `interrupted/<epoch>` in the middle
+of an epoch. Only the first process of several touches them.
+"""
+
+import json
 import math
+import re
+import shutil
 import warnings
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
-from orbax.checkpoint import checkpoint_managers
 
+from jaxadv.checkpoint_io import Restored, damage, delete, first_line, read, write
+from jaxadv.processes import from_first, is_first
 from jaxadv.types import UserError
 
 METRICS = {"validation_accuracy_robust": 1, "judge_frechet_distance": -1}
 """What makes a checkpoint the best, of a classifier or of a GAN: the most, or the least."""
 
+_NUM_LATEST = 2
+_HALF_DONE = re.compile(r"\d+\.(partial|deleted)")
 
-class Restored(NamedTuple):
-    """A verified checkpoint: the items asked for, and the record written beside them."""
+
+class Begun(NamedTuple):
+    """Where a run goes on: after some epochs and some steps of the next.
+
+    Attributes:
+      epoch: finished.
+      history: metrics of the steps of the next epoch.
+      items: of the checkpoint; None where there was none.
+    """
 
     epoch: int
-    items: dict[str, PyTree]
-    metrics: dict[str, Any]
-    sha256: dict[str, str]
+    history: list[dict[str, float]]
+    items: dict[str, PyTree] | None
 
 
-def open_manager(workdir: Path) -> ocp.CheckpointManager:
-    """Returns the Orbax manager of a workdir, which keeps the last two epochs and the best."""
-    keep = [
-        checkpoint_managers.LatestN(2),
-        checkpoint_managers.BestN(get_metric_fn=_metric, n=1),
-    ]
-    # Orbax stores the metrics, which BestN reads after a restart, only if best_fn is given.
-    options = ocp.CheckpointManagerOptions(
-        best_fn=_metric,
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-    )
-    return ocp.CheckpointManager(_directory(workdir), options=options)
-
-
-def save(
-    manager: ocp.CheckpointManager, epoch: int, items: dict[str, PyTree], metrics: dict[str, Any]
-) -> None:
+def save(workdir: Path, epoch: int, items: dict[str, PyTree], metrics: dict[str, Any]) -> None:
     """Writes one epoch as host arrays, so that any number of devices can read it.
 
-    Returns when all of it is on disk. Killed before, the epochs before it stay whole.
+    Returns when all of it is on disk; then only the last two and the best are kept. Killed
+    before, the epochs before it stay whole.
 
     Args:
-      manager: of `open_manager`.
+      workdir: of the run.
       epoch: finished epochs; the number of the checkpoint.
       items: trees of arrays, each of which can be restored without the others.
       metrics: plain numbers, one of `METRICS` among them.
+
+    Raises:
+      UserError: it cannot be written.
     """
     items = jax.device_get(items)
-    record = {"metrics": metrics, "sha256": {name: _digest(tree) for name, tree in items.items()}}
-    manager.save(
-        epoch,
-        args=ocp.args.Composite(
-            record=ocp.args.JsonSave(record),
-            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-        ),
-        metrics=metrics,
-    )
-    manager.wait_until_finished()
+
+    def save_here() -> None:
+        write(_directory(workdir), epoch, items, metrics)
+        for old in _outlived(_directory(workdir)):
+            delete(old)
+        delete(_interrupted(workdir))
+
+    from_first(save_here)
+
+
+def save_interrupted(
+    workdir: Path, epoch: int, items: dict[str, PyTree], history: list[dict[str, float]]
+) -> None:
+    """Writes the state in the middle of the epoch after `epoch` finished ones, as `save` does.
+
+    The next `save` deletes it.
+
+    Args:
+      workdir: of the run.
+      epoch: finished epochs.
+      items: as of `save`.
+      history: metrics of the steps since.
+    """
+    items = jax.device_get(items)
+    from_first(lambda: write(_interrupted(workdir), epoch, items, {"history": history}))
 
 
 def restore(workdir: Path, which: str, targets: dict[str, PyTree]) -> Restored | None:
@@ -80,87 +98,138 @@ def restore(workdir: Path, which: str, targets: dict[str, PyTree]) -> Restored |
     Raises:
       UserError: all checkpoints are damaged.
     """
+    return _shared(lambda: _find(_directory(workdir), which, targets), targets)
+
+
+def resume(workdir: Path, targets: dict[str, PyTree], unit: str = "epoch") -> Begun:
+    """Returns where a run goes on, says so, and sets aside what it cannot use.
+
+    Args:
+      workdir: of the run.
+      targets: trees of arrays or shapes of all items.
+      unit: what the checkpoints count.
+
+    Raises:
+      UserError: all checkpoints are damaged.
+    """
+    last = restore(workdir, "last", targets)
+    epoch = last.epoch if last else 0
+    middle = _restore_interrupted(workdir, epoch, targets)
+    _set_aside_after(workdir, epoch)
+    newest = middle or last
+    if newest is None:
+        return Begun(0, [], None)
+    history = middle.metrics["history"] if middle else []
+    steps = f" and {len(history)} steps of the next" if middle else ""
+    print(f"Going on after {unit} {epoch}{steps} of {workdir}", flush=True)
+    return Begun(epoch, history, newest.items)
+
+
+def _restore_interrupted(workdir: Path, epoch: int, targets: dict[str, PyTree]) -> Restored | None:
+    """Returns the state in the middle of the epoch after `epoch`, or None if there is none.
+
+    Where it is damaged a warning says so, and the epoch begins anew.
+    """
+
+    def find() -> Restored | None:
+        path = _interrupted(workdir) / str(epoch)
+        try:
+            return read(path, targets) if path.exists() else None
+        except Exception as error:  # Orbax raises bare exceptions for what is damaged.
+            told = f"{path} is damaged ({first_line(error)}); epoch {epoch + 1} begins anew"
+            warnings.warn(told, stacklevel=2)
+            return None
+
+    return _shared(find, targets)
+
+
+def _set_aside_after(workdir: Path, epoch: int) -> None:
+    """Moves what a run cannot use out of its way, and deletes what it left half done.
+
+    These are the checkpoints after an epoch, which it repeats, and the damaged ones.
+    """
     directory = _directory(workdir)
-    epochs = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
-    if which == "best":
-        epochs.sort(key=lambda epoch: _stored_metric(directory / str(epoch)), reverse=True)
-    damage: list[str] = []
+    if not is_first() or not directory.exists():
+        return
+    for path in directory.iterdir():
+        if not path.name.isdigit():
+            if _HALF_DONE.match(path.name):
+                shutil.rmtree(path)
+            continue
+        what = damage(path)
+        if what and int(path.name) < epoch:
+            warnings.warn(f"{path} is damaged ({what}) and set aside", stacklevel=2)
+        if what or int(path.name) > epoch:
+            aside = workdir / "damaged_checkpoints"
+            aside.mkdir(exist_ok=True)
+            names = (aside / f"{number}_epoch_{path.name}" for number in count())
+            path.rename(next(name for name in names if not name.exists()))
+
+
+def _find(directory: Path, which: str, targets: dict[str, PyTree]) -> Restored | None:
+    epochs = _epochs(directory)
+    if which == "best":  # a damaged one comes first, to be told of: it may have been the best
+        metrics = {
+            epoch: math.inf if damage(directory / str(epoch)) else _metric(directory / str(epoch))
+            for epoch in epochs
+        }
+        epochs.sort(key=lambda epoch: metrics[epoch], reverse=True)
+    damaged: list[str] = []
     for epoch in epochs:
         try:
-            restored = _read(directory / str(epoch), targets)
+            restored = read(directory / str(epoch), targets)
         except Exception as error:  # Orbax raises bare exceptions for what is damaged.
-            damage.append(f"epoch {epoch} is damaged ({_first_line(error)})")
+            damaged.append(f"epoch {epoch} is damaged ({first_line(error)})")
             continue
-        if damage:
-            message = f"{directory}: {', '.join(damage)}; epoch {epoch} is used instead"
+        if damaged:
+            message = f"{directory}: {', '.join(damaged)}; epoch {epoch} is used instead"
             warnings.warn(message, stacklevel=2)
         return restored
-    if damage:
-        raise UserError(f"{directory}: no checkpoint can be restored: {', '.join(damage)}")
+    if damaged:
+        raise UserError(f"{directory}: no checkpoint can be restored: {', '.join(damaged)}")
     return None
 
 
-def set_aside_after(workdir: Path, epoch: int) -> None:
-    """Moves the checkpoints after an epoch out of the way of a run that repeats them."""
-    directory = _directory(workdir)
-    for path in directory.glob("*"):
-        if path.name.isdigit() and int(path.name) > epoch:
-            aside = workdir / "damaged_checkpoints"
-            aside.mkdir(exist_ok=True)
-            number = sum(1 for _ in aside.iterdir())
-            path.rename(aside / f"{number}_epoch_{path.name}")
+def _shared(find: Callable[[], Restored | None], targets: dict[str, PyTree]) -> Restored | None:
+    """Returns in all processes what the first finds."""
+
+    def leaves() -> list | None:
+        if (restored := find()) is None:
+            return None
+        return [restored.epoch, jax.tree.leaves(restored.items), *restored[2:]]
+
+    found = from_first(leaves)
+    if found is None:
+        return None
+    epoch, leaves_found, *rest = found
+    return Restored(epoch, jax.tree.unflatten(jax.tree.structure(targets), leaves_found), *rest)
 
 
-def _read(path: Path, targets: dict[str, PyTree]) -> Restored:
-    """Reads and verifies one checkpoint.
-
-    Orbax itself returns other numbers, and other shapes than asked for, without an error.
-    """
-    targets = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), targets)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.restore(
-            path,
-            args=ocp.args.Composite(
-                record=ocp.args.JsonRestore(),
-                **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()},
-            ),
-        )
-    items = {name: stored[name] for name in targets}
-    sha256 = stored["record"]["sha256"]
-    for name, tree in items.items():
-        if _digest(tree) != sha256[name]:
-            raise ValueError(f"the checksum of {name} does not match")
-        if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, targets[name]):
-            raise ValueError(f"{name} belongs to another model")
-    return Restored(int(path.name), items, stored["record"]["metrics"], sha256)
+def _outlived(directory: Path) -> list[Path]:
+    """Returns the checkpoints that are neither among the last nor the best."""
+    epochs = _epochs(directory)
+    best = max(epochs, key=lambda epoch: _metric(directory / str(epoch)))
+    return [directory / str(epoch) for epoch in epochs[_NUM_LATEST:] if epoch != best]
 
 
-def _stored_metric(path: Path) -> float:
-    """Returns the metric of a checkpoint; an unreadable one comes first, to be told of."""
+def _epochs(directory: Path) -> list[int]:
+    """Returns the numbers of the checkpoints, the last first."""
+    return sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
+
+
+def _metric(path: Path) -> float:
+    """Returns what makes a checkpoint the best, the higher the better."""
     try:
-        return _metric(_read(path, {}).metrics)
-    except Exception:  # Orbax raises bare exceptions; `restore` reads it again and reports it.
-        return math.inf
-
-
-def _metric(metrics: dict[str, Any]) -> float:
-    (name,) = METRICS.keys() & metrics.keys()
-    return METRICS[name] * metrics[name]
-
-
-def _digest(tree: PyTree) -> str:
-    """Returns the SHA-256 of all leaves with their paths, types and shapes."""
-    sha256 = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        sha256.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        sha256.update(array.tobytes())
-    return sha256.hexdigest()
+        metrics = json.loads((path / "record" / "metadata").read_text())["metrics"]
+        (name,) = METRICS.keys() & metrics.keys()
+        return METRICS[name] * metrics[name]
+    except (OSError, ValueError, LookupError, TypeError):  # damaged since the run began
+        return -math.inf
 
 
 def _directory(workdir: Path) -> Path:
     return (workdir / "checkpoints").absolute()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _interrupted(workdir: Path) -> Path:
+    return (workdir / "interrupted").absolute()

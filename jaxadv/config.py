@@ -1,13 +1,19 @@
 """What a config may hold, and the config that a workdir remembers."""
 
+import errno
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from jaxadv.classifier import check_certifiable, make_classifier
 from jaxadv.crafting import expand
 from jaxadv.files import written_whole
+from jaxadv.processes import from_first, is_first
 from jaxadv.rules import (
     ATTACK_CHOICES,
     ATTACK_RULES,
@@ -21,6 +27,7 @@ from jaxadv.rules import (
 )
 from jaxadv.types import UserError
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system that has none
 # What another machine may change without changing the experiment.
 _LOCAL = ("data.data_dir", "compilation_cache")
 
@@ -127,12 +134,51 @@ def read(workdir: Path, mode: str | None = None) -> ConfigDict:
     return stored
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the workdir this config's own, or finds that it is already.
+@contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Makes the workdir this config's own, or finds that it is already, and keeps others out.
+
+    Of several processes the first alone does so.
 
     Raises:
-      UserError: it belongs to another config, or cannot be written.
+      UserError: it belongs to another config, another run is at work there, or it cannot be
+        written.
     """
+    theirs = ConfigDict(json.loads(from_first(lambda: config.to_json())))
+    if different := _differences(theirs, config):
+        raise UserError(f"the processes were not given the same config ({'; '.join(different)})")
+    if not is_first():
+        yield
+        return
+    with _locked(workdir):
+        _claim(workdir, config)
+        yield
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Keeps others out of a workdir; whatever ends the program frees it."""
+    lock = FileLock(workdir / ".lock", fallback_to_soft=False)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another run is at work in {workdir}: wait for its end, or give another --workdir"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise UserError(f"{workdir} cannot be written ({error.strerror})") from None
+        warnings.warn(f"{workdir} cannot be locked: start no second run there", stacklevel=2)
+    except NotImplementedError:
+        warnings.warn(f"{workdir} cannot be locked: start no second run there", stacklevel=2)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
     if (workdir / "config.json").exists():
         different = _differences(read(workdir), config)
         if different:
@@ -141,12 +187,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
                 "give another --workdir, or the config it was started with"
             )
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with written_whole(workdir / "config.json") as partial:
-            partial.write_text(config.to_json(indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written ({error.strerror})") from None
+    with written_whole(workdir / "config.json") as partial:
+        partial.write_text(config.to_json(indent=2) + "\n")
 
 
 def _differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:

@@ -1,9 +1,11 @@
 """Evaluation of a trained classifier: restore, attack, report."""
 
+import json
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,10 +18,11 @@ from jaxadv import config as configs
 from jaxadv.battery import run_battery
 from jaxadv.certification import certify_split
 from jaxadv.classifier import make_classifier
-from jaxadv.data import Dataset, load
-from jaxadv.files import write_json
-from jaxadv.ledger import DiskLedger
+from jaxadv.data import Dataset, is_prepared, load
+from jaxadv.files import write_json, written_whole
+from jaxadv.ledger import open_ledger
 from jaxadv.parallel import replicate
+from jaxadv.processes import first_goes_before, from_first, is_first
 from jaxadv.provenance import note_source, provenance
 from jaxadv.types import Batch, UserError
 
@@ -44,23 +47,61 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     if not config.checkpoint:
         raise UserError("config.checkpoint is not set: give the workdir of a training run")
     source = Path(config.checkpoint)
-    trained = configs.read(source, mode="train")
+    trained = trained_config(source, "train", config.data.data_dir)
     configs.check_model(trained.model, config.evaluation)
-    trained.data.data_dir = config.data.data_dir or trained.data.data_dir
     dataset = load_dataset(trained.data)
-    configs.claim(workdir, config)
-    warnings = evaluate_checkpoint(
-        trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir
-    )
-    from jaxadv import report  # Matplotlib takes a second, which the start need not wait for
-
-    print(f"Report: {report.write(workdir)}")
+    with configs.claimed(workdir, config):
+        warnings = evaluate_checkpoint(
+            trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir
+        )
+        report(workdir)
     return warnings
+
+
+def report(workdir: Path) -> None:
+    """Writes the report of a workdir, and says where."""
+
+    def write_here() -> str:
+        from jaxadv.report import write  # Matplotlib takes a second, which no start waits for
+
+        return str(write(workdir))
+
+    print(f"Report: {from_first(write_here)}")
+
+
+def trained_config(source: Path, mode: str, data_dir: str | None) -> ConfigDict:
+    """Returns the config of a run from anywhere, which may have been written by anyone.
+
+    Args:
+      source: workdir of the run.
+      mode: that it must have been of.
+      data_dir: where the data set is on this machine; None: where the run had it, if it is there,
+        for nothing is prepared on the word of such a file.
+
+    Raises:
+      UserError: it is not the config of a run.
+    """
+    read = from_first(lambda: configs.read(source, mode).to_json())
+    trained = ConfigDict(json.loads(read))
+    try:
+        own = trained.data.data_dir if is_prepared(trained.data.data_dir) else None
+        trained.data.data_dir = data_dir or own
+        for needed in (trained.seed, trained.data.name, trained.data.validation_fraction):
+            assert needed is not None
+        if mode == "train":
+            make_classifier(trained.model, num_classes=10)
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{source / 'config.json'} is of no run that is known ({error})") from error
+    return trained
 
 
 def load_dataset(data: ConfigDict) -> Dataset:
     """Returns the data set of `config.data`."""
-    return load(data.name, data_dir=data.data_dir, validation_fraction=data.validation_fraction)
+    return first_goes_before(
+        lambda: load(
+            data.name, data_dir=data.data_dir, validation_fraction=data.validation_fraction
+        )
+    )
 
 
 def restore_classifier(
@@ -114,7 +155,7 @@ def evaluate_checkpoint(
     weights = replicate(restored.items["weights"])
     test = Batch(*(array[: evaluation.num_examples] for array in dataset.test))
     task = [restored.sha256, dataset.name, len(test.labels), trained.seed, evaluation.to_dict()]
-    ledger = DiskLedger(workdir / f"ledger{suffix}", task)
+    ledger = open_ledger(workdir / f"ledger{suffix}", task)
     if len(ledger):
         print(f"Going on from {workdir / f'ledger{suffix}'}", flush=True)
     with jax.default_matmul_precision(evaluation.precision):
@@ -124,8 +165,9 @@ def evaluate_checkpoint(
             test,
             evaluation,
             trained.seed,
+            progress=is_first(),
             ledger=ledger,
-            write_images=partial(export.write_images, workdir, suffix=suffix),
+            write_images=partial(_write_images, workdir, suffix=suffix),
         )
         if evaluation.certification.num_examples:
             results["certified"], certificates = certify_split(
@@ -135,6 +177,7 @@ def evaluate_checkpoint(
                 evaluation.certification,
                 evaluation.batch_size,
                 trained.seed,
+                progress=is_first(),
             )
             examples |= certificates
     results = {
@@ -151,18 +194,33 @@ def evaluate_checkpoint(
         **results,
         "provenance": provenance(time.monotonic() - began),
     }
+
+    def write_here() -> None:
+        _write(workdir, suffix, results, {"class_names": np.array(dataset.class_names), **examples})
+        ledger.close()
+
+    from_first(write_here)
+    Console().print(terminal.table(results))
+    for warning in results["warnings"] if is_first() else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    return results["warnings"]
+
+
+def _write(
+    workdir: Path, suffix: str, results: dict[str, Any], examples: dict[str, np.ndarray]
+) -> None:
     for name, entry in results["attacks"].items():
         if "uint8" in entry and entry["attack"] == "autoattack":
             export.write_record(workdir, name, results, suffix)
-    names = np.array(dataset.class_names)
-    np.savez_compressed(workdir / f"examples{suffix}.npz", class_names=names, **examples)
+    with written_whole(workdir / f"examples{suffix}.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **examples)
     # The JSON comes last and whole: where it stands, the evaluation is complete.
     write_json(workdir / f"evaluation{suffix}.json", results)
-    ledger.close()
-    Console().print(terminal.table(results))
-    for warning in results["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
-    return results["warnings"]
+
+
+def _write_images(workdir: Path, name: str, arrays: dict[str, np.ndarray], suffix: str) -> None:
+    if is_first():
+        export.write_images(workdir, name, arrays, suffix)
 
 
 def _describe(model: ConfigDict) -> str:

@@ -39,9 +39,9 @@ def make_judge(config: ConfigDict, dataset: Dataset, workdir: Path) -> Judge:
         source, trained = workdir / "judge", config.judge.classifier.copy_and_resolve_references()
         for key in ("name", "data_dir", "validation_fraction"):
             trained.data[key] = config.data[key]
-        configs.claim(source, trained)
-        print(f"The judge, a classifier in {source}", flush=True)
-        train_classifier(trained, dataset, source)
+        with configs.claimed(source, trained):
+            print(f"The judge, a classifier in {source}", flush=True)
+            train_classifier(trained, dataset, source)
     model, restored = restore_classifier(trained, dataset, source, "best")
     return Judge(model, replicate(restored.items["weights"]))
 

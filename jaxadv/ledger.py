@@ -3,14 +3,16 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 from zipfile import BadZipFile
 
+import jax
 import numpy as np
 
 from jaxadv.files import written_whole
+from jaxadv.processes import from_first, is_first
 from jaxadv.types import UserError
 
 Record = dict[str, np.ndarray]
@@ -94,6 +96,46 @@ class DiskLedger(MutableMapping[str, Record]):
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{quote(name, safe='')}.npz"
+
+
+class SharedLedger(dict[str, Record]):
+    """The ledger of several processes: all go on from what was in it, the first writes it down."""
+
+    def __init__(self, records: Mapping[str, Record], disk: DiskLedger | None) -> None:
+        """Holds the records that all processes were told of; `disk` is that of the first."""
+        super().__init__(records)
+        self._disk = disk
+
+    def __setitem__(self, name: str, record: Record) -> None:
+        """Keeps a record."""
+        super().__setitem__(name, record)
+        if self._disk is not None:
+            self._disk[name] = record
+
+    def __delitem__(self, name: str) -> None:
+        """Deletes a record."""
+        super().__delitem__(name)
+        if self._disk is not None:
+            self._disk.pop(name, None)
+
+    def close(self) -> None:
+        """Deletes the ledger on disk: the task is done."""
+        if self._disk is not None:
+            self._disk.close()
+
+
+def open_ledger(folder: Path, task: object) -> DiskLedger | SharedLedger:
+    """Opens the ledger of a task, or begins it, in one process or in several."""
+    if jax.process_count() == 1:
+        return DiskLedger(folder, task)
+    disk = DiskLedger(folder, task) if is_first() else None
+
+    def readable() -> dict[str, Record]:
+        if disk is None:
+            return {}
+        return {name: record for name in disk if (record := disk.get(name)) is not None}
+
+    return SharedLedger(from_first(readable), disk)
 
 
 def _write(path: Path, content: bytes) -> None:

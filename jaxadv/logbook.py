@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from jaxadv.files import written_whole
+from jaxadv.processes import is_first
 
 Image = UInt8[np.ndarray, "height width channels"]
 
@@ -19,10 +20,15 @@ Image = UInt8[np.ndarray, "height width channels"]
 def open_logbook(workdir: Path, num_epochs: int) -> Iterator[Callable[..., None]]:
     """Yields `write(line, images={})`, which adds an epoch and pictures by name.
 
+    Of several processes the first alone writes.
+
     Args:
       workdir: of the run.
       num_epochs: that stay; the lines of later ones, never checkpointed, are dropped.
     """
+    if not is_first():
+        yield lambda *_: None
+        return
     path = workdir / "metrics.jsonl"
     _keep(path, num_epochs)
     with (

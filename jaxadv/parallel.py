@@ -73,8 +73,8 @@ def _cpu_name() -> str:
 
 
 def replicate(tree: PyTree) -> PyTree:
-    """Puts a copy of every array on every device, so that no step has to send it."""
-    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    """Puts a copy of every array on every device that this process has: no step has to send it."""
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -90,7 +90,8 @@ def pmap_batches(
 
     The leading axis of each batch is split over the devices in turns: device d of D gets the
     examples d, d + D, d + 2 D, ... So the first half of every device's share is the first half
-    of the batch, however many devices there are.
+    of the batch, however many devices there are. Of several processes each is given the whole
+    batch, sends its own devices their share, and is returned the whole output.
 
     Args:
       fn: a pure function. Replicated arguments and outputs have no device axis of their own;
@@ -104,11 +105,12 @@ def pmap_batches(
       A function of the same arguments whose results are ready on the CPU backend, where
       queued collectives deadlock, and asynchronous elsewhere.
     """
+    alone = jax.process_count() == 1
     mapped = jax.pmap(
-        fn,
+        fn if alone or not sharded_output else _gathered(fn),
         axis_name=AXIS,
         in_axes=(None,) * num_replicated + (0,) * num_batches,
-        out_axes=0 if sharded_output else None,
+        out_axes=0 if alone and sharded_output else None,
         donate_argnums=(0,) if donate_first else (),
     )
 
@@ -138,6 +140,11 @@ def padded_batches(ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarra
         yield batch, np.resize(batch, batch_size)
 
 
+def own_rows(size: int) -> Int[np.ndarray, "rows"]:
+    """Returns the rows of a batch that `pmap_batches` sends to the devices of this process."""
+    return np.sort(_split(np.arange(size)).ravel())
+
+
 def positions(share: int, axis_name: str | None = AXIS) -> Int[Array, "share"]:
     """Returns where this device's examples stand in the whole batch.
 
@@ -152,10 +159,24 @@ def positions(share: int, axis_name: str | None = AXIS) -> Int[Array, "share"]:
     return jnp.arange(share) * lax.axis_size(axis_name) + lax.axis_index(axis_name)
 
 
+def _gathered(fn: Callable) -> Callable:
+    """Returns the function with the outputs of all devices, which other processes cannot see."""
+
+    def gathered(*args: Any) -> Any:
+        return jax.tree.map(lambda array: lax.all_gather(array, AXIS), fn(*args))
+
+    return gathered
+
+
 def _split(batch: np.ndarray) -> np.ndarray:
-    num_devices = jax.device_count()
-    shape = (len(batch) // num_devices, num_devices, *batch.shape[1:])
-    return batch.reshape(shape).swapaxes(0, 1)
+    """Returns the shares of this process's devices."""
+    devices = jax.devices()
+    shape = (len(batch) // len(devices), len(devices), *batch.shape[1:])
+    shares = batch.reshape(shape).swapaxes(0, 1)
+    if jax.process_count() == 1:
+        return shares
+    mine = [place for place, d in enumerate(devices) if d.process_index == jax.process_index()]
+    return shares[np.array(mine)]
 
 
 def _merge(batch: jax.Array) -> np.ndarray:

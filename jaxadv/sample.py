@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from jaxadv import config as configs
 from jaxadv.data.synthetic import ShardWriter, pack
-from jaxadv.evaluate import load_dataset
+from jaxadv.evaluate import load_dataset, trained_config
 from jaxadv.judging import collect, judge_on_test, make_judge, num_judged, summary
 from jaxadv.provenance import note_source
 from jaxadv.sampling import judged_samples, make_sampler, samples
@@ -37,8 +37,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     note_source()
     sampling = config.sampling
     configs.check_gan(config, jax.device_count())
-    trained = configs.read(workdir, mode="gan")
-    trained.data.data_dir = config.data.data_dir or trained.data.data_dir
+    trained = trained_config(workdir, "gan", config.data.data_dir)
     own = trained.judge.checkpoint or str(workdir / "judge")
     trained.judge.checkpoint = config.judge.checkpoint or own
     dataset = load_dataset(trained.data)

@@ -1,9 +1,8 @@
 """Adversarial training: the host loop, its checkpoints, and the evaluation that ends it."""
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,21 +12,22 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from jaxadv import checkpoint
+from jaxadv import checkpoint, stopping
 from jaxadv import config as configs
 from jaxadv.classifier import is_declared_stochastic
 from jaxadv.curriculum import Budget, linear_budget
 from jaxadv.data import Dataset
 from jaxadv.data.order import endless_order, epoch_order
 from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
-from jaxadv.evaluate import evaluate_checkpoint, load_dataset
+from jaxadv.evaluate import evaluate_checkpoint, load_dataset, report
 from jaxadv.logbook import open_logbook
 from jaxadv.optimizer import make_schedule
 from jaxadv.outcomes import attack_examples
-from jaxadv.parallel import pmap_batches, replicate
+from jaxadv.parallel import own_rows, pmap_batches, replicate
+from jaxadv.processes import any_process, from_first
 from jaxadv.provenance import note_source
+from jaxadv.steps import Metrics, run_steps
 from jaxadv.train_step import (
     Recipe,
     TrainState,
@@ -57,14 +57,15 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     note_source()
     configs.check(config, jax.device_count())
     dataset = load_dataset(config.data)
-    configs.claim(workdir, config)
-    train(config, dataset, workdir)
-    warnings = []
-    for which, suffix in _checkpoints_to_evaluate(workdir):
-        path = workdir / f"evaluation{suffix}.json"
-        if path.exists():
-            warnings += json.loads(path.read_text())["warnings"]
-        else:
+    with configs.claimed(workdir, config):
+        train(config, dataset, workdir)
+        warnings = []
+        for which, suffix in _checkpoints_to_evaluate(workdir):
+            path = workdir / f"evaluation{suffix}.json"
+            done = from_first(partial(_warnings_of, path))
+            if done is not None:
+                warnings += done
+                continue
             warnings += evaluate_checkpoint(
                 config,
                 dataset,
@@ -74,10 +75,13 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
                 workdir=workdir,
                 suffix=suffix,
             )
-    from jaxadv import report  # Matplotlib takes a second, which the start need not wait for
-
-    print(f"Report: {report.write(workdir)}")
+        report(workdir)
     return warnings
+
+
+def _warnings_of(evaluation: Path) -> list[str] | None:
+    """Returns the warnings of an evaluation; None where it is not done."""
+    return json.loads(evaluation.read_text())["warnings"] if evaluation.exists() else None
 
 
 def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
@@ -103,22 +107,19 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
         )
     schedule = make_schedule(config.optimizer, num_epochs, steps_per_epoch)
     recipe = make_recipe(config, len(dataset.class_names), schedule)
-    state, first_epoch = _start(recipe, dataset, workdir)
+    state, first_epoch, history = _start(recipe, dataset, workdir)
     train_step = pmap_batches(
         make_train_step(recipe), num_replicated=3, num_batches=2, donate_first=True
     )
     synthetic = _open_synthetic(config, dataset)
     num_synthetic = recipe.num_synthetic * jax.device_count()
-    num_real, num_images = batch_size - num_synthetic, steps_per_epoch * batch_size
+    num_real = batch_size - num_synthetic
     data = replicate(dataset.train)
     budgets = [linear_budget(config.attack, epoch, num_epochs) for epoch in range(num_epochs)]
     since = time.monotonic()
-    with (
-        checkpoint.open_manager(workdir) as manager,
-        open_logbook(workdir, first_epoch) as log,
-    ):
+    with stopping.stop_waits(), open_logbook(workdir, first_epoch) as log:
         for epoch in range(first_epoch, num_epochs):
-            began = time.monotonic()
+            began, num_done = time.monotonic(), len(history)
             order = epoch_order(config.seed, "shuffle", epoch, len(dataset.train.labels))
             real = order[: steps_per_epoch * num_real].reshape(steps_per_epoch, num_real)
             made = endless_order(
@@ -127,34 +128,39 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
                 epoch * steps_per_epoch * num_synthetic,
                 steps_per_epoch * num_synthetic,
                 len(synthetic),
-            )
-            batches = _batches(real, made.reshape(steps_per_epoch, num_synthetic), synthetic)
-            title = f"Epoch {epoch + 1}/{num_epochs}"
-            state, means = _train_epoch(
-                train_step,
+            ).reshape(steps_per_epoch, num_synthetic)
+            state, history, stopped = run_steps(
+                partial(_step, train_step, data, budgets[epoch]),
                 state,
-                data,
-                budgets[epoch],
-                batches,
-                num_images,
-                title,
+                _batches(real[num_done:], made[num_done:], synthetic),
+                earlier=history,
+                num_steps=steps_per_epoch,
+                num_images=batch_size,
+                title=f"Epoch {epoch + 1}/{num_epochs}",
+                advice="Lower config.optimizer.learning_rate, in a new --workdir",
             )
+            if stopped:
+                checkpoint.save_interrupted(workdir, epoch, _to_items(state), history)
+                stopping.stop()
             seconds = time.monotonic() - began
             line = {
                 "epoch": epoch + 1,
                 "step": int(state.step),
                 **budgets[epoch]._asdict(),
                 "learning_rate": float(schedule(int(state.step) - 1)),
-                **means,
+                **_means(history),
                 **_validate(recipe, state.weights, dataset.validation, config),
                 "seconds": seconds,
-                "images_per_second": num_images / seconds,
+                "images_per_second": (len(history) - num_done) * batch_size / seconds,
             }
+            history = []
             log(line)
             # Last, so that no checkpoint is without its line: one too many is dropped on resume.
-            checkpoint.save(manager, epoch + 1, _to_items(state), line)
+            checkpoint.save(workdir, epoch + 1, _to_items(state), line)
             left = _seconds_left(budgets, config.attack.fraction, first_epoch, epoch + 1, since)
             print(_summary(line, num_epochs, left), flush=True)
+            if any_process(stopping.asked()):
+                stopping.stop()
     return state
 
 
@@ -171,65 +177,49 @@ def _batches(
     made: Int[np.ndarray, "steps synthetic"],
     synthetic: SyntheticImages,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yields for each step which real images it sees, and the synthetic ones themselves."""
+    """Yields for each step which real images it sees, and the synthetic ones themselves.
+
+    Of several processes each reads those of its own devices.
+    """
+    own = own_rows(made.shape[1])
     for indices, rows in zip(real, made, strict=True):
         labels: Any = synthetic.labels[rows]
-        images: Any = synthetic.take(rows)
+        images: Any = np.zeros((len(rows), *synthetic.image_shape), np.uint8)
+        images[own] = synthetic.take(rows[own])
         yield indices, Batch(images, labels)
 
 
-def _start(recipe: Recipe, dataset: Dataset, workdir: Path) -> tuple[TrainState, int]:
-    """Returns the state to go on from, and the epochs that led to it."""
+def _start(
+    recipe: Recipe, dataset: Dataset, workdir: Path
+) -> tuple[TrainState, int, list[Metrics]]:
+    """Returns the state to go on from, the epochs that led to it, and the steps of one begun."""
     state = init_state(recipe, dataset.train.images.shape[1:])
-    restored = checkpoint.restore(workdir, "last", _to_items(state))
-    epoch = 0
-    if restored is None:
-        state = fit_projection(state, dataset.train.images)
+    begun = checkpoint.resume(workdir, _to_items(state))
+    if begun.items:
+        state = _from_items(begun.items, state)
     else:
-        state, epoch = _from_items(restored.items, state), restored.epoch
-        print(f"Going on after epoch {epoch} of {workdir}", flush=True)
-    checkpoint.set_aside_after(workdir, epoch)
-    return replicate(state), epoch
+        state = fit_projection(state, dataset.train.images)
+    return replicate(state), begun.epoch, begun.history
 
 
-def _train_epoch(
+def _step(
     train_step: Callable,
-    state: TrainState,
     data: Batch,
     budget: Budget,
-    batches: Iterable[tuple[np.ndarray, Batch]],
-    num_images: int,
-    title: str,
-) -> tuple[TrainState, dict[str, float | None]]:
-    """Returns the state after an epoch and the means of its metrics.
+    state: TrainState,
+    indices: Int[np.ndarray, "real"],
+    synthetic: Batch,
+) -> tuple[TrainState, Metrics]:
+    return train_step(state, data, budget, indices, synthetic)
 
-    Raises:
-      UserError: the loss is no longer finite.
-    """
-    history: list[dict[str, jax.Array]] = []
-    with tqdm(total=num_images, desc=title, unit="img", leave=False, disable=None) as bar:
-        for indices, synthetic in batches:
-            state, metrics = train_step(state, data, budget, indices, synthetic)
-            history.append(metrics)
-            # A step late, so that an accelerator never waits for the host.
-            _check_finite(history[-2:-1], title, len(history) - 1)
-            bar.update(len(indices) + len(synthetic.labels))
-    _check_finite(history[-1:], title, len(history))
+
+def _means(history: list[Metrics]) -> dict[str, float | None]:
+    """Returns the means of the metrics of an epoch's steps; None for what the steps do not have."""
     names = ("loss", "loss_clean", "loss_adversarial", "accuracy_clean", "accuracy_adversarial")
-    host = jax.device_get(history)
-    return state, {
-        f"train_{name}": float(np.mean([m[name] for m in host])) if name in host[0] else None
+    return {
+        f"train_{name}": float(np.mean([m[name] for m in history])) if name in history[0] else None
         for name in names
     }
-
-
-def _check_finite(metrics: list[dict[str, jax.Array]], title: str, step: int) -> None:
-    for values in metrics:
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"{title}, step {step}: the loss is {float(values['loss'])}; the checkpoint of the "
-                "epoch before is kept. Lower config.optimizer.learning_rate, in a new --workdir"
-            )
 
 
 def _validate(recipe: Recipe, weights: PyTree, split: Batch, config: ConfigDict) -> dict:

@@ -3,18 +3,16 @@
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
-from jaxadv import checkpoint
+from jaxadv import checkpoint, stopping
 from jaxadv import config as configs
 from jaxadv.data import Dataset
 from jaxadv.data.order import endless_order
@@ -44,7 +42,8 @@ from jaxadv.parallel import pmap_batches, replicate
 from jaxadv.pictures import mosaic
 from jaxadv.provenance import note_source, provenance
 from jaxadv.sampling import make_sampler, samples
-from jaxadv.types import Batch, UserError
+from jaxadv.steps import Metrics, run_steps
+from jaxadv.types import UserError
 
 _GRID_ROWS = 8  # samples of each class in a picture
 _NUM_NEIGHBOURS_SHOWN = 10
@@ -69,15 +68,15 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     configs.check_gan(config, jax.device_count())
     dataset = load_dataset(config.data)
     _check_side(config, dataset)
-    configs.claim(workdir, config)
-    judge = make_judge(config, dataset, workdir)
-    train(config, dataset, judge, workdir)
-    if not (workdir / "gan.json").exists():
-        _judge_best(config, dataset, judge, workdir)
-    print(summary(json.loads((workdir / "gan.json").read_text())["samples"]))
-    from jaxadv import gan_report  # Matplotlib takes a second, which the start need not wait for
+    with configs.claimed(workdir, config):
+        judge = make_judge(config, dataset, workdir)
+        train(config, dataset, judge, workdir)
+        if not (workdir / "gan.json").exists():
+            _judge_best(config, dataset, judge, workdir)
+        print(summary(json.loads((workdir / "gan.json").read_text())["samples"]))
+        from jaxadv import gan_report  # Matplotlib takes a second, which no start waits for
 
-    print(f"Report: {gan_report.write(workdir)}")
+        print(f"Report: {gan_report.write(workdir)}")
     return []
 
 
@@ -107,7 +106,7 @@ def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> 
     """
     num_classes, size = len(dataset.class_names), config.train.batch_size
     recipe = make_recipe(config, num_classes)
-    state, first_round = _start(recipe, dataset, workdir)
+    state, first_round, history = _start(recipe, dataset, workdir)
     step = pmap_batches(make_gan_step(recipe), num_replicated=2, num_batches=1, donate_first=True)
     average, sampler = make_averaging(recipe), make_sampler(recipe, plain(config.sampling))
     data = replicate(dataset.train)
@@ -115,25 +114,33 @@ def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> 
     per_step = config.train.num_discriminator_steps * size
     num_rounds = math.ceil(config.train.num_steps / config.train.steps_per_round)
     since = time.monotonic()
-    with (
-        checkpoint.open_manager(workdir) as manager,
-        open_logbook(workdir, first_round) as log,
-    ):
+    with stopping.stop_waits(), open_logbook(workdir, first_round) as log:
         for number in range(first_round, num_rounds):
-            began = time.monotonic()
+            began, num_done = time.monotonic(), len(history)
             first = number * config.train.steps_per_round
             last = min(first + config.train.steps_per_round, config.train.num_steps)
             order = endless_order(
                 config.seed,
                 "shuffle",
-                first * per_step,
-                (last - first) * per_step,
+                (first + num_done) * per_step,
+                (last - first - num_done) * per_step,
                 len(dataset.train.labels),
             )
-            title = f"Round {number + 1}/{num_rounds}"
-            state, means = _train_round(step, state, data, order.reshape(-1, per_step), title)
-            seconds = time.monotonic() - began
+            state, history, stopped = run_steps(
+                lambda state, indices: step(state, data, indices),
+                state,
+                zip(order.reshape(-1, per_step)),
+                earlier=history,
+                num_steps=last - first,
+                num_images=per_step,
+                title=f"Round {number + 1}/{num_rounds}",
+                advice="Lower the learning rates of config.optimizer, in a new --workdir",
+            )
             generator = average(state)
+            if stopped:
+                checkpoint.save_interrupted(workdir, number, _to_items(generator, state), history)
+                stopping.stop()
+            seconds = time.monotonic() - began
             networks = replicate((generator, state.discriminator))
             made = collect(
                 samples(
@@ -148,18 +155,21 @@ def train(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> 
             line = {
                 "epoch": number + 1,
                 "step": last,
-                **means,
+                **{name: float(np.mean([m[name] for m in history])) for name in history[0]},
                 **judge_samples(judge, made, real),
                 "seconds": seconds,
                 "images_per_second": order.size / seconds,
             }
+            history = []
             _write_grid(workdir, number + 1, grid)
             log(line, {"samples": grid})
             # Last, so that no checkpoint is without its line: one too many is dropped on resume.
-            checkpoint.save(manager, number + 1, _to_items(generator, state), line)
+            checkpoint.save(workdir, number + 1, _to_items(generator, state), line)
             left = (time.monotonic() - since) / (number + 1 - first_round)
             left *= num_rounds - number - 1
             print(f"{_round(line, num_rounds)}  {left / 60:.1f} min left", flush=True)
+            if stopping.asked():
+                stopping.stop()
     return state
 
 
@@ -180,44 +190,20 @@ def restore(
     return recipe, replicate((restored.items["weights"], discriminator)), restored.epoch
 
 
-def _start(recipe: GanRecipe, dataset: Dataset, workdir: Path) -> tuple[GanState, int]:
-    """Returns the state to go on from, and the rounds that led to it."""
-    state, number = init_state(recipe, dataset.train.images.shape[1:]), 0
-    restored = checkpoint.restore(workdir, "last", _to_items(state.generator, state))
-    if restored is not None:
-        state, number = restored.items["training"], restored.epoch
-        print(f"Going on after round {number} of {workdir}", flush=True)
-    checkpoint.set_aside_after(workdir, number)
-    return replicate(state), number
+def _start(
+    recipe: GanRecipe, dataset: Dataset, workdir: Path
+) -> tuple[GanState, int, list[Metrics]]:
+    """Returns the state to go on from, the rounds that led to it, and the steps of one begun."""
+    state = init_state(recipe, dataset.train.images.shape[1:])
+    begun = checkpoint.resume(workdir, _to_items(state.generator, state), "round")
+    if begun.items:
+        state = begun.items["training"]
+    return replicate(state), begun.epoch, begun.history
 
 
 def _to_items(generator: PyTree, state: GanState) -> dict[str, PyTree]:
     """Returns the generator that samples, and what only training needs."""
     return {"weights": generator, "training": state}
-
-
-def _train_round(
-    step: Callable, state: GanState, data: Batch, batches: Int[np.ndarray, "steps all"], title: str
-) -> tuple[GanState, dict[str, float]]:
-    """Returns the state after a round and the means of its metrics.
-
-    Raises:
-      UserError: a loss is no longer finite.
-    """
-    history: list[dict[str, jax.Array]] = []
-    with tqdm(total=batches.size, desc=title, unit="img", leave=False, disable=None) as bar:
-        for batch in batches:
-            state, metrics = step(state, data, batch)
-            history.append(metrics)
-            bar.update(len(batch))
-    host = jax.device_get(history)
-    means = {name: float(np.mean([m[name] for m in host])) for name in host[0]}
-    if not all(map(math.isfinite, means.values())):
-        raise UserError(
-            f"{title}: a loss is no longer finite; the checkpoint of the round before is kept. "
-            "Lower the learning rates of config.optimizer, in a new --workdir"
-        )
-    return state, means
 
 
 def _judge_best(config: ConfigDict, dataset: Dataset, judge: Judge, workdir: Path) -> None:

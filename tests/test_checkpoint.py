@@ -1,11 +1,12 @@
-import json
+import errno
 import shutil
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 
-from jaxadv import checkpoint
+from jaxadv import checkpoint, checkpoint_io
 from jaxadv.types import UserError
 
 ROBUST = "validation_accuracy_robust"
@@ -16,10 +17,9 @@ def weights(epoch):
 
 
 def save_run(workdir, scores):
-    with checkpoint.open_manager(workdir) as manager:
-        for epoch, score in enumerate(scores, start=1):
-            items = {"weights": weights(epoch), "training": {"step": np.int32(epoch)}}
-            checkpoint.save(manager, epoch, items, {ROBUST: score})
+    for epoch, score in enumerate(scores, start=1):
+        items = {"weights": weights(epoch), "training": {"step": np.int32(epoch)}}
+        checkpoint.save(workdir, epoch, items, {ROBUST: score})
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,6 @@ def restore(workdir, which):
     return checkpoint.restore(workdir, which, {"weights": weights(0)})
 
 
-def large_file(workdir, epoch):
-    files = [
-        p
-        for p in (workdir / "checkpoints" / str(epoch) / "weights" / "d").rglob("*")
-        if p.is_file()
-    ]
-    return max(files, key=lambda p: p.stat().st_size)
-
-
 def test_best_and_last_are_kept_and_come_back(workdir):
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"2", "4", "5"}
     for which, epoch in [("best", 2), ("last", 5)]:
@@ -56,17 +47,15 @@ def test_best_and_last_are_kept_and_come_back(workdir):
 
 
 def test_the_best_is_remembered_by_a_run_that_goes_on(workdir):
-    with checkpoint.open_manager(workdir) as manager:
-        for epoch in (6, 7):
-            checkpoint.save(manager, epoch, {"weights": weights(epoch)}, {ROBUST: 0.1})
+    for epoch in (6, 7):
+        checkpoint.save(workdir, epoch, {"weights": weights(epoch)}, {ROBUST: 0.1})
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"2", "6", "7"}
     assert restore(workdir, "best").epoch == 2
 
 
 def test_device_arrays_are_saved_too(tmp_path):
     items = {"weights": jax.device_put(weights(3))}
-    with checkpoint.open_manager(tmp_path) as manager:
-        checkpoint.save(manager, 1, items, {ROBUST: 0.0})
+    checkpoint.save(tmp_path, 1, items, {ROBUST: 0.0})
     np.testing.assert_array_equal(
         restore(tmp_path, "last").items["weights"]["kernel"], weights(3)["kernel"]
     )
@@ -76,38 +65,81 @@ def test_no_checkpoint_is_none(tmp_path):
     assert restore(tmp_path, "last") is None
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "empty"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(workdir, damage):
-    path = large_file(workdir, 5)
+def files_of(workdir, epoch):
+    return sorted(p for p in (workdir / "checkpoints" / str(epoch)).rglob("*") if p.is_file())
+
+
+def flip(path, generator):
     content = bytearray(path.read_bytes())
-    if damage == "flip":
-        # Every byte of the data in turn would do; the middle of the file is in the numbers.
-        content[len(content) // 2] ^= 0x10
-        path.write_bytes(content)
-    elif damage == "truncate":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "remove":
-        path.unlink()
-    else:
-        shutil.rmtree(workdir / "checkpoints" / "5")
-        (workdir / "checkpoints" / "5").mkdir()
+    content[generator.integers(len(content))] ^= 1 << generator.integers(8)
+    path.write_bytes(content)
+
+
+def truncate(path, generator):
+    path.write_bytes(path.read_bytes()[: generator.integers(path.stat().st_size)])
+
+
+def remove(path, _):
+    path.unlink()
+
+
+def grow(path, _):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, remove, grow])
+def test_each_of_100_damaged_checkpoints_is_told_and_the_one_before_is_used(template, damage):
+    """25 of each kind, in any file and at any place of it."""
+    generator = np.random.default_rng(0)
+    files = [path for path in files_of(template, 5) if path.stat().st_size]
+    for _ in range(25):
+        path = files[generator.integers(len(files))]
+        whole = path.read_bytes()
+        damage(path, generator)
+        with pytest.warns(UserWarning, match=r"epoch 5 is damaged .*epoch 4 is used instead"):
+            assert restore(template, "last").epoch == 4
+        path.write_bytes(whole)
+    assert restore(template, "last").epoch == 5
+
+
+def test_an_empty_folder_is_a_damaged_checkpoint(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "5")
+    (workdir / "checkpoints" / "5").mkdir()
     with pytest.warns(UserWarning, match=r"epoch 5 is damaged .*epoch 4 is used instead"):
-        restored = restore(workdir, "last")
-    assert restored.epoch == 4
-
-
-def test_numbers_that_do_not_match_their_checksum_are_damage(workdir):
-    record = workdir / "checkpoints" / "5" / "record" / "metadata"
-    content = json.loads(record.read_text())
-    content["sha256"]["weights"] = "0" * 64
-    record.write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match="checksum of weights does not match"):
         assert restore(workdir, "last").epoch == 4
+
+
+def test_a_damaged_best_is_told_although_its_score_can_be_read(workdir):
+    record = workdir / "checkpoints" / "2" / "record" / "metadata"
+    record.write_text(record.read_text().replace("0.5", "0.1"))
+    with pytest.warns(UserWarning, match=r"epoch 2 is damaged .*epoch 5 is used instead"):
+        assert restore(workdir, "best").epoch == 5
+
+
+def test_the_checksums_are_those_of_sha256sum(workdir):
+    subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"],
+        cwd=workdir / "checkpoints" / "5",
+        check=True,
+    )
+
+
+def test_what_cannot_be_written_is_told_and_leaves_the_others(workdir, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_io, "_sha256", full)
+    with pytest.raises(
+        UserError, match=r"6 cannot be written .*No space left.* before it are kept"
+    ):
+        checkpoint.save(workdir, 6, {"weights": weights(6)}, {ROBUST: 0.1})
+    monkeypatch.undo()
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"2", "4", "5"}
+    assert restore(workdir, "last").epoch == 5
 
 
 def test_all_damaged_is_an_error_in_one_line(workdir):
     for path in (workdir / "checkpoints").iterdir():
-        (path / "_CHECKPOINT_METADATA").unlink()
         shutil.rmtree(path / "weights")
     with pytest.raises(UserError, match="no checkpoint can be restored") as error:
         restore(workdir, "best")
@@ -119,7 +151,14 @@ def test_another_model_is_not_restored(workdir):
         checkpoint.restore(workdir, "last", {"weights": {"kernel": np.zeros((4, 4), np.float32)}})
 
 
-def test_repeated_epochs_are_set_aside_not_lost(workdir):
-    checkpoint.set_aside_after(workdir, 4)
-    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"2", "4"}
-    assert [p.name for p in (workdir / "damaged_checkpoints").iterdir()] == ["0_epoch_5"]
+def test_a_run_sets_aside_what_it_cannot_use(workdir):
+    targets = {"weights": weights(0), "training": {"step": np.int32(0)}}
+    (workdir / "checkpoints" / "2" / "SHA256SUMS").unlink()
+    (workdir / "checkpoints" / "5" / "SHA256SUMS").unlink()
+    (workdir / "checkpoints" / "6.partial").mkdir()
+    with pytest.warns(UserWarning, match="is damaged") as told:
+        assert checkpoint.resume(workdir, targets).epoch == 4
+    assert ["epoch 4 is used instead" in str(told[0].message), len(told)] == [True, 2]
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"4"}
+    aside = {p.name.split("_", 1)[1] for p in (workdir / "damaged_checkpoints").iterdir()}
+    assert aside == {"epoch_2", "epoch_5"}

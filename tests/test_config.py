@@ -132,21 +132,26 @@ def test_only_attacks_of_the_battery_are_exported():
         configs.check(config, num_devices=2)
 
 
+def claim(workdir, config):
+    with configs.claimed(workdir, config):
+        pass
+
+
 def test_a_workdir_keeps_its_config(tmp_path):
     config = default.get_config()
-    configs.claim(tmp_path / "run", config)
-    configs.claim(tmp_path / "run", config)
+    claim(tmp_path / "run", config)
+    claim(tmp_path / "run", config)
     assert json.loads(configs.read(tmp_path / "run").to_json()) == json.loads(config.to_json())
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_alone(tmp_path):
     config = default.get_config()
-    configs.claim(tmp_path, config)
+    claim(tmp_path, config)
     before = (tmp_path / "config.json").read_text()
     config.train.num_epochs = 3
     config.attack.eps_end = 0.2
     with pytest.raises(UserError) as error:
-        configs.claim(tmp_path, config)
+        claim(tmp_path, config)
     assert "config.train.num_epochs was 10, is 3" in str(error.value)
     assert "config.attack.eps_end was 0.1, is 0.2" in str(error.value)
     assert (tmp_path / "config.json").read_text() == before
@@ -154,10 +159,10 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(tmp_path):
 
 def test_the_place_of_the_data_may_change(tmp_path):
     config = default.get_config()
-    configs.claim(tmp_path, config)
+    claim(tmp_path, config)
     config.data.data_dir = "elsewhere"
     config.compilation_cache = False
-    configs.claim(tmp_path, config)
+    claim(tmp_path, config)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
@@ -171,7 +176,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        configs.claim(tmp_path / "file" / "run", default.get_config())
+        claim(tmp_path / "file" / "run", default.get_config())
 
 
 def test_evaluation_shares_the_battery_of_training():

@@ -1,9 +1,10 @@
 """The command line, as a user meets it: what it says when something is wrong."""
 
-import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,44 +77,45 @@ def test_a_data_set_that_cannot_be_had_is_told_at_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_warnings_are_a_failure_where_that_is_asked_for(monkeypatch):
+@pytest.mark.parametrize(
+    ("raised", "fail_on_warnings", "code"),
+    [(["a sign"], False, 0), ([], True, 0), (["a sign"], True, 3)],
+)
+def test_warnings_are_a_failure_where_that_is_asked_for(
+    monkeypatch, raised, fail_on_warnings, code
+):
     config = evaluate.get_config()
-    monkeypatch.setattr(program, "_CONFIG", SimpleNamespace(value=config))
-    monkeypatch.setattr(program, "_WORKDIR", SimpleNamespace(value="out"))
-    monkeypatch.setattr(program, "_DEBUG", SimpleNamespace(value=False))
+    config.evaluation.fail_on_warnings = fail_on_warnings
+    values = {"_CONFIG": config, "_WORKDIR": "out", "_DEBUG": False, "_DISTRIBUTED": False}
+    for name, value in {**values, "_COORDINATOR": None, "_NUM_PROCESSES": None}.items():
+        monkeypatch.setattr(program, name, SimpleNamespace(value=value))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
     monkeypatch.setattr("jaxadv.parallel.set_up_cpu", lambda: None)
-    for raised, fail_on_warnings, code in (
-        (["a sign"], False, None), ([], True, None), (["a sign"], True, 3),
-    ):  # fmt: skip
-        monkeypatch.setattr("jaxadv.evaluate.run", lambda *_, raised=raised: raised)
-        config.evaluation.fail_on_warnings = fail_on_warnings
-        if code is None:
-            program.main([])
-            continue
-        with pytest.raises(SystemExit) as exit_of_program:
-            program.main([])
-        assert exit_of_program.value.code == code
+    monkeypatch.setattr("jaxadv.stopping.heed_signals", lambda end: None)
+    monkeypatch.setattr("jaxadv.evaluate.run", lambda *_: raised)
+    monkeypatch.setattr("jaxadv.processes.end", lambda _, text: pytest.fail(text))
+    with pytest.raises(SystemExit) as exit_of_program:
+        program.main([])
+    assert exit_of_program.value.code == code
 
 
-def test_the_whole_job(tmp_path):
-    """One epoch of the main job, and a second start that finds nothing left to do."""
-    job = (
-        *CURRICULUM,
-        "--workdir",
-        tmp_path / "run",
-        "--config.model.name=net",
-        "--config.train.num_epochs=1",
-        "--config.evaluation.num_examples=16",
-        "--config.evaluation.batch_size=16",
+def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
+    command = ["run.py", *CURRICULUM, "--workdir", str(tmp_path), "--config.model.name=net"]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    first = run(*job)
-    assert first.returncode == 0, first.stderr
-    assert "epoch   1/1" in first.stdout
-    assert "worst case" in first.stdout
-    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert len(evaluation["attacks"]) == 15
-    assert evaluation["provenance"]["command"].startswith("python run.py --config")
-    second = run(*job)
-    assert second.returncode == 0, second.stderr
-    assert "epoch   1/1" not in second.stdout
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 0
+    assert (
+        said.splitlines()[-1]
+        == f"Stopped (SIGTERM). Go on with: {shlex.join(['python', *command])}"
+    )
+    assert list((tmp_path / "interrupted").iterdir())

@@ -10,7 +10,7 @@ import pytest
 
 from configs import curriculum
 from configs import evaluate as evaluate_config
-from jaxadv import checkpoint, evaluate, train
+from jaxadv import checkpoint, evaluate, steps, stopping, train
 from jaxadv import config as configs
 from jaxadv.attacks.autoattack import VERSIONS
 from jaxadv.classifier import make_classifier
@@ -98,21 +98,21 @@ class Killed(BaseException):
 
 
 def kill_in_the_middle_of_epoch_2(patch):
-    check = train._check_finite
+    check = steps._check_finite
 
-    def killed(metrics, title, step):
-        if title.startswith("Epoch 2/") and step == 5:
+    def killed(metrics, place, advice):
+        if place == "Epoch 2/3, step 5":
             raise Killed
-        check(metrics, title, step)
+        check(metrics, place, advice)
 
-    patch.setattr(train, "_check_finite", killed)
+    patch.setattr(steps, "_check_finite", killed)
 
 
 def kill_after_the_save_of_epoch_3(patch):
     save = checkpoint.save
 
-    def killed(manager, epoch, items, metrics):
-        save(manager, epoch, items, metrics)
+    def killed(workdir, epoch, items, metrics):
+        save(workdir, epoch, items, metrics)
         if epoch == 3:
             raise Killed
 
@@ -131,6 +131,46 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(finished, digits, tmp_path,
     for ours, theirs in zip(lines(tmp_path), lines(finished), strict=True):
         for name in ("train_loss", "validation_accuracy_clean", "validation_accuracy_robust"):
             assert ours[name] == theirs[name]
+
+
+@pytest.mark.parametrize("step", [3, 21])  # in the middle of the first epoch, the last of it
+def test_a_run_that_was_stopped_goes_on_at_the_same_step(
+    finished, digits, tmp_path, monkeypatch, capsys, step
+):
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "asked", lambda: next(seen) == step)
+        with pytest.raises(stopping.Stopped):
+            train.train(tiny_config(), digits, tmp_path)
+    assert [p.name for p in (tmp_path / "interrupted").iterdir()] == ["0"]
+    train.train(tiny_config(), digits, tmp_path)
+    assert f"after epoch 0 and {step} steps of the next" in capsys.readouterr().out
+    assert last_weights(tmp_path) == last_weights(finished)
+    assert not (tmp_path / "interrupted" / "0").exists()
+    for ours, theirs in zip(lines(tmp_path), lines(finished), strict=True):
+        assert ours["train_loss"] == theirs["train_loss"]
+
+
+def test_a_damaged_interruption_costs_its_steps_and_is_told(
+    finished, digits, tmp_path, monkeypatch
+):
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "asked", lambda: next(seen) == 3)
+        with pytest.raises(stopping.Stopped):
+            train.train(tiny_config(), digits, tmp_path)
+    (tmp_path / "interrupted" / "0" / "record" / "metadata").write_text("{}")
+    with pytest.warns(UserWarning, match="metadata does not match.*epoch 1 begins anew"):
+        train.train(tiny_config(), digits, tmp_path)
+    assert last_weights(tmp_path) == last_weights(finished)
+
+
+def test_a_second_run_in_a_workdir_is_refused(finished):
+    with (
+        configs.claimed(finished, tiny_config()),
+        pytest.raises(UserError, match="another run is at work"),
+    ):
+        train.run(tiny_config(), finished)
 
 
 def test_a_damaged_last_checkpoint_costs_one_epoch(finished, digits, tmp_path):
@@ -267,7 +307,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, digits):
             "optimizer.schedule": "constant",
         }
     )
-    with pytest.raises(UserError, match=r"Epoch 1/3, step \d+: the loss is (nan|inf)"):
+    with pytest.raises(UserError, match=r"Epoch 1/3, step \d+: the loss.* is (nan|inf)"):
         train.train(config, digits, tmp_path)
 
 

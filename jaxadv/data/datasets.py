@@ -90,15 +90,23 @@ def _enlarge(grey: np.ndarray) -> np.ndarray:
     return np.asarray(large.convert("RGB"))
 
 
+def is_prepared(data_dir: str | None) -> bool:
+    """Returns whether a TFDS directory holds CIFAR-10."""
+    return data_dir is not None and (_directory(Path(data_dir)) / "dataset_info.json").exists()
+
+
+def _directory(root: Path) -> Path:
+    return root.expanduser().absolute() / "cifar10" / "3.0.2"
+
+
 def _cifar10(data_dir: str | None) -> _Source:
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    root = root.expanduser().absolute()
-    directory = root / "cifar10" / "3.0.2"
+    directory = _directory(root)
     # TFDS takes seconds to import and misleads about a missing directory: look for it first.
-    if not (directory / "dataset_info.json").exists():
+    if not is_prepared(str(root)):
         from jaxadv.data.cifar10 import prepare
 
-        prepare(root)
+        prepare(root.expanduser().absolute())
     try:
         return _read_prepared(directory)
     except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:

@@ -50,7 +50,7 @@ class SyntheticImages:
         image_shape: tuple[int, ...],
     ) -> None:
         """Joins the images of all parts, in order."""
-        self._parts, self._image_shape = parts, image_shape
+        self._parts, self.image_shape = parts, image_shape
         self._starts = np.cumsum([0, *(len(part.images) for part in parts)])
         self.labels = labels
 
@@ -60,7 +60,7 @@ class SyntheticImages:
 
     def take(self, rows: Int[np.ndarray, "m"]) -> UInt8[np.ndarray, "m height width channels"]:
         """Returns the images of some rows, in memory."""
-        images = np.empty((len(rows), *self._image_shape), np.uint8)
+        images = np.empty((len(rows), *self.image_shape), np.uint8)
         owners = np.searchsorted(self._starts, rows, side="right") - 1
         for owner in np.unique(owners):
             part, here = self._parts[owner], owners == owner
