@@ -166,11 +166,9 @@ def _locked(workdir: Path) -> Iterator[None]:
         raise UserError(
             f"another run is at work in {workdir}: wait for its end, or give another --workdir"
         ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
+    except (OSError, NotImplementedError) as error:  # the latter is filelock's word for ENOSYS
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise UserError(f"{workdir} cannot be written ({error.strerror})") from None
-        warnings.warn(f"{workdir} cannot be locked: start no second run there", stacklevel=2)
-    except NotImplementedError:
         warnings.warn(f"{workdir} cannot be locked: start no second run there", stacklevel=2)
     try:
         yield

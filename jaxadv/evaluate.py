@@ -86,11 +86,11 @@ def trained_config(source: Path, mode: str, data_dir: str | None) -> ConfigDict:
     try:
         own = trained.data.data_dir if is_prepared(trained.data.data_dir) else None
         trained.data.data_dir = data_dir or own
-        for needed in (trained.seed, trained.data.name, trained.data.validation_fraction):
-            assert needed is not None
+        if None in (trained.seed, trained.data.name, trained.data.validation_fraction):
+            raise KeyError("a value is missing")
         if mode == "train":
             make_classifier(trained.model, num_classes=10)
-    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{source / 'config.json'} is of no run that is known ({error})") from error
     return trained
 
