@@ -65,6 +65,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
 
     # The adversary of training. Equal start and end make it fixed; fraction 0 is natural training.
     config.attack = ConfigDict()
+    config.attack.name = "pgd"  # pgd | n_fgsm, which takes one step, from noise of twice the radius
     config.attack.fraction = 0.5  # of each batch that is replaced by adversarial examples
     config.attack.norm = "linf"  # linf | l2
     config.attack.loss = "cross_entropy"  # cross_entropy | margin | kl, that of TRADES
@@ -81,9 +82,12 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.validation.step_size = 0.01
     config.validation.num_steps = 10
 
-    # The final evaluation on the test split: one attack for each name, one result for each eps.
+    # The final evaluation: one attack for each name, one result for each eps.
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 128 if data == "digits" else 512  # over all devices together
+    config.evaluation.split = (
+        "test"  # test | held_out, those of the train split that are not learned
+    )
     config.evaluation.num_examples = placeholder(int)  # the first n; None: the whole split
     # Likewise, of the attacks; a blunt one would flatter the model. Scores are taken in float32.
     config.evaluation.precision = "float32"

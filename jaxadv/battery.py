@@ -68,15 +68,17 @@ def run_battery(
             model, weights, split, attack, ids, evaluation.batch_size, seed, **options
         )
 
-    # A model that is said to be deterministic is tried twice.
     clean = {
-        noise: run({"noise": noise}, np.arange(n), num_passes=max(num_passes[noise], 2))
-        for noise in sorted(noises)
+        noise: run({"noise": noise}, np.arange(n), num_passes=num_passes[noise])
+        for noise in sorted(noises - {"on"})
     }
+    # A model that is said to be deterministic is tried twice.
+    clean["on"] = run({"noise": "on"}, np.arange(n), num_passes=max(num_passes["on"], 2))
     correct = {
         noise: np.flatnonzero(outcome.predictions == labels) for noise, outcome in clean.items()
     }
-    attacked = correct | ({"on": np.arange(n)} if stochastic else {})
+    varying = {"training", "on"} if stochastic else {"training"}
+    attacked = correct | dict.fromkeys(varying, np.arange(n))
     sample = correct["on"][:_NUM_SAMPLES]
     examples: dict[str, Any] = {
         "labels": labels,

@@ -75,6 +75,20 @@ def make_logits_fn(model: nn.Module, weights: PyTree, example_ids: Int[Array, "b
     return logits_fn
 
 
+def make_training_logits_fn(model: nn.Module, weights: PyTree) -> LogitsFn:
+    """Returns the classifier as it is in training: with dropout, and statistics of the batch.
+
+    The study evaluated its models so. What becomes of an image depends on the batch it sits in.
+    """
+    alone = model.clone(axis_name=None)  # each device has statistics of its own share
+
+    def logits_fn(key: jax.Array, images: Images) -> Logits:
+        rngs = noise_keys(key, 0)
+        return alone.apply(weights, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+
+    return logits_fn
+
+
 def noise_keys(key: PRNGKey, place: int | Int[Array, ""]) -> dict[str, PRNGKey]:
     """Returns a key for each collection; only that of the weights is the same in every place."""
     weight_key, example_key = jax.random.split(key)

@@ -89,6 +89,14 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
         )
     if config.train.loss == "trades" and not attack.fraction:
         raise UserError("config.train.loss trades needs config.attack.fraction above 0")
+    if attack.name == "n_fgsm":
+        for key, value in {
+            "num_steps_start": 1, "num_steps_end": 1, "norm": "linf", "random_start": True,
+        }.items():  # fmt: skip
+            if attack[key] != value:
+                raise UserError(f"config.attack.name n_fgsm needs config.attack.{key}={value}")
+        if attack.loss == "kl":
+            raise UserError("config.attack.name n_fgsm knows no config.attack.loss kl")
     if attack.loss == "kl" and attack.fraction > 0 and not attack.random_start:
         raise UserError("config.attack.loss kl needs config.attack.random_start=True")
 

@@ -19,7 +19,13 @@ from jaxadv.attacks.autoattack import most_queries, run_version
 from jaxadv.attacks.batches import Examples, Ledger, Model, attack_batch, search_survivors
 from jaxadv.attacks.budgets import segment
 from jaxadv.attacks.inputs import count_classes
-from jaxadv.classifier import is_declared_stochastic, make_logits_fn, to_float, without_noise
+from jaxadv.classifier import (
+    is_declared_stochastic,
+    make_logits_fn,
+    make_training_logits_fn,
+    to_float,
+    without_noise,
+)
 from jaxadv.parallel import padded_batches
 from jaxadv.prng import stream
 from jaxadv.types import Batch, LogitsFn, UserError
@@ -32,7 +38,7 @@ attacked and scored, and the other keys are arguments of the function."""
 _ITS_OWN = (
     "targets", "starts", "example_ids", "resume", "batch_size", "progress", "ledger",
 )  # fmt: skip
-NOISES = ("on", "off", "fixed")
+NOISES = ("on", "off", "fixed", "training")
 
 
 class Crafted(NamedTuple):
@@ -177,7 +183,12 @@ def noisy_logits_fn(
     noise: str,
     seed: int | Int[Array, ""],
 ) -> LogitsFn:
-    """Returns the model with its noise on, off, or fixed: the same draw at every pass."""
+    """Returns the model with its noise on, off, or fixed: the same draw at every pass.
+
+    With "training" it is the model as in training, dropout and batch statistics included.
+    """
+    if noise == "training":
+        return make_training_logits_fn(model, weights)
     if noise == "off":
         model = without_noise(model)
     logits_fn = make_logits_fn(model, weights, ids)

@@ -131,7 +131,7 @@ def evaluate_checkpoint(
     workdir: Path,
     suffix: str = "",
 ) -> list[str]:
-    """Evaluates a checkpoint on the test split; writes the results and prints their table.
+    """Evaluates a checkpoint; writes the results and prints their table.
 
     What takes long is kept in `ledger<suffix>/` until all is done, and gone on from.
 
@@ -153,8 +153,9 @@ def evaluate_checkpoint(
     began = time.monotonic()
     model, restored = restore_classifier(trained, dataset, source, which)
     weights = replicate(restored.items["weights"])
-    test = Batch(*(array[: evaluation.num_examples] for array in dataset.test))
-    task = [restored.sha256, dataset.name, len(test.labels), trained.seed, evaluation.to_dict()]
+    split = {"test": dataset.test, "held_out": dataset.validation}[evaluation.split]
+    shown = Batch(*(array[: evaluation.num_examples] for array in split))
+    task = [restored.sha256, dataset.name, len(shown.labels), trained.seed, evaluation.to_dict()]
     ledger = open_ledger(workdir / f"ledger{suffix}", task)
     if len(ledger):
         print(f"Going on from {workdir / f'ledger{suffix}'}", flush=True)
@@ -162,7 +163,7 @@ def evaluate_checkpoint(
         results, examples = run_battery(
             model,
             weights,
-            test,
+            shown,
             evaluation,
             trained.seed,
             progress=is_first(),
@@ -173,7 +174,7 @@ def evaluate_checkpoint(
             results["certified"], certificates = certify_split(
                 model,
                 weights,
-                test,
+                shown,
                 evaluation.certification,
                 evaluation.batch_size,
                 trained.seed,
@@ -190,7 +191,8 @@ def evaluate_checkpoint(
         "model": _describe(trained.model),
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(weights["params"])),
         "dataset": dataset.name,
-        "n": len(test.labels),
+        "split": evaluation.split,
+        "n": len(shown.labels),
         **results,
         "provenance": provenance(time.monotonic() - began),
     }

@@ -67,11 +67,13 @@ CLASSIFIER_CHOICES = {
     "data.augmentation": AUGMENTATIONS,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
+    "attack.name": ("pgd", "n_fgsm"),
     "attack.norm": THREATS,
     "attack.loss": PGD_LOSSES,
     "train.loss": ("cross_entropy", "trades"),
     "train.precision": _PRECISIONS,
     "evaluation.precision": _PRECISIONS,
+    "evaluation.split": ("test", "held_out"),
 }
 
 ATTACK_RULES: dict[str, Rule] = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from jaxadv.attacks import pgd
+from jaxadv.attacks import n_fgsm, pgd
 from jaxadv.classifier import (
     make_classifier,
     make_logits_fn,
@@ -67,7 +68,8 @@ class Recipe(NamedTuple):
       num_attacked: adversarial examples in each device's share of a batch.
       num_synthetic: synthetic examples in each device's share of a batch.
       label_smoothing: of these.
-      attack: static arguments of `pgd`: norm, loss, random_start.
+      attack: `(key, logits_fn, images, labels, *, example_ids, eps, step_size, num_steps)`, which
+        returns images.
       trades_beta: weight of the divergence in the loss of TRADES (Zhang et al. 2019); None: the
         cross entropy of the mixed batch.
       precision: of matrix products and convolutions, a name of `jax.default_matmul_precision`.
@@ -81,7 +83,7 @@ class Recipe(NamedTuple):
     num_attacked: int
     num_synthetic: int
     label_smoothing: float
-    attack: dict
+    attack: Callable[..., Attacked]
     trades_beta: float | None
     precision: str
     ema_decay: float
@@ -113,7 +115,6 @@ def make_recipe(config: ConfigDict, num_classes: int, schedule: optax.Schedule) 
       schedule: the learning rate of each step.
     """
     share = config.train.batch_size // jax.device_count()
-    attack = {name: config.attack[name] for name in ("norm", "loss", "random_start")}
     return Recipe(
         model=make_classifier(config.model, num_classes),
         optimizer=make_optimizer(config.optimizer, schedule),
@@ -122,12 +123,23 @@ def make_recipe(config: ConfigDict, num_classes: int, schedule: optax.Schedule) 
         num_synthetic=round(config.data.synthetic.share * config.train.batch_size)
         // jax.device_count(),
         label_smoothing=config.data.synthetic.label_smoothing,
-        attack=attack,
+        attack=_make_attack(config.attack),
         trades_beta=config.train.trades_beta if config.train.loss == "trades" else None,
         precision=config.train.precision,
         ema_decay=config.train.ema_decay,
         seed=config.seed,
     )
+
+
+def _make_attack(attack: ConfigDict) -> Callable[..., Attacked]:
+    if attack.name == "pgd":
+        return partial(pgd, norm=attack.norm, loss=attack.loss, random_start=attack.random_start)
+
+    def one_step(*args: Any, num_steps: Int[Array, ""], **budget: Any) -> Attacked:
+        del num_steps  # 1, see jaxadv.config
+        return n_fgsm(*args, loss=attack.loss, **budget)
+
+    return one_step
 
 
 def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
@@ -235,14 +247,13 @@ def _attack_first(
     n = recipe.num_attacked
     if n == 0:
         return clean[:0]
-    return pgd(
+    return recipe.attack(
         stream(recipe.seed, "attack", state.step),
         make_logits_fn(_as_trained(recipe.model), state.variables, place[:n]),
         clean[:n],
         labels[:n],
         example_ids=place[:n],
         **budget._asdict(),
-        **recipe.attack,
     )
 
 

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxadv.classifier import make_logits_fn, to_float, without_noise
+from jaxadv.classifier import (
+    make_logits_fn,
+    make_training_logits_fn,
+    to_float,
+    without_noise,
+)
 from jaxadv.models import make_model
 from jaxadv.models.defences import PNI, RSE, Dropout, InputNoise
 from jaxadv.prng import stream
@@ -47,3 +52,28 @@ def test_noise_off_is_the_plain_model():
         off, on = (jax.jit(fn)(stream(0, "score"), images) for fn in (off_fn, on_fn))
         np.testing.assert_allclose(off, jax.jit(plain.apply)(variables, images), atol=1e-6)
         assert np.abs(on - off).max() > 1e-3
+
+
+class Normed(nn.Module):
+    """Batch norm and dropout: what training changes."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name)(images)
+        return nn.Dropout(0.5, deterministic=not train)(x.mean((1, 2)))
+
+
+def test_a_model_as_in_training_has_statistics_of_its_batch_and_drops_out():
+    images = jnp.linspace(0, 1, 8 * 2 * 2 * 3).reshape(8, 2, 2, 3)
+    model = Normed(axis_name="devices")
+    variables = Normed().init(jax.random.key(0), images)
+    logits_fn = make_training_logits_fn(model, variables)
+    found = logits_fn(stream(0, "score"), images)
+    dropped = found == 0
+    assert 0.2 < dropped.mean() < 0.8
+    assert (logits_fn(stream(0, "score", 1), images) == 0).tolist() != dropped.tolist()
+    normed = (images - images.mean((0, 1, 2))) / jnp.sqrt(images.var((0, 1, 2)) + 1e-5)
+    expected = jnp.where(dropped, 0, 2 * normed.mean((1, 2)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)

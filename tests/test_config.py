@@ -60,6 +60,8 @@ def test_the_digits_are_a_variant_of_the_main_job():
         ("data.synthetic.label_smoothing", -0.1, "from 0 to 1"),
         ("train.loss", "mart", "cross_entropy, trades"),
         ("attack.loss", "kl", "attack.loss kl needs config.attack.random_start=True"),
+        ("attack.name", "n_fgsm", "n_fgsm needs config.attack.num_steps_start=1"),
+        ("evaluation.split", "train", "it must be one of test, held_out"),
     ],
 )
 def test_an_impossible_value_is_named(key, value, message):

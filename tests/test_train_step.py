@@ -1,6 +1,7 @@
 """The training step on a tiny model: what it learns from, and that devices do not matter."""
 
 import re
+from functools import partial
 
 import chex
 import jax
@@ -75,7 +76,7 @@ def make_recipe(num_devices=2, *, fraction=0.5, batch_size=8, **changes):
             "num_attacked": round(fraction * batch_size / num_devices),
             "num_synthetic": 0,
             "label_smoothing": 0.0,
-            "attack": {"norm": "linf", "loss": "cross_entropy", "random_start": True},
+            "attack": partial(pgd, norm="linf", loss="cross_entropy", random_start=True),
             "trades_beta": None,
             "precision": "float32",
             "ema_decay": 0.0,
@@ -141,13 +142,12 @@ def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
         jnp.asarray(data.images[:8] / 255, jnp.float32),
         jnp.asarray(data.labels[:8]),
     )
-    adversarial = pgd(
+    adversarial = recipe.attack(
         stream(0, "attack", 0),
         make_logits_fn(recipe.model, state.variables, jnp.arange(4)),
         images[:4],
         labels[:4],
         **BUDGET._asdict(),
-        **recipe.attack,
     )
     assert float(jnp.abs(adversarial - images[:4]).max()) > 0.05
     mixed = jnp.concatenate([adversarial, images[4:]])
@@ -170,7 +170,7 @@ def test_a_step_is_plain_gradient_descent_on_the_mixed_batch(data):
 def test_trades_is_cross_entropy_plus_divergence(data):
     """Against the same written out on one device, with no pmap."""
     attack = {"norm": "linf", "loss": "kl", "random_start": True}
-    recipe = make_recipe(attack=attack, trades_beta=6.0)
+    recipe = make_recipe(attack=partial(pgd, **attack), trades_beta=6.0)
     state = init_state(recipe, data.images.shape[1:])
     new_state, metrics = two_device_step(recipe)(state, data, BUDGET, np.arange(8), NONE)
     images, labels = jnp.asarray(data.images[:8] / 255, jnp.float32), jnp.asarray(data.labels[:8])

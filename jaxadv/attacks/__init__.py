@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxadv.attacks.apgd import apgd
 from jaxadv.attacks.autoattack import AutoAttacked, autoattack
 from jaxadv.attacks.fab import fab
-from jaxadv.attacks.gradient import fgsm, pgd
+from jaxadv.attacks.gradient import fgsm, n_fgsm, pgd
 from jaxadv.attacks.label_only import nes_label_only
 from jaxadv.attacks.nes import nes
 from jaxadv.attacks.passes import BlackBox
@@ -31,5 +31,6 @@ RESUMABLE = (*GRADIENT_FREE, "apgd", "fab")
 
 __all__ = [
     "ATTACKS", "GRADIENT_FREE", "RESUMABLE", "AutoAttacked", "BlackBox", "Queried", "apgd",
-    "autoattack", "fab", "fgsm", "nes", "nes_label_only", "pgd", "random_search", "square",
+    "autoattack", "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "random_search",
+    "square",
 ]  # fmt: skip

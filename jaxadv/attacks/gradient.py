@@ -173,6 +173,46 @@ def pgd(
     )
 
 
+@partial(jax.jit, static_argnames=("logits_fn", "loss"))
+def n_fgsm(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    *,
+    eps: ArrayLike,
+    step_size: ArrayLike,
+    loss: str = "cross_entropy",
+    example_ids: Int[Array, "batch"] | None = None,
+) -> Images:
+    """Returns the images that N-FGSM trains on (de Jorge et al. 2022): one L-inf step from noise.
+
+    The noise is uniform within twice eps, and what the step adds is not projected on the ball, so
+    the result may be `2 eps + step_size` away: an attack of training, not of evaluation.
+
+    Args:
+      key: randomness of the noise and of the model.
+      logits_fn: `(key, images) -> logits`, static.
+      images: clean images in [0, 1], shape (batch, height, width, channels).
+      labels: true classes, shape (batch,).
+      eps: half the radius of the noise; traced, as is `step_size`.
+      step_size: length of the step; the paper takes eps.
+      loss: static, as of `pgd`, but for "kl".
+      example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
+
+    Returns:
+      Images of the same shape in [0, 1].
+    """
+    threat = THREATS["linf"]
+    ids = jnp.arange(len(images)) if example_ids is None else example_ids
+    start_key, noise_key = jax.random.split(key)
+    radius = jnp.asarray(2 * eps, images.dtype)
+    noisy = jnp.clip(images + random_perturbation(threat, start_key, ids, images, radius), 0, 1)
+    objective = make_objective(loss, labels, None)
+    gradient = expected_gradient(noise_key, logits_fn, objective, noisy, Noise(1, 1, "loss"))
+    return lax.stop_gradient(jnp.clip(noisy + step_size * threat.steepest(gradient), 0, 1))
+
+
 _STATIC = (
     "logits_fn",
     "norm",

@@ -19,7 +19,7 @@ from linear_model import (
     random_weights,
 )
 
-from jaxadv.attacks import fgsm, pgd
+from jaxadv.attacks import fgsm, n_fgsm, pgd
 
 KEY = jax.random.key(0)
 MODELS = {"binary": random_weights(2), "multiclass": disjoint_weights(6)}
@@ -236,3 +236,22 @@ def test_the_divergence_is_ascended_whatever_the_labels():
         attack(labels, random_start=False)
     with pytest.raises(ValueError, match="no targets"):
         attack(labels, targets=labels)
+
+
+def test_n_fgsm_takes_one_whole_step_from_noise_of_twice_the_radius():
+    weights = random_weights(2)
+    images, labels = examples(2, n=64, low=0.4, high=0.6)
+    run = partial(n_fgsm, KEY, linear(weights), images, labels, eps=0.05)
+    noise = run(step_size=0.0) - images
+    assert 0.099 < np.abs(noise).max() <= 0.1 + 1e-6
+    assert abs(float(noise.mean())) < 0.002
+    sides = np.where(labels == 0, 1.0, -1.0)[:, None, None, None]
+    towards = sides * np.sign(weights[:, 1] - weights[:, 0]).reshape(images.shape[1:])
+    step = run(step_size=0.05) - images - noise  # not projected back on any ball
+    np.testing.assert_allclose(step, 0.05 * towards, atol=1e-6)
+
+
+def test_n_fgsm_stays_in_the_box():
+    images, labels = examples(2, n=64, low=0.0, high=1.0)
+    adversarial = n_fgsm(KEY, LOGITS_FN, images, labels, eps=0.3, step_size=0.3)
+    assert (adversarial.min(), adversarial.max()) == (0, 1)
