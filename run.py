@@ -19,8 +19,20 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0:
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many run together.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-_JOBS = {"train": "train", "evaluate": "evaluate", "gan": "train_gan", "sample": "sample"}
-_SECTIONS = {"train": "attack", "evaluate": "checkpoint", "gan": "judge", "sample": "judge"}
+_JOBS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "gan": "train_gan",
+    "sample": "sample",
+    "study": "study",
+}
+_SECTIONS = {
+    "train": "attack",
+    "evaluate": "checkpoint",
+    "gan": "judge",
+    "sample": "judge",
+    "study": "study",
+}
 _TOGETHER = ("train", "evaluate")  # what several processes can do
 _WARNED = 3  # the exit code of an evaluation that raised warnings, where one is asked for
 

@@ -153,7 +153,7 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
         written.
     """
     theirs = ConfigDict(json.loads(from_first(lambda: config.to_json())))
-    if different := _differences(theirs, config):
+    if different := differences(theirs, config):
         raise UserError(f"the processes were not given the same config ({'; '.join(different)})")
     if not is_first():
         yield
@@ -186,7 +186,7 @@ def _locked(workdir: Path) -> Iterator[None]:
 
 def _claim(workdir: Path, config: ConfigDict) -> None:
     if (workdir / "config.json").exists():
-        different = _differences(read(workdir), config)
+        different = differences(read(workdir), config)
         if different:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(different)}): "
@@ -197,7 +197,8 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
         partial.write_text(config.to_json(indent=2) + "\n")
 
 
-def _differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
+def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
+    """Returns in words where two configs differ, but for what each machine has of its own."""
     old = _flatten(stored)
     new = _flatten(ConfigDict(json.loads(asked.to_json())))
     return [

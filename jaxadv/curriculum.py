@@ -36,3 +36,19 @@ def linear_budget(attack: ConfigDict, epoch: int, num_epochs: int) -> Budget:
         # The small term undoes float rounding just below an integer.
         num_steps=int(ramp(attack.num_steps_start, attack.num_steps_end) + 1e-9),
     )
+
+
+def gradient_evaluations(attack: ConfigDict, num_epochs: int, loss: str = "cross_entropy") -> float:
+    """Returns the gradients that a training spends on each of its images, updates included.
+
+    An update is one for each image; that of TRADES also one for each image attacked, since it sees
+    both. What it costs to find the prediction that TRADES attacks, without a gradient, is left out.
+
+    Args:
+      attack: `config.attack`.
+      num_epochs: epochs in all.
+      loss: `config.train.loss`.
+    """
+    steps = [linear_budget(attack, epoch, num_epochs).num_steps for epoch in range(num_epochs)]
+    update = 1 + attack.fraction * (loss == "trades")
+    return sum(update + attack.fraction * num_steps for num_steps in steps)

@@ -92,3 +92,10 @@ def svg(figure: Figure) -> str:
     for color, variable in _COLORS.items():
         svg = svg.replace(color, variable)
     return svg
+
+
+def standalone(svg: str) -> str:
+    """Returns an `<svg>` element of `svg` as a file of its own, in the colours of a light page."""
+    for color, variable in _COLORS.items():
+        svg = svg.replace(variable, color)
+    return svg.replace("<svg ", '<svg style="background: #ffffff" ', 1)

@@ -1,0 +1,23 @@
+"""SGD against AdamW: `net` under the study's curriculum.
+
+    python run.py --config configs/experiments/optimizer.py:sgd
+
+The argument is adamw, learning rate .001 and weight decay .01, or sgd, .001 with momentum .9.
+Expected result and time: see results/study/index.md.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.experiments import arms
+
+ARMS: dict[str, dict[str, Any]] = {
+    "adamw": {"model.name": "net"},
+    "sgd": {"model.name": "net", "optimizer.name": "sgd", "optimizer.weight_decay": 0.0},
+}
+
+
+def get_config(arm: str = "adamw") -> ConfigDict:
+    """Returns the config of that arm."""
+    return arms.get_config(ARMS, arm)

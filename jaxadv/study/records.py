@@ -1,0 +1,115 @@
+"""What is kept of a run of a study: small files, which say that it is done and fill the page."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+from ml_collections import ConfigDict
+
+from jaxadv import config as configs
+from jaxadv.files import write_json, written_whole
+from jaxadv.page import read_arrays, read_json, read_json_lines
+from jaxadv.types import UserError
+
+_FILES = {
+    "evaluation": "evaluation.json",
+    "evaluation_last": "evaluation_last.json",
+    "gan": "gan.json",
+    "manifest": "synthetic/manifest.json",
+}
+_EXAMPLES = {"evaluation": "examples.npz", "evaluation_last": "examples_last.npz"}
+
+
+class Record(NamedTuple):
+    """The record of a run.
+
+    Attributes:
+      content: `config`, `metrics`, the lines of metrics.jsonl, and what else the run left of
+        `evaluation`, `evaluation_last`, `gan` and `manifest`.
+      survived: for each `<evaluation>/<attack>/<eps>` and `<evaluation>/clean` which examples are
+        classified right; none where they were not kept.
+    """
+
+    content: dict[str, Any]
+    survived: dict[str, Bool[np.ndarray, "n"]]
+
+
+def keep(results: Path, name: str, config: ConfigDict, workdir: Path) -> None:
+    """Writes the record of a run that has ended.
+
+    Args:
+      results: folder of the study's results.
+      name: of the run.
+      config: of the plan.
+      workdir: of the run.
+    """
+    content: dict[str, Any] = {"config": _plain(config)}
+    if lines := read_json_lines(workdir / "metrics.jsonl"):
+        content["metrics"] = lines
+    content |= {key: found for key, file in _FILES.items() if (found := read_json(workdir / file))}
+    arrays: dict[str, Any] = {}
+    for evaluation, source in _EXAMPLES.items():
+        examples = read_arrays(workdir / source)
+        if not examples:
+            continue
+        arrays[f"{evaluation}/n"] = len(examples["labels"])
+        right = {"clean": examples["predictions/clean"] == examples["labels"]}
+        for key, rows in examples.items():
+            if key.startswith("survived/"):
+                right[key.removeprefix("survived/")] = rows
+        arrays |= {f"{evaluation}/{key}": np.packbits(rows) for key, rows in right.items()}
+    path = _path(results, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if arrays:
+        with written_whole(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+    # The JSON comes last and whole: where it stands, the run is done.
+    write_json(path, content)
+
+
+def read(results: Path, name: str) -> Record | None:
+    """Returns the record of a run; None where it is not done.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = _path(results, name)
+    if not (content := read_json(path)):
+        return None
+    arrays = read_arrays(path.with_suffix(".npz"))
+    survived = {}
+    for key, packed in arrays.items():
+        evaluation, _, attack = key.partition("/")
+        if attack != "n":
+            n = int(arrays[f"{evaluation}/n"])
+            survived[key] = np.unpackbits(packed, count=n).astype(bool)
+    return Record(content, survived)
+
+
+def check_same(results: Path, name: str, config: ConfigDict) -> bool:
+    """Returns whether a run is done.
+
+    Raises:
+      UserError: its record is of another config.
+    """
+    record = read(results, name)
+    if record is None:
+        return False
+    if different := configs.differences(ConfigDict(record.content["config"]), config):
+        raise UserError(
+            f"{_path(results, name)} is of another config ({'; '.join(different[:3])}): delete it, "
+            "or give another --config.study.results"
+        )
+    return True
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config without what is this machine's own."""
+    kept = config.copy_and_resolve_references()
+    kept.data.data_dir = None
+    return kept.to_dict()
+
+
+def _path(results: Path, name: str) -> Path:
+    return results / "runs" / f"{name}.json"
