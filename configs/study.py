@@ -170,11 +170,13 @@ def _evaluations(name: str, seed: int, scale: str) -> dict[str, ConfigDict]:
         found["noise"] = evaluate.get_config()
         found["noise"].evaluation.attacks = batteries.plain()
     if seed == 0:
-        if name in _AS_THE_STUDY:
+        smoked = ("net_natural", "biggernet_curriculum")
+        if name in (smoked if scale == "smoke" else _AS_THE_STUDY):
             found["study"] = presets.study(training_mode=name.startswith(_WITH_DROPOUT_OR_NORM))
         if name in _UNDER_NES:
             found["nes"] = evaluate.get_config("study_nes")
-        if name in _UNDER_AUTOATTACK[: 1 if scale == "smoke" else None]:
+        smoked = ("bignet_curriculum", "bignet_best")
+        if name in (smoked if scale == "smoke" else _UNDER_AUTOATTACK):
             found["autoattack"] = presets.autoattack(None if scale == "full" else 1000)
     if scale == "smoke":
         for evaluation in found.values():
@@ -211,12 +213,17 @@ def _smoke(name: str, config: ConfigDict) -> ConfigDict:
         }
     else:
         config.data.name = "digits"
+        # As few kinds of training steps as will do, for each takes seconds to compile.
         changes = {
             "train.num_epochs": 1,
+            "data.augmentation": "none" if config.data.augmentation == "none" else "flip",
+            "data.synthetic.share": 0.5 if config.data.synthetic.share else 0.0,
+            "attack.random_start": True,
             "attack.num_steps_start": min(config.attack.num_steps_start, 2),
             "attack.num_steps_end": min(config.attack.num_steps_end, 2),
             "validation.num_steps": 1,
-            "model.name": "net" if not name.endswith("curriculum") else config.model.name,
+            "model.name": "biggernet" if name.startswith("biggernet") else "net",
+            "model.defence.pni.frozen_sigma": False,
             "model.defence.low_rank.rank": 20,
             "model.defence.rse.before_norm": False,
         }

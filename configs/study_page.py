@@ -161,8 +161,8 @@ def experiments() -> ConfigDict:
         ),
         "augmentation": _experiment(
             "Augmentation",
-            "BigNet under the study's curriculum, for 60 epochs there and 10 here at scale cpu; there "
-            "it was judged with steps of .02.",
+            "BigNet under the study's curriculum, for 60 epochs there and 10 here at scale cpu; "
+            "there it was judged with steps of .02.",
             arms={
                 "none": "bignet_curriculum",
                 "flip": "bignet_flip",
@@ -182,8 +182,8 @@ def experiments() -> ConfigDict:
         "randomness": _experiment(
             "Randomness",
             "BigNet after standard adversarial training at eps .03, step .008, plain or with a "
-            "random defence. With 200 gradients the attack on a random model averages over 20 draws "
-            "of its noise in each of 10 steps; the plain model meets PGD-200.",
+            "random defence. With 200 gradients the attack on a random model averages over 20 "
+            "draws of its noise in each of 10 steps; the plain model meets PGD-200.",
             figure="bars",
             arms={
                 "plain": "bignet_standard",

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,12 @@ from jaxadv.study.evidence import HOLDS, NOT_RUN, Entry, find, judge
 from jaxadv.study.figures import Curve, Point
 from jaxadv.study.plan import Run
 from jaxadv.study.summary import runs_table
+
+
+class _Cell(NamedTuple):
+    value: str = ""
+    note: str = ""  # its interval, or how seeds differ
+
 
 _Found = dict[tuple[str, str], dict[int, Entry]]  # by (label, heading), for each seed
 _AS_THERE = "as there "
@@ -85,13 +91,14 @@ def _experiment(
         for label, arm in config.arms
         for heading, tried in keys.items()
     }
-    study = {label: dict(row) for label, row in config.study}
+    study = {label: {key: float(value) for key, value in row} for label, row in config.study}
     claims = []
     for pairs in config.claims:
         claim = dict(pairs)
         verdict = judge(claim, found)
         claims.append({**claim, "experiment": config.title, "verdict": verdict})
     headings = [*columns, *([_SCORE] if config.figure in ("eps", "parameters") else [])]
+    headings = [heading for heading in headings if _is_filled(heading, config, study, found)]
     rows = [(label, _rows(label, headings, study, found)) for label, _ in config.arms]
     return {
         "name": name,
@@ -104,25 +111,34 @@ def _experiment(
     }
 
 
+def _is_filled(
+    heading: str, config: ConfigDict, study: Mapping[str, Mapping[str, float]], found: _Found
+) -> bool:
+    """Returns whether some row has something under a heading; a score has what its eps have."""
+    return heading == _SCORE or any(
+        heading in study.get(label, {}) or found[label, heading] for label, _ in config.arms
+    )
+
+
 def _rows(
     label: str, headings: list[str], study: Mapping[str, Mapping[str, float]], found: _Found
-) -> list[tuple[str, list[str]]]:
+) -> list[tuple[str, list[_Cell]]]:
     """Returns the rows of an arm: what is in them, and their cells."""
     rows = []
     if label in study:
         rows.append(("the study", _printed(study[label], headings)))
     there, ours = (_cells(found, label, headings, prefix) for prefix in (_AS_THERE, ""))
-    if any(there):
+    if any(cell.value for cell in there):
         rows.append(("judged as there", there))
-    return [*rows, ("judged right" if any(ours) else NOT_RUN, ours)]
+    return [*rows, ("judged right" if any(cell.value for cell in ours) else NOT_RUN, ours)]
 
 
-def _printed(row: Mapping[str, float], headings: list[str]) -> list[str]:
-    return [f"{row[heading]:g}" if heading in row else "" for heading in headings]
+def _printed(row: Mapping[str, float], headings: list[str]) -> list[_Cell]:
+    return [_Cell(f"{row[heading]:g}") if heading in row else _Cell() for heading in headings]
 
 
-def _cells(found: _Found, label: str, headings: list[str], prefix: str = "") -> list[str]:
-    """Returns the entries of a row in words; "" where there is none."""
+def _cells(found: _Found, label: str, headings: list[str], prefix: str = "") -> list[_Cell]:
+    """Returns the entries of a row; empty cells where there is none."""
     return [
         _score_cell(_scores(found, label, prefix))
         if heading == _SCORE
@@ -131,27 +147,23 @@ def _cells(found: _Found, label: str, headings: list[str], prefix: str = "") -> 
     ]
 
 
-def _cell(entries: Mapping[int, Entry]) -> str:
+def _cell(entries: Mapping[int, Entry]) -> _Cell:
     """Returns one accuracy with its interval, or the mean of several seeds and their deviation."""
-    values = [100 * entry.accuracy for entry in entries.values()]
-    if not values:
-        return ""
-    if len(values) == 1:
-        low, high = (100 * end for end in next(iter(entries.values())).ci95)
-        return f"{values[0]:.1f} ({low:.1f}\N{EN DASH}{high:.1f})"
-    return _mean(values)
+    cell = _score_cell({seed: entry.accuracy for seed, entry in entries.items()})
+    if len(entries) != 1:
+        return cell
+    low, high = (100 * end for end in next(iter(entries.values())).ci95)
+    return _Cell(cell.value, f"{low:.1f}\N{EN DASH}{high:.1f}")
 
 
-def _score_cell(scores: Mapping[int, float]) -> str:
+def _score_cell(scores: Mapping[int, float]) -> _Cell:
     values = [100 * score for score in scores.values()]
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else ""
-    return _mean(values)
-
-
-def _mean(values: list[float]) -> str:
-    spread = statistics.stdev(values)
-    return f"{statistics.mean(values):.1f} \N{PLUS-MINUS SIGN} {spread:.1f} [{len(values)}]"
+    if not values:
+        return _Cell()
+    mean = f"{statistics.mean(values):.1f}"
+    if len(values) == 1:
+        return _Cell(mean)
+    return _Cell(mean, f"\N{PLUS-MINUS SIGN} {statistics.stdev(values):.1f} [{len(values)}]")
 
 
 def _scores(found: _Found, label: str, prefix: str = "") -> dict[int, float]:

@@ -1,0 +1,127 @@
+"""The runner, with jobs that only leave files: what is skipped, and what the page says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import study
+from jaxadv.metrics import proportion
+from jaxadv.stopping import Stopped
+from jaxadv.study import runner
+from jaxadv.types import UserError
+
+EPS = ("0.01", "0.02", "0.03", "0.04", "0.05", "0.1")
+OPTIMIZER = ["net_curriculum/0", "net_curriculum/0/study", "net_sgd/0", "net_sgd/0/study"]
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """Replaces the jobs; returns the runs that were called, and what each raises."""
+    called, raises = [], {}
+
+    def job(config, workdir):
+        name = "/".join(workdir.parts[-3:] if config.mode == "evaluate" else workdir.parts[-2:])
+        called.append(name)
+        if name in raises:
+            raise raises[name]
+        workdir.mkdir(parents=True, exist_ok=True)
+        survived = np.arange(100) < (60 if "sgd" in name else 80)
+        entry = proportion(survived.sum(), 100)
+        keys = [f"{attack}/{eps}" for attack in ("pgd40", "pgd40_coarse") for eps in EPS]
+        source = {"commit": "abc", "dirty": False, "date": "2026-01-02T", "device": "one",
+                  "command": "python run.py", "seconds": 90.0}  # fmt: skip
+        evaluation = {"dataset": "digits, not CIFAR", "clean": entry, "provenance": source,
+                      "attacks": dict.fromkeys(keys, entry)}  # fmt: skip
+        (workdir / "evaluation.json").write_text(json.dumps(evaluation))
+        labels = np.zeros(100, int)
+        arrays = {f"survived/{key}": survived for key in keys}
+        np.savez(workdir / "examples.npz", **arrays, labels=labels, **{"predictions/clean": labels})
+
+    for mode in ("train", "evaluate"):
+        monkeypatch.setitem(runner._JOBS, mode, job)
+    # Trained is what has left an evaluation.
+    there = lambda run, folder: (run.workdir(folder) / "evaluation.json").exists()  # noqa: E731
+    monkeypatch.setattr(runner, "_is_there", there)
+    return called, raises
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = study.get_config("smoke")
+    config.study.only = "optimizer"
+    config.study.results = str(tmp_path / "results")
+    for run in [name for name in config.order if name.endswith(("nes", "autoattack"))]:
+        config.runs[run].planned = False
+    return config
+
+
+def test_what_is_done_is_not_run_again(jobs, config, tmp_path):
+    called, _ = jobs
+    runner.run(config, tmp_path / "study")
+    assert called == OPTIMIZER
+    runner.run(config, tmp_path / "study")
+    assert called == OPTIMIZER
+    # The records alone say so: another machine has no checkpoints.
+    shutil.rmtree(tmp_path / "study")
+    runner.run(config, tmp_path / "study")
+    assert called == OPTIMIZER
+    # But what an evaluation starts from is made again.
+    (tmp_path / "results/runs/net_sgd/0/study.json").unlink()
+    runner.run(config, tmp_path / "study")
+    assert called[4:] == ["net_sgd/0", "net_sgd/0/study"]
+
+
+def test_a_record_of_another_config_is_refused(jobs, config, tmp_path):
+    runner.run(config, tmp_path / "study")
+    config.runs["net_sgd/0"].config.train.num_epochs = 7
+    with pytest.raises(UserError, match=r"net_sgd/0\.json is of another config .*was 1, is 7"):
+        runner.run(config, tmp_path / "study")
+
+
+def test_a_failure_does_not_stop_the_rest(jobs, config, tmp_path, capsys):
+    called, raises = jobs
+    raises["net_curriculum/0"] = UserError("the disk is full")
+    with pytest.raises(UserError, match="2 of 4 runs failed: net_curriculum/0; net_curriculum/0/s"):
+        runner.run(config, tmp_path / "study")
+    assert called == ["net_curriculum/0", "net_sgd/0", "net_sgd/0/study"]
+    assert "it needs net_curriculum/0, which failed" in capsys.readouterr().out
+    page = (tmp_path / "results" / "index.md").read_text()
+    assert "| net_curriculum/0 | failed: the disk is full |" in page
+    raises.clear()
+    runner.run(config, tmp_path / "study")
+    assert called[3:] == OPTIMIZER[:2]
+    assert "| failed" not in (tmp_path / "results" / "index.md").read_text()
+
+
+def test_a_study_that_is_stopped_writes_its_page_and_goes_on(jobs, config, tmp_path):
+    called, raises = jobs
+    raises["net_sgd/0"] = Stopped(15)
+    with pytest.raises(Stopped):
+        runner.run(config, tmp_path / "study")
+    assert "| net_sgd/0 | not run |" in (tmp_path / "results" / "index.md").read_text()
+    raises.clear()
+    runner.run(config, tmp_path / "study")
+    assert called == [*OPTIMIZER[:3], *OPTIMIZER[2:]]
+
+
+def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
+    runner.run(config, tmp_path / "study")
+    markdown = (tmp_path / "results" / "index.md").read_text()
+    html = (tmp_path / "results" / "index.html").read_text()
+    sentence = "80.0 % against 60.0 %: +20.0 (+12.2 to +27.8, p &lt; .001) points, one seed."
+    assert f"<strong>AdamW trains better than SGD: holds.</strong> {sentence}" in html
+    assert f"holds.** {sentence.replace('&lt;', '<')}" in markdown
+    assert "| SGD | judged right | 60.0 (50.2\N{EN DASH}69.1) |" in markdown
+    assert "360.0 |" in markdown  # six times 60
+    row = "| net_sgd/0 | done | 9.9e+03 | 2 min | abc | 2026-01-02 | one |"
+    assert (
+        row.split("|")[1:3]
+        == next(line for line in markdown.splitlines() if line.startswith("| net_sgd/0 |")).split(
+            "|"
+        )[1:3]
+    )
+    assert "<svg" in html
+    assert (tmp_path / "results" / "figures" / "optimizer.svg").read_text().startswith("<svg")
+    assert "| GELU | not run |" in markdown

@@ -1,0 +1,68 @@
+"""All experiments at scale smoke, as `python run.py --config configs/study.py:smoke` runs them."""
+
+import json
+
+import pytest
+
+from configs import study
+from jaxadv.study import run
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    config = study.get_config("smoke")
+    config.study.results = str(folder / "results")
+    run(config, folder / "study")
+    return folder / "results"
+
+
+def record(results, name):
+    return json.loads((results / "runs" / f"{name}.json").read_text())
+
+
+def test_every_run_that_is_planned_is_done(results):
+    config = study.get_config("smoke")
+    rows = [line for line in (results / "index.md").read_text().splitlines() if "/0" in line]
+    states = {row.split(" | ")[0].strip("| "): row.split(" | ")[1] for row in rows}
+    assert states == {
+        name: "done" if config.runs[name].planned else "not run" for name in config.order
+    }
+    assert not (results / "failures.json").exists()
+
+
+def test_every_experiment_has_its_figure_and_its_verdicts(results):
+    html = (results / "index.html").read_text()
+    config = study.get_config("smoke")
+    for name in config.experiments.order:
+        assert f'<h2 id="{name}">' in html
+        assert (results / "figures" / f"{name}.svg").exists()
+    unknown = [row for row in html.split("</tr>") if 'class="word">not run' in row]
+    assert all("WRN" in row or "wide ResNet" in row for row in unknown)
+    assert len(unknown) == 2  # nothing of the one that no CPU trains
+
+
+def test_models_are_judged_as_there_and_right(results):
+    there = record(results, "net_natural/0/study")["evaluation"]
+    right = record(results, "net_natural/0")["evaluation"]
+    assert (there["split"], right["split"]) == ("held_out", "test")
+    assert there["checkpoint"]["which"] == "last"
+    assert not there["attacks"]["pgd40/0.03"]["random_start"]
+    assert right["attacks"]["pgd40/0.03"]["random_start"]
+    noisy = record(results, "bignet_rse/0")["evaluation"]["attacks"]
+    assert noisy["eot20/0.03"]["num_noise_samples"] == 20
+
+
+def test_judged_as_in_training_a_model_drops_out(results):
+    attacks = record(results, "biggernet_curriculum/0/study")["evaluation"]["attacks"]
+    assert attacks["training_mode/0.03"]["noise"] == "training"
+    clean = record(results, "biggernet_curriculum/0/study")["evaluation"]["clean_noise"]
+    assert clean.keys() == {"training"}
+
+
+def test_a_share_of_the_batches_came_from_the_gan(results):
+    assert record(results, "gan/0/synthetic")["manifest"]
+    config = record(results, "net_synthetic_half/0")["config"]
+    assert config["data"]["synthetic"] == {
+        "path": "gan/0/synthetic", "share": 0.5, "label_smoothing": 0.0,
+    }  # fmt: skip
