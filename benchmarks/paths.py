@@ -25,7 +25,8 @@ from jaxadv.models import layers
 from jaxadv.models.activations import ACTIVATIONS
 from jaxadv.parallel import pmap_batches, replicate, set_up_cpu
 from jaxadv.provenance import provenance
-from jaxadv.train_step import init_state, make_recipe, make_train_step
+from jaxadv.recipe import make_recipe
+from jaxadv.train_step import init_state, make_train_step
 from jaxadv.types import Batch
 
 NUM_STEPS = 10

@@ -16,6 +16,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,12 +28,14 @@ from torch.nn import functional
 from torch_models import to_torch
 from turns import Run, make_attack, make_problem, take_turns
 
+from jaxadv.attacks import pgd
 from jaxadv.curriculum import Budget
 from jaxadv.data.augment import make_augment
 from jaxadv.models import make_model
 from jaxadv.parallel import AXIS, pmap_batches, replicate, set_up_cpu
 from jaxadv.provenance import provenance
-from jaxadv.train_step import Recipe, init_state, make_train_step
+from jaxadv.recipe import Recipe
+from jaxadv.train_step import init_state, make_train_step
 from jaxadv.types import Batch
 
 EPS, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
@@ -76,7 +79,7 @@ def attack_runs(name: str, batch_size: int) -> dict[str, Run]:
     """Returns PGD-10 on a batch by every side; the rate is in gradients."""
     model = make_model(name, 10)
     weights, split, _ = make_problem(model, batch_size)
-    pgd = {"attack": "pgd", "eps": (EPS,), "step_size": STEP_SIZE, "num_steps": NUM_STEPS}
+    attack = {"attack": "pgd", "eps": (EPS,), "step_size": STEP_SIZE, "num_steps": NUM_STEPS}
     images, labels = _to_torch(split)
     count = batch_size * NUM_STEPS
 
@@ -84,7 +87,7 @@ def attack_runs(name: str, batch_size: int) -> dict[str, Run]:
         batch = images.contiguous(memory_format=memory)
         return lambda: len(torch_pgd(module, batch, labels)) * NUM_STEPS
 
-    runs = {"jaxadv": make_attack(model, weights, split, pgd), **_torch_runs(name, of_torch)}
+    runs = {"jaxadv": make_attack(model, weights, split, attack), **_torch_runs(name, of_torch)}
 
     import torchattacks
 
@@ -123,7 +126,7 @@ def step_runs(name: str, batch_size: int) -> dict[str, Run]:
         num_attacked=batch_size // jax.device_count(),
         num_synthetic=0,
         label_smoothing=0.0,
-        attack={"norm": "linf", "loss": "cross_entropy", "random_start": True},
+        attack=partial(pgd, norm="linf", loss="cross_entropy", random_start=True),
         trades_beta=None,
         precision="float32",
         ema_decay=0.0,

@@ -23,13 +23,15 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import batteries, curriculum, evaluate, gan, presets, study_page
+from configs import batteries, evaluate, gan, presets
 from configs.experiments import (
     activation,
     adversary,
     augmentation,
+    best,
     curricula,
     model_size,
+    nes,
     optimizer,
     other_defences,
     randomness,
@@ -38,6 +40,22 @@ from configs.experiments import (
     wide_resnet,
 )
 
+# As the page shows them.
+EXPERIMENTS: dict[str, Any] = {
+    "undefended": undefended,
+    "optimizer": optimizer,
+    "activation": activation,
+    "adversary": adversary,
+    "curricula": curricula,
+    "model_size": model_size,
+    "augmentation": augmentation,
+    "randomness": randomness,
+    "wide_resnet": wide_resnet,
+    "nes": nes,
+    "synthetic": synthetic,
+    "other_defences": other_defences,
+    "best": best,
+}
 # Trainings by name, in the order they are run in; what several experiments need is here once.
 TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "net_natural": undefended.get_config,
@@ -61,7 +79,7 @@ TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "net_spectral_norm": lambda: other_defences.get_config("spectral_norm"),
     "net_low_rank": lambda: other_defences.get_config("low_rank"),
     "net_input_noise": lambda: other_defences.get_config("input_noise"),
-    "bignet_best": lambda: presets.corrected(curriculum.get_config()),
+    "bignet_best": best.get_config,
     "gan": gan.get_config,
     "net_synthetic_fifth": lambda: synthetic.get_config("fifth"),
     "net_synthetic_half": lambda: synthetic.get_config("half"),
@@ -121,7 +139,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     runs = _runs(scale)
     config.runs = ConfigDict(runs)
     config.order = tuple(runs)
-    config.experiments = study_page.experiments()
+    config.experiments = ConfigDict({name: module.PAGE for name, module in EXPERIMENTS.items()})
+    config.experiments.order = tuple(EXPERIMENTS)
     return config
 
 
@@ -174,7 +193,7 @@ def _evaluations(name: str, seed: int, scale: str) -> dict[str, ConfigDict]:
         if name in (smoked if scale == "smoke" else _AS_THE_STUDY):
             found["study"] = presets.study(training_mode=name.startswith(_WITH_DROPOUT_OR_NORM))
         if name in _UNDER_NES:
-            found["nes"] = evaluate.get_config("study_nes")
+            found["nes"] = nes.get_config()
         smoked = ("bignet_curriculum", "bignet_best")
         if name in (smoked if scale == "smoke" else _UNDER_AUTOATTACK):
             found["autoattack"] = presets.autoattack(None if scale == "full" else 1000)

@@ -27,15 +27,9 @@ from jaxadv.outcomes import attack_examples
 from jaxadv.parallel import own_rows, pmap_batches, replicate
 from jaxadv.processes import any_process, from_first
 from jaxadv.provenance import note_source
+from jaxadv.recipe import Recipe, make_recipe
 from jaxadv.steps import Metrics, run_steps
-from jaxadv.train_step import (
-    Recipe,
-    TrainState,
-    fit_projection,
-    init_state,
-    make_recipe,
-    make_train_step,
-)
+from jaxadv.train_step import TrainState, fit_projection, init_state, make_train_step
 from jaxadv.types import Batch, UserError
 
 

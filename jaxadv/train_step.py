@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,24 +11,21 @@ from flax import linen as nn
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
-from ml_collections import ConfigDict
 
-from jaxadv.attacks import n_fgsm, pgd
 from jaxadv.classifier import (
-    make_classifier,
     make_logits_fn,
     noise_keys,
     to_float,
     without_noise,
 )
 from jaxadv.curriculum import Budget
-from jaxadv.data.augment import AugmentFn, make_augment
 from jaxadv.data.spectrum import Bytes, principal_components
 from jaxadv.losses import cross_entropy, divergence, smoothed_cross_entropy
 from jaxadv.models.defences import InputNoise
-from jaxadv.optimizer import make_optimizer, moving_average
+from jaxadv.optimizer import moving_average
 from jaxadv.parallel import AXIS, jit_once, positions
 from jaxadv.prng import example_keys, stream
+from jaxadv.recipe import Recipe
 from jaxadv.types import Batch, ByteImages, Images, Labels, Logits, PerExample, UserError
 
 Attacked = Float[Array, "attacked height width channels"]
@@ -58,38 +54,6 @@ class TrainState:
         return self.variables if self.ema is None else self.ema
 
 
-class Recipe(NamedTuple):
-    """What is fixed for a whole run, and static in its step.
-
-    Attributes:
-      model: `(images, train) -> logits`.
-      optimizer: optax chain.
-      augment: `(keys, images) -> images`.
-      num_attacked: adversarial examples in each device's share of a batch.
-      num_synthetic: synthetic examples in each device's share of a batch.
-      label_smoothing: of these.
-      attack: `(key, logits_fn, images, labels, *, example_ids, eps, step_size, num_steps)`, which
-        returns images.
-      trades_beta: weight of the divergence in the loss of TRADES (Zhang et al. 2019); None: the
-        cross entropy of the mixed batch.
-      precision: of matrix products and convolutions, a name of `jax.default_matmul_precision`.
-      ema_decay: of the variables' average; 0 keeps none.
-      seed: of every key stream.
-    """
-
-    model: nn.Module
-    optimizer: optax.GradientTransformation
-    augment: AugmentFn
-    num_attacked: int
-    num_synthetic: int
-    label_smoothing: float
-    attack: Callable[..., Attacked]
-    trades_beta: float | None
-    precision: str
-    ema_decay: float
-    seed: int
-
-
 class Shown(NamedTuple):
     """The examples of a step, those that are attacked first.
 
@@ -104,42 +68,6 @@ class Shown(NamedTuple):
     adversarial: Attacked
     labels: Labels
     smoothing: PerExample
-
-
-def make_recipe(config: ConfigDict, num_classes: int, schedule: optax.Schedule) -> Recipe:
-    """Returns the recipe of configs/default.py.
-
-    Args:
-      config: of the run, checked.
-      num_classes: of its data set.
-      schedule: the learning rate of each step.
-    """
-    share = config.train.batch_size // jax.device_count()
-    return Recipe(
-        model=make_classifier(config.model, num_classes),
-        optimizer=make_optimizer(config.optimizer, schedule),
-        augment=make_augment(config.data.augmentation),
-        num_attacked=round(config.attack.fraction * share),
-        num_synthetic=round(config.data.synthetic.share * config.train.batch_size)
-        // jax.device_count(),
-        label_smoothing=config.data.synthetic.label_smoothing,
-        attack=_make_attack(config.attack),
-        trades_beta=config.train.trades_beta if config.train.loss == "trades" else None,
-        precision=config.train.precision,
-        ema_decay=config.train.ema_decay,
-        seed=config.seed,
-    )
-
-
-def _make_attack(attack: ConfigDict) -> Callable[..., Attacked]:
-    if attack.name == "pgd":
-        return partial(pgd, norm=attack.norm, loss=attack.loss, random_start=attack.random_start)
-
-    def one_step(*args: Any, num_steps: Int[Array, ""], **budget: Any) -> Attacked:
-        del num_steps  # 1, see jaxadv.config
-        return n_fgsm(*args, loss=attack.loss, **budget)
-
-    return one_step
 
 
 def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:

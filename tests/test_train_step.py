@@ -22,8 +22,8 @@ from jaxadv.models.defences import LowRank
 from jaxadv.models.layers import Dropout, GaussianNoise
 from jaxadv.parallel import AXIS, pmap_batches, replicate
 from jaxadv.prng import stream
+from jaxadv.recipe import Recipe
 from jaxadv.train_step import (
-    Recipe,
     TrainState,
     _mixed,
     _train_logits,

@@ -9,10 +9,31 @@ result and time: see results/study/index.md.
 
 from ml_collections import ConfigDict
 
-from configs import standard, study_curriculum
-from configs.experiments import arms
+from configs import slides, standard, study_curriculum
+from configs.experiments import arms, shown
 
 ARMS = {"standard": standard.get_config, "curriculum": study_curriculum.get_config}
+
+PAGE = shown.experiment(
+    "Standard against curriculum training",
+    "BigNet for 10 epochs, at a fixed eps of .03 or under the study's curriculum, which "
+    "spends twice the gradients.",
+    arms={"standard": "bignet_standard", "curriculum": "bignet_curriculum"},
+    study={"curriculum": slides.MODEL_SIZE["bignet"]},
+    claims=[
+        shown.more(
+            "The curriculum makes the model more robust",
+            ("curriculum", "0.03"),
+            ("standard", "0.03"),
+        ),
+        shown.more(
+            "Curriculum training costs clean accuracy",
+            ("standard", "clean"),
+            ("curriculum", "clean"),
+            by="ours",
+        ),
+    ],
+)
 
 
 def get_config(arm: str = "curriculum") -> ConfigDict:

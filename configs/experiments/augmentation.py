@@ -8,9 +8,31 @@ results/study/index.md.
 
 from ml_collections import ConfigDict
 
-from configs.experiments import arms
+from configs import slides
+from configs.experiments import arms, shown
 
 AUGMENTATIONS = ("none", "flip", "flip_crop_jitter")
+
+PAGE = shown.experiment(
+    "Augmentation",
+    "BigNet under the study's curriculum, for 60 epochs there and 10 here at scale cpu; "
+    "there it was judged with steps of .02.",
+    arms={
+        "none": "bignet_curriculum",
+        "flip": "bignet_flip",
+        "flip, crop, jitter": "bignet_flip_crop_jitter",
+    },
+    study=slides.AUGMENTATION,
+    as_there=shown.AS_THERE_COARSE,
+    claims=[
+        shown.more("A horizontal flip helps", ("flip", "0.03"), ("none", "0.03")),
+        shown.more(
+            "Crop and jitter on top of a flip take some of its gain back",
+            ("flip", "0.03"),
+            ("flip, crop, jitter", "0.03"),
+        ),
+    ],
+)
 
 
 def get_config(augmentation: str = "flip") -> ConfigDict:

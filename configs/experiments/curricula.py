@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.experiments import arms
+from configs.experiments import arms, shown
 
 _TEN_STEPS: dict[str, Any] = {
     "model.name": "net",
@@ -45,6 +45,51 @@ ARMS: dict[str, dict[str, Any]] = {
         "train.num_epochs": 30,
     },
 }
+
+PAGE = shown.experiment(
+    "Curricula at equal cost",
+    "`net`, 60 gradient evaluations for each training image in every arm, all from a "
+    "random start. The long ramp ends at eps .1, three times the eps that is judged.",
+    arms={
+        "fixed .03": "net_fixed",
+        "ramp to .03": "net_short_ramp",
+        "ramp to .1, last": "net_long_ramp:last",
+        "ramp to .1, best": "net_long_ramp",
+        "TRADES": "net_trades",
+        "N-FGSM": "net_n_fgsm",
+    },
+    claims=[
+        shown.more(
+            "A ramp to .03 is better than a fixed eps of .03",
+            ("ramp to .03", "0.03"),
+            ("fixed .03", "0.03"),
+            by="ours",
+        ),
+        shown.more(
+            "A ramp to .1 is better at .03 than a fixed eps of .03",
+            ("ramp to .1, last", "0.03"),
+            ("fixed .03", "0.03"),
+        ),
+        shown.more(
+            "The best checkpoint of the long ramp is better than its last",
+            ("ramp to .1, best", "0.03"),
+            ("ramp to .1, last", "0.03"),
+            by="flaw 6",
+        ),
+        shown.more(
+            "TRADES is better than a fixed eps",
+            ("TRADES", "0.03"),
+            ("fixed .03", "0.03"),
+            by="ours",
+        ),
+        shown.more(
+            "N-FGSM is better than a fixed eps",
+            ("N-FGSM", "0.03"),
+            ("fixed .03", "0.03"),
+            by="ours",
+        ),
+    ],
+)
 
 
 def get_config(arm: str = "fixed") -> ConfigDict:

@@ -8,9 +8,50 @@ see results/study/index.md.
 
 from ml_collections import ConfigDict
 
-from configs.experiments import arms
+from configs import slides
+from configs.experiments import arms, shown
 
 MODELS = ("net", "bignet", "biggernet", "vit_3_128", "vit_5_256", "wrn_13_10")
+
+PAGE = shown.experiment(
+    "Model size",
+    "Each model under the study's curriculum. The aggregated score is the sum of the "
+    "accuracies at the six eps.",
+    figure="parameters",
+    arms={
+        "net": "net_curriculum",
+        "bignet": "bignet_curriculum",
+        "biggernet": "biggernet_curriculum",
+        "vit_3_128": "vit_3_128",
+        "vit_5_256": "vit_5_256",
+        "wrn_13_10": "wrn",
+    },
+    study=slides.MODEL_SIZE,
+    claims=[
+        shown.more(
+            "A larger model is more robust: BigNet against net",
+            ("bignet", "0.03"),
+            ("net", "0.03"),
+        ),
+        shown.more(
+            "A larger model is more robust: BiggerNet against BigNet",
+            ("biggernet", "0.03"),
+            ("bignet", "0.03"),
+        ),
+        shown.more(
+            "A larger model is more robust: WRN against BigNet",
+            ("wrn_13_10", "0.03"),
+            ("bignet", "0.03"),
+        ),
+        shown.more(
+            "Judged with its dropout on BiggerNet seems less robust",
+            ("biggernet", "as there 0.03"),
+            ("biggernet", "dropout on, .03"),
+            by="flaw 1",
+        ),
+    ],
+    extra={"dropout on, .03": ("study:training_mode/0.03",)},
+)
 
 
 def get_config(model: str = "bignet") -> ConfigDict:

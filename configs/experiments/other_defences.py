@@ -11,13 +11,35 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import standard
-from configs.experiments import arms
+from configs.experiments import arms, shown
 
 ARMS: dict[str, dict[str, Any]] = {
     name: {"model.name": "net", "model.defence.name": name}
     for name in ("none", "spectral_norm", "low_rank", "input_noise")
 }
 ARMS["input_noise"]["model.defence.input_noise.train"] = False
+
+PAGE = shown.experiment(
+    "What failed there",
+    "`net` after standard adversarial training. Input noise is on at test time alone and "
+    "is attacked with gradients averaged over 20 draws. The slides have no figures of it.",
+    columns=shown.GRID | {"0.03": ("pgd40/0.03", "eot20/0.03")},
+    arms={
+        "plain": "net_standard",
+        "spectral norm": "net_spectral_norm",
+        "low rank": "net_low_rank",
+        "input noise": "net_input_noise",
+    },
+    claims=[
+        shown.more(
+            f"{name[0].upper()}{name[1:]} does not make the model more robust",
+            ("plain", "0.03"),
+            (name, "0.03"),
+            or_equal=True,
+        )
+        for name in ("spectral norm", "low rank", "input noise")
+    ],
+)
 
 
 def get_config(arm: str = "low_rank") -> ConfigDict:

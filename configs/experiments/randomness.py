@@ -16,8 +16,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import batteries, standard
-from configs.experiments import arms
+from configs import batteries, slides, standard
+from configs.experiments import arms, shown
 
 ARMS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -27,6 +27,54 @@ ARMS: dict[str, dict[str, Any]] = {
     "dropout": {"model.defence.name": "dropout", "model.dropout": 0.3},
     "input_noise": {"model.defence.name": "input_noise"},
 }
+
+PAGE = shown.experiment(
+    "Randomness",
+    "BigNet after standard adversarial training at eps .03, step .008, plain or with a "
+    "random defence. With 200 gradients the attack on a random model averages over 20 "
+    "draws of its noise in each of 10 steps; the plain model meets PGD-200.",
+    figure="bars",
+    arms={
+        "plain": "bignet_standard",
+        "PNI": "bignet_pni",
+        "PNI, frozen": "bignet_pni_frozen",
+        "RSE": "bignet_rse",
+    },
+    study=slides.RANDOMNESS | {"PNI, frozen": slides.RANDOMNESS["PNI"]},
+    columns={
+        "clean": ("clean",),
+        "one noise sample": ("pgd10/0.03", "noise:pgd10/0.03"),
+        "200 gradients": ("eot20/0.03", "noise:pgd200/0.03"),
+        "noise off": ("noise_off/0.03",),
+    },
+    as_there={"clean": ("study:clean",), "one noise sample": ("study:pgd40/0.03",)},
+    claims=[
+        shown.more(
+            "RSE is more robust, under one noise sample",
+            ("RSE", "one noise sample"),
+            ("plain", "one noise sample"),
+        ),
+        shown.more(
+            "RSE is more robust, under averaged gradients",
+            ("RSE", "200 gradients"),
+            ("plain", "200 gradients"),
+            by="flaw 3",
+        ),
+        shown.more(
+            "PNI is more robust, under averaged gradients",
+            ("PNI", "200 gradients"),
+            ("plain", "200 gradients"),
+            by="flaw 3",
+        ),
+        shown.more("RSE costs clean accuracy", ("plain", "clean"), ("RSE", "clean")),
+        shown.more(
+            "The sound PNI is better than the frozen one of the study",
+            ("PNI", "200 gradients"),
+            ("PNI, frozen", "200 gradients"),
+            by="flaw 2",
+        ),
+    ],
+)
 
 
 def get_config(arm: str = "none") -> ConfigDict:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.experiments import arms
+from configs import slides
+from configs.experiments import arms, shown
 
 ARMS: dict[str, dict[str, Any]] = {
     "net": {"model.name": "net"},
@@ -21,6 +22,33 @@ ARMS: dict[str, dict[str, Any]] = {
         "model.defence.rse.before_norm": True,
     },
 }
+
+PAGE = shown.experiment(
+    "Wide ResNet and RSE",
+    "Each under the study's curriculum; the narrow one for 2 epochs, at scale cpu.",
+    arms={
+        "net": "net_curriculum",
+        "wrn_7_1": "narrow_wrn",
+        "wrn_7_1 with RSE": "narrow_wrn_rse",
+        "wrn_13_10": "wrn",
+        "wrn_13_10 with RSE": "wrn_rse",
+    },
+    study=slides.WRN_RSE,
+    columns=shown.GRID | {"0.03": ("pgd40/0.03", "eot20/0.03")},
+    claims=[
+        shown.more(
+            "RSE makes the wide ResNet more robust",
+            ("wrn_13_10 with RSE", "0.03"),
+            ("wrn_13_10", "0.03"),
+        ),
+        shown.more(
+            "RSE makes the narrow one more robust",
+            ("wrn_7_1 with RSE", "0.03"),
+            ("wrn_7_1", "0.03"),
+            by="ours",
+        ),
+    ],
+)
 
 
 def get_config(arm: str = "wrn") -> ConfigDict:

@@ -164,7 +164,7 @@ def paired(one: Entry, other: Entry) -> tuple[float, tuple[float, float], float]
 
 
 def judge(claim: Mapping[str, Any], entries_of: Mapping[Any, Mapping[int, Entry]]) -> Verdict:
-    """Returns what the evidence says of a claim of configs/study_page.py.
+    """Returns what the evidence says of a claim of configs/experiments/shown.py.
 
     Args:
       claim: as of the config.

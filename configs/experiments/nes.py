@@ -1,0 +1,46 @@
+"""NES over the query budget: the study's, on a trained `net`.
+
+    python run.py --config configs/experiments/nes.py --config.checkpoint=runs/optimizer_adamw
+
+200 images, eps .1, budgets from 500 to 4,000 queries, no early stop. Expected result and time: see
+results/study/index.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import evaluate, slides
+from configs.experiments import shown
+
+PAGE = shown.experiment(
+    "NES over the query budget",
+    "200 images, eps .1, sigma .001, 100 queries for a gradient, steps of .02, no early "
+    "stop. How the study's `net` was trained is not said.",
+    figure="queries",
+    arms={
+        "net": "net_curriculum",
+        "net, standard": "net_standard",
+        "net, natural": "net_natural",
+    },
+    study=slides.NES,
+    columns={budget: (f"nes:nes{budget}/0.1",) for budget in shown.BUDGETS},
+    as_there={},
+    claims=[
+        shown.at_most("4,000 queries break the net", ("net, natural", "4000"), 0.05),
+        shown.at_most(
+            "4,000 queries break the adversarially trained net too",
+            ("net", "4000"),
+            0.05,
+            by="ours",
+        ),
+        shown.more(
+            "More queries break more of the net",
+            ("net", "500"),
+            ("net", "4000"),
+        ),
+    ],
+)
+
+
+def get_config() -> ConfigDict:
+    """Returns the config of the evaluation."""
+    return evaluate.get_config("study_nes")

@@ -1,0 +1,83 @@
+"""What the page of the study shows of an experiment; each has its own as `PAGE`.
+
+A heading `as there X` in a claim is the column X, of the models judged as the study judged its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.slides import EPS
+
+GRID = {"clean": ("clean",), **{eps: (f"pgd40/{eps}",) for eps in EPS}}
+AUTOATTACK = {"AutoAttack .03": ("autoattack:autoattack/0.03",)}
+AS_THERE = {heading: tuple(f"study:{key}" for key in keys) for heading, keys in GRID.items()}
+AS_THERE_COARSE = {
+    "clean": ("study:clean",),
+    **{eps: (f"study:pgd40_coarse/{eps}",) for eps in EPS},
+}
+BUDGETS = ("500", "1000", "2000", "3000", "4000")  # queries of NES
+
+
+def experiment(
+    title: str,
+    text: str,
+    *,
+    arms: Mapping[str, str],
+    claims: Sequence[Mapping[str, Any]],
+    study: Mapping[str, Mapping[str, float]] | None = None,
+    columns: Mapping[str, tuple[str, ...]] | None = None,
+    as_there: Mapping[str, tuple[str, ...]] = AS_THERE,
+    extra: Mapping[str, tuple[str, ...]] | None = None,
+    figure: str = "eps",
+) -> ConfigDict:
+    """Returns what the page shows of an experiment, as plain values.
+
+    A ConfigDict would not keep the order of mappings: they become pairs.
+
+    Args:
+      title: of its part of the page.
+      text: what was done.
+      arms: for each label a training of configs/study.py, `:last` for its last checkpoint.
+      claims: see `more` and `at_most`.
+      study: the study's figures, in %, by label and heading.
+      columns: for each heading the entries that may fill it, the first that is there: `clean` or
+        `attack/eps` of the training's own evaluation, or `kind:` and such an entry of another.
+      as_there: the same for the models judged as the study judged its own.
+      extra: columns that only claims speak of.
+      figure: accuracy over "eps" or "queries", the score over "parameters", or "bars".
+    """
+    own = GRID | AUTOATTACK if columns is None else columns
+    return ConfigDict(
+        {
+            "title": title,
+            "text": text,
+            "figure": figure,
+            "arms": tuple(arms.items()),
+            "study": tuple((label, tuple(row.items())) for label, row in (study or {}).items()),
+            "columns": tuple(own.items()),
+            "as_there": tuple(as_there.items()),
+            "extra": tuple((extra or {}).items()),
+            "claims": tuple(tuple(claim.items()) for claim in claims),
+        }
+    )
+
+
+def more(
+    text: str,
+    more: tuple[str, str],
+    less: tuple[str, str],
+    by: str = "the study",
+    or_equal: bool = False,
+) -> dict[str, Any]:
+    """Returns the claim that one entry, a label and a heading, is more than another.
+
+    With `or_equal` it also holds where there is no gain the other way. `by` says whose claim it is.
+    """
+    return {"text": text, "by": by, "more": more, "less": less, "or_equal": or_equal}
+
+
+def at_most(text: str, entry: tuple[str, str], share: float, by: str = "the study") -> dict:
+    """Returns the claim that an entry is at most a share."""
+    return {"text": text, "by": by, "entry": entry, "at_most": share}
