@@ -11,12 +11,18 @@ from jaxadv import config as configs
 from jaxadv.crafting import expand
 from jaxadv.types import UserError
 
-CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "batteries")
+# What configs are made of; the runs of the study have a test of their own.
+PARTS = ("batteries", "presets", "slides", "study", "arms", "shown")
+CONFIGS = sorted(
+    ".".join(path.with_suffix("").parts)
+    for path in Path("configs").rglob("*.py")
+    if path.stem not in PARTS
+)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_loads_and_is_possible(name):
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(name)
     config = module.get_config()
     (configs.check_gan if config.mode == "gan" else configs.check)(config, num_devices=2)
     assert module.__doc__
