@@ -39,7 +39,7 @@ PAGE = shown.experiment(
 )
 
 
-def get_config(arm: str = "half") -> ConfigDict:
+def get_config(arm: str = "none") -> ConfigDict:
     """Returns the config of that arm."""
     changes = {
         name: {"model.name": "net", "data.synthetic.share": share} for name, share in SHARES.items()
