@@ -41,15 +41,16 @@ class Cost(NamedTuple):
     seconds: float | None
 
 
-def cost_in_gradients(run: Run, trained: ConfigDict | None) -> tuple[int, float]:
+def cost_in_gradients(run: Run, trained: ConfigDict) -> tuple[int, float]:
     """Returns the gradient evaluations of a run, and how many of an image's gradients they weigh.
+
+    A training ends with the evaluation of its best checkpoint and of its last.
 
     Args:
       run: of a classifier.
-      trained: config of the training, of an evaluation.
+      trained: config of the training, which that of an evaluation started from.
     """
-    config = run.config
-    data = (trained or config).data
+    config, data = run.config, trained.data
     num_train, num_test = _SIZES[data.name]
     held_out = round(data.validation_fraction * num_train)
     available = num_test if config.evaluation.split == "test" else held_out
@@ -58,7 +59,7 @@ def cost_in_gradients(run: Run, trained: ConfigDict | None) -> tuple[int, float]
     if config.mode == "evaluate":
         return attacking, _STANDING * attacking
     gradients = gradient_evaluations(config.attack, config.train.num_epochs, config.train.loss)
-    learned = num_train - held_out
+    learned, attacking = num_train - held_out, 2 * attacking
     updates = (_UPDATE - 1) * config.train.num_epochs
     weighed = learned * (gradients + updates) + _STANDING * attacking
     return round(learned * gradients) + attacking, weighed

@@ -115,8 +115,8 @@ def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
     assert f"holds.** {sentence.replace('&lt;', '<')}" in markdown
     assert "| SGD | judged right | 60.0 (50.2\N{EN DASH}69.1) |" in markdown
     assert "360.0 |" in markdown  # six times 60
-    # 48,000 images times 1 + .5 int(10 + 30 t) for t = 0, .1, ... .9, and 10,000 times 6 times 40.
-    assert "| net_sgd/0 | done | 8.5e+06 | 2 min | abc | 2026-01-02 | one |" in markdown
+    # 48,000 images times 1 + .5 int(10 + 30 t) for t from 0 to .9; twice 10,000 times 6 times 40.
+    assert "| net_sgd/0 | done | 1.1e+07 | 2 min | abc | 2026-01-02 | one |" in markdown
     assert "<svg" in html
     assert (tmp_path / "results" / "figures" / "optimizer.svg").read_text().startswith("<svg")
     assert "| GELU | not run |" in markdown
