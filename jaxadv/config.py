@@ -158,14 +158,18 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
     if not is_first():
         yield
         return
-    with _locked(workdir):
+    with locked(workdir):
         _claim(workdir, config)
         yield
 
 
 @contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    """Keeps others out of a workdir; whatever ends the program frees it."""
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps others out of a workdir; whatever ends the program frees it.
+
+    Raises:
+      UserError: another run is at work there, or it cannot be written.
+    """
     lock = FileLock(workdir / ".lock", fallback_to_soft=False)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,12 @@ PAGE = shown.experiment(
     as_there={"clean": ("study:clean",), "one noise sample": ("study:pgd40/0.03",)},
     claims=[
         shown.more(
+            "The study's own figures tell RSE from the plain model",
+            ("RSE", "slides one noise sample"),
+            ("plain", "slides one noise sample"),
+            by="flaw 4",
+        ),
+        shown.more(
             "RSE is more robust, under one noise sample",
             ("RSE", "one noise sample"),
             ("plain", "one noise sample"),

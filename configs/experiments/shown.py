@@ -1,6 +1,7 @@
 """What the page of the study shows of an experiment; each has its own as `PAGE`.
 
-A heading `as there X` in a claim is the column X, of the models judged as the study judged its own.
+In a claim the heading `as there X` is the column X of the models judged as the study judged its
+own, and `slides X` what the slides have of it.
 """
 
 from collections.abc import Mapping, Sequence

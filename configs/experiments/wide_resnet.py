@@ -35,7 +35,14 @@ PAGE = shown.experiment(
     },
     study=slides.WRN_RSE,
     columns=shown.GRID | {"0.03": ("pgd40/0.03", "eot20/0.03")},
+    extra={"as in training, .03": ("study:training_mode/0.03",)},
     claims=[
+        shown.more(
+            "Judged as in training, by statistics of the batch, the narrow one seems more robust",
+            ("wrn_7_1", "as in training, .03"),
+            ("wrn_7_1", "as there 0.03"),
+            by="flaw 1",
+        ),
         shown.more(
             "RSE makes the wide ResNet more robust",
             ("wrn_13_10 with RSE", "0.03"),

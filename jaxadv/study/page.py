@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxadv import page
 from jaxadv.classifier import make_classifier
 from jaxadv.drawing import standalone
+from jaxadv.metrics import proportion
 from jaxadv.study import figures, records
 from jaxadv.study.evidence import HOLDS, NOT_RUN, Entry, find, judge
 from jaxadv.study.figures import Curve, Point
@@ -25,7 +26,8 @@ class _Cell(NamedTuple):
 
 
 _Found = dict[tuple[str, str], dict[int, Entry]]  # by (label, heading), for each seed
-_AS_THERE = "as there "
+_AS_THERE, _READ_OFF = "as there ", "slides "
+_STUDY_N = 1024  # images that the study judged on
 _SCORE = "score"
 _AXES = {"eps": "eps", "queries": "queries for each image"}
 
@@ -92,6 +94,7 @@ def _experiment(
         for heading, tried in keys.items()
     }
     study = {label: {key: float(value) for key, value in row} for label, row in config.study}
+    found |= _read_off(study)
     claims = []
     for pairs in config.claims:
         claim = dict(pairs)
@@ -109,6 +112,18 @@ def _experiment(
         "claims": claims,
         "figure": _figure(config, columns, study, found, plan),
     }
+
+
+def _read_off(study: Mapping[str, Mapping[str, float]]) -> _Found:
+    """Returns the study's own figures as entries, for claims about them."""
+    found: _Found = {}
+    for label, row in study.items():
+        for heading, percent in row.items():
+            if heading != _SCORE:
+                entry = proportion(round(percent / 100 * _STUDY_N), _STUDY_N)
+                low, high = entry["ci95"]
+                found[label, _READ_OFF + heading] = {0: Entry(entry["accuracy"], (low, high), None)}
+    return found
 
 
 def _is_filled(

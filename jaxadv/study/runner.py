@@ -54,14 +54,15 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     _check(plan, names)
     left = [name for name in names if plan[name].planned and name not in done]
     failures: dict[str, str] = {}
-    try:
-        for number, name in enumerate(left, start=1):
-            print(f"\n[{number}/{len(left)}] {name}", flush=True)
-            began = time.monotonic()
-            _try_run(plan, name, workdir, results, config.data.data_dir, failures)
-            print(f"{name}: {duration(time.monotonic() - began)}", flush=True)
-    finally:
-        _write_page(config, plan, results, failures)
+    with configs.locked(workdir):
+        try:
+            for number, name in enumerate(left, start=1):
+                print(f"\n[{number}/{len(left)}] {name}", flush=True)
+                began = time.monotonic()
+                _try_run(plan, name, workdir, results, config.data.data_dir, failures)
+                print(f"{name}: {duration(time.monotonic() - began)}", flush=True)
+        finally:
+            _write_page(config, plan, results, failures)
     if failures:
         raise UserError(f"{len(failures)} of {len(left)} runs failed: {'; '.join(failures)}")
     return []
