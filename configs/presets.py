@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import batteries, default, evaluate
+from configs import batteries, evaluate
 
 GRID = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
 _NOISE = ("pgd10", "eot20", "noise_off")  # what the study's page shows of batteries.noise
@@ -31,7 +31,6 @@ def study(training_mode: bool = False) -> ConfigDict:
     """
     config = evaluate.get_config()
     config.which = "last"
-    config.evaluation = default.get_config().evaluation
     config.evaluation.split = "held_out"
     config.evaluation.num_examples = 1024
     config.evaluation.num_passes = 2

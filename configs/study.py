@@ -6,7 +6,8 @@
 
 The first prints what each run would cost on this device, the second runs what is not done yet and
 writes the page results/study/index.html, with index.md beside it. A run is done once its record is
-in results/study/runs: delete that to run it anew. The checkpoints are in runs/study.
+in results/study/runs: delete that and its folder in runs/study, which holds the checkpoints, to run
+it anew.
 
 The argument is the scale: `cpu` (the default; what two cores can train, most of it with three
 seeds), `full` (all models, three seeds of each, for a GPU; not run) or `smoke`, a check of the
@@ -81,7 +82,7 @@ TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "net_input_noise": lambda: other_defences.get_config("input_noise"),
     "bignet_best": best.get_config,
     "gan": gan.get_config,
-    "net_synthetic_fifth": lambda: synthetic.get_config("fifth"),
+    "net_synthetic_quarter": lambda: synthetic.get_config("quarter"),
     "net_synthetic_half": lambda: synthetic.get_config("half"),
     "narrow_wrn": lambda: wide_resnet.get_config("wrn"),
     "narrow_wrn_rse": lambda: wide_resnet.get_config("wrn_rse"),
@@ -185,7 +186,7 @@ def _seeds(name: str, scale: str) -> tuple[int, ...]:
 def _evaluations(name: str, seed: int, scale: str) -> dict[str, ConfigDict]:
     """Returns the evaluations of a training beside its own."""
     found = {}
-    if name == "bignet_standard":
+    if name in ("net_standard", "bignet_standard", "narrow_wrn", "wrn"):
         found["noise"] = evaluate.get_config()
         found["noise"].evaluation.attacks = batteries.plain()
     if seed == 0:
@@ -197,9 +198,11 @@ def _evaluations(name: str, seed: int, scale: str) -> dict[str, ConfigDict]:
         smoked = ("bignet_curriculum", "bignet_best")
         if name in (smoked if scale == "smoke" else _UNDER_AUTOATTACK):
             found["autoattack"] = presets.autoattack(None if scale == "full" else 1000)
-    if scale == "smoke":
-        for evaluation in found.values():
+    for evaluation in found.values():
+        if scale == "smoke":
             _shrink(evaluation.evaluation)
+        elif name.startswith("narrow"):
+            evaluation.evaluation.num_examples = 1000
     return found
 
 
@@ -208,11 +211,9 @@ def _scaled(name: str, config: ConfigDict, scale: str) -> ConfigDict:
     if name.startswith("narrow"):
         config.model.name = "wrn_7_1"
         config.train.num_epochs = 2
-    if scale == "cpu":
-        if name.startswith("bignet_flip"):
-            config.train.num_epochs = 10
-        if name == "gan":
-            config.update_from_flattened_dict(_SMALL_GAN)
+        config.evaluation.num_examples = 1000
+    if scale == "cpu" and name == "gan":
+        config.update_from_flattened_dict(_SMALL_GAN)
     if scale == "smoke":
         config = _smoke(name, config)
     return config

@@ -9,8 +9,8 @@ result and time: see results/study/index.md.
 
 from ml_collections import ConfigDict
 
-from configs import slides, standard, study_curriculum
-from configs.experiments import arms, shown
+from configs import presets, slides, standard, study_curriculum
+from configs.experiments import shown
 
 ARMS = {"standard": standard.get_config, "curriculum": study_curriculum.get_config}
 
@@ -38,4 +38,6 @@ PAGE = shown.experiment(
 
 def get_config(arm: str = "curriculum") -> ConfigDict:
     """Returns the config of that arm."""
-    return arms.get_config({name: {} for name in ARMS}, arm, ARMS.get(arm, standard.get_config))
+    if arm not in ARMS:
+        raise ValueError(f"no arm {arm!r}: use one of {', '.join(ARMS)}")
+    return presets.corrected(ARMS[arm]())

@@ -37,6 +37,7 @@ PAGE = shown.experiment(
             "A larger model is more robust: BiggerNet against BigNet",
             ("biggernet", "0.03"),
             ("bignet", "0.03"),
+            by="ours",
         ),
         shown.more(
             "A larger model is more robust: WRN against BigNet",
@@ -45,12 +46,12 @@ PAGE = shown.experiment(
         ),
         shown.more(
             "Judged with its dropout on BiggerNet seems less robust",
+            ("biggernet", "running 0.03"),
             ("biggernet", "as there 0.03"),
-            ("biggernet", "dropout on, .03"),
             by="flaw 1",
         ),
     ],
-    extra={"dropout on, .03": ("study:training_mode/0.03",)},
+    extra=shown.RUNNING,
 )
 
 

@@ -41,12 +41,7 @@ PAGE = shown.experiment(
         "RSE": "bignet_rse",
     },
     study=slides.RANDOMNESS | {"PNI, frozen": slides.RANDOMNESS["PNI"]},
-    columns={
-        "clean": ("clean",),
-        "one noise sample": ("pgd10/0.03", "noise:pgd10/0.03"),
-        "200 gradients": ("eot20/0.03", "noise:pgd200/0.03"),
-        "noise off": ("noise_off/0.03",),
-    },
+    columns={"clean": ("clean", "noise:clean"), **shown.NOISE, "noise off": ("noise_off/0.03",)},
     as_there={"clean": ("study:clean",), "one noise sample": ("study:pgd40/0.03",)},
     claims=[
         shown.more(

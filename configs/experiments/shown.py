@@ -11,10 +11,21 @@ from ml_collections import ConfigDict
 
 from configs.slides import EPS
 
-GRID = {"clean": ("clean",), **{eps: (f"pgd40/{eps}",) for eps in EPS}}
-AUTOATTACK = {"AutoAttack .03": ("autoattack:autoattack/0.03",)}
-AS_THERE = {heading: tuple(f"study:{key}" for key in keys) for heading, keys in GRID.items()}
-AS_THERE_COARSE = {
+Columns = dict[str, tuple[str, ...]]
+
+GRID: Columns = {"clean": ("clean",), **{eps: (f"pgd40/{eps}",) for eps in EPS}}
+AUTOATTACK: Columns = {"AutoAttack .03": ("autoattack:autoattack/0.03",)}
+NOISE: Columns = {
+    "one noise sample": ("pgd10/0.03", "noise:pgd10/0.03"),
+    "200 gradients": ("eot20/0.03", "noise:pgd200/0.03"),
+}
+# Where training differs from test, as with dropout or batch norm, the study judged as in training.
+AS_THERE: Columns = {
+    "clean": ("study:clean/training", "study:clean"),
+    **{eps: (f"study:training_mode/{eps}", f"study:pgd40/{eps}") for eps in EPS},
+}
+RUNNING: Columns = {f"running {eps}": (f"study:pgd40/{eps}",) for eps in EPS}  # all else as there
+AS_THERE_COARSE: Columns = {
     "clean": ("study:clean",),
     **{eps: (f"study:pgd40_coarse/{eps}",) for eps in EPS},
 }
@@ -28,9 +39,9 @@ def experiment(
     arms: Mapping[str, str],
     claims: Sequence[Mapping[str, Any]],
     study: Mapping[str, Mapping[str, float]] | None = None,
-    columns: Mapping[str, tuple[str, ...]] | None = None,
-    as_there: Mapping[str, tuple[str, ...]] = AS_THERE,
-    extra: Mapping[str, tuple[str, ...]] | None = None,
+    columns: Columns | None = None,
+    as_there: Columns = AS_THERE,
+    extra: Columns | None = None,
     figure: str = "eps",
 ) -> ConfigDict:
     """Returns what the page shows of an experiment, as plain values.
@@ -40,11 +51,13 @@ def experiment(
     Args:
       title: of its part of the page.
       text: what was done.
-      arms: for each label a training of configs/study.py, `:last` for its last checkpoint.
+      arms: for each label a training of configs/study.py, `:last` for its last checkpoint, or
+        "" where only the study has figures.
       claims: see `more` and `at_most`.
       study: the study's figures, in %, by label and heading.
-      columns: for each heading the entries that may fill it, the first that is there: `clean` or
-        `attack/eps` of the training's own evaluation, or `kind:` and such an entry of another.
+      columns: for each heading the entries that may fill it, the first that is there: `clean`,
+        `clean/noise` or `attack/eps` of the training's own evaluation, or `kind:` and such an entry
+        of another.
       as_there: the same for the models judged as the study judged its own.
       extra: columns that only claims speak of.
       figure: accuracy over "eps" or "queries", the score over "parameters", or "bars".

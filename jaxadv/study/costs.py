@@ -15,16 +15,17 @@ from rich.text import Text
 from tqdm import tqdm
 
 from jaxadv import formats
-from jaxadv.classifier import make_classifier
+from jaxadv.classifier import is_declared_stochastic, make_classifier
 from jaxadv.crafting import craft, expand, num_queries
 from jaxadv.curriculum import gradient_evaluations
 from jaxadv.files import write_json
+from jaxadv.page import read_json
 from jaxadv.provenance import provenance
 from jaxadv.study.plan import Run
 from jaxadv.types import Batch
 
 _SIZES = {"cifar10": (50_000, 10_000), "digits": (1437, 360)}  # images of the splits
-_UPDATE = 3  # gradients that an update takes as long as: the kernels' own, and what feeds it
+_UPDATE = 3  # gradients that an update, and forward passes that a gradient, takes as long as
 _STANDING = 0.5  # share of the images that an attack is assumed to meet on its way
 _BATCH = 64  # images that a gradient is timed on
 
@@ -44,7 +45,8 @@ class Cost(NamedTuple):
 def cost_in_gradients(run: Run, trained: ConfigDict) -> tuple[int, float]:
     """Returns the gradient evaluations of a run, and how many of an image's gradients they weigh.
 
-    A training ends with the evaluation of its best checkpoint and of its last.
+    A training ends with the evaluation of its best checkpoint and of its last. A model with noise
+    is attacked on every image, and seen in many passes after each attack.
 
     Args:
       run: of a classifier.
@@ -55,54 +57,64 @@ def cost_in_gradients(run: Run, trained: ConfigDict) -> tuple[int, float]:
     held_out = round(data.validation_fraction * num_train)
     available = num_test if config.evaluation.split == "test" else held_out
     judged = min(config.evaluation.num_examples or available, available)
-    attacking = judged * sum(map(num_queries, expand(config.evaluation.attacks).values()))
+    attacks = expand(config.evaluation.attacks).values()
+    attacking = judged * sum(map(num_queries, attacks))
+    weighed = _STANDING * attacking
+    if is_declared_stochastic(make_classifier(trained.model, num_classes=10)):
+        weighed = attacking + judged * len(attacks) * config.evaluation.num_passes / _UPDATE
     if config.mode == "evaluate":
-        return attacking, _STANDING * attacking
+        return attacking, weighed
     gradients = gradient_evaluations(config.attack, config.train.num_epochs, config.train.loss)
-    learned, attacking = num_train - held_out, 2 * attacking
+    learned = num_train - held_out
     updates = (_UPDATE - 1) * config.train.num_epochs
-    weighed = learned * (gradients + updates) + _STANDING * attacking
-    return round(learned * gradients) + attacking, weighed
+    return (
+        round(learned * gradients) + 2 * attacking,
+        learned * (gradients + updates) + 2 * weighed,
+    )
 
 
-def estimate(runs: Iterable[Run], results: Path) -> dict[str, Cost]:
-    """Returns the cost of each run, once a gradient of each model was timed on this device.
+def estimate(runs: Iterable[Run], plan: Mapping[str, Run], results: Path) -> dict[str, Cost]:
+    """Returns the cost of runs, once a gradient of each model was timed on this device.
 
     The estimates are kept in `costs.json`, for the page.
 
     Args:
-      runs: of one study; a GAN's is not foretold.
+      runs: of the plan; the time of a GAN is not foretold.
+      plan: all runs.
       results: folder of the study's results.
     """
-    runs = list(runs)
-    by_name = {run.name: run for run in runs}
     costs: dict[str, Cost] = {}
-    for run in tqdm(runs, desc="Timing a gradient of each model", leave=False):
+    for run in tqdm(list(runs), desc="Timing a gradient of each model", leave=False):
         if run.config.mode in ("gan", "sample"):
             costs[run.name] = Cost(0, None)
             continue
-        trained = by_name[str(run.needs)].config if run.config.mode == "evaluate" else run.config
+        trained = plan[str(run.needs)].config if run.config.mode == "evaluate" else run.config
         gradients, weighed = cost_in_gradients(run, trained)
         seconds = weighed * _seconds_per_gradient(trained.model.to_json(sort_keys=True))
         costs[run.name] = Cost(gradients, seconds)
     results.mkdir(parents=True, exist_ok=True)
-    listed = {name: cost._asdict() for name, cost in costs.items()}
-    write_json(results / "costs.json", {"costs": listed, "provenance": provenance(0.0)})
+    listed = read_json(results / "costs.json").get("costs", {})
+    source = provenance(0.0)["device"]
+    listed |= {name: {**cost._asdict(), "device": source} for name, cost in costs.items()}
+    write_json(results / "costs.json", {"costs": listed})
     return costs
 
 
-def table(costs: Mapping[str, Cost], done: set[str]) -> Table:
-    """Returns the dry run: what each run costs, and all that are not done."""
-    rows = Table(title=Text("What the runs cost on this device"))
-    rows.add_column("run")
-    for heading in ("gradient evaluations", "estimated time"):
+def table(runs: Iterable[Run], costs: Mapping[str, Cost], done: set[str]) -> Table:
+    """Returns the dry run: what each run costs, and all that are planned and not done."""
+    rows = Table(title=Text("What the runs cost on this device; a GAN's time is not foretold"))
+    rows.add_column("run", no_wrap=True)
+    for heading in ("gradients", "estimated time"):
         rows.add_column(heading, justify="right")
     rows.add_column("state")
-    for name, cost in costs.items():
+    left = 0.0
+    for run in runs:
+        cost = costs[run.name]
         seconds = "" if cost.seconds is None else formats.duration(cost.seconds)
-        gradients = f"{cost.gradients:.2e}" if cost.gradients else ""
-        rows.add_row(Text(name), gradients, seconds, "done" if name in done else "")
-    left = sum(cost.seconds or 0.0 for name, cost in costs.items() if name not in done)
+        gradients = f"{cost.gradients:.1e}" if cost.gradients else ""
+        state = "done" if run.name in done else "" if run.planned else "not at this scale"
+        rows.add_row(Text(run.name), gradients, seconds, state)
+        left += 0.0 if state else cost.seconds or 0.0
     rows.add_section()
     rows.add_row("not done yet", "", formats.duration(left), "")
     return rows

@@ -51,8 +51,8 @@ def find(records: Records, arm: str, keys: Sequence[str]) -> dict[int, Entry]:
     Args:
       records: by the name of their run.
       arm: a training, with `:last` for its last checkpoint.
-      keys: `clean` or `attack/eps` of the training's own evaluation, or `kind:` and such a key of
-        another.
+      keys: `clean`, `clean/noise` or `attack/eps` of the training's own evaluation, or `kind:` and
+        such a key of another.
     """
     training, _, which = arm.partition(":")
     found = {}
@@ -72,7 +72,10 @@ def _entry(record: Record, attack: str, last: bool) -> Entry | None:
     evaluation = record.content.get(name)
     if evaluation is None:
         return None
-    entry = evaluation["clean"] if attack == "clean" else evaluation["attacks"].get(attack)
+    if attack.startswith("clean/"):
+        entry = evaluation["clean_noise"].get(attack.removeprefix("clean/"))
+    else:
+        entry = evaluation["clean"] if attack == "clean" else evaluation["attacks"].get(attack)
     if entry is None:
         return None
     low, high = entry["ci95"]

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,21 +14,45 @@ from jaxadv.classifier import make_classifier
 from jaxadv.drawing import standalone
 from jaxadv.metrics import proportion
 from jaxadv.study import figures, records
-from jaxadv.study.evidence import HOLDS, NOT_RUN, Entry, find, judge
+from jaxadv.study.evidence import Entry, find, judge
 from jaxadv.study.figures import Curve, Point
 from jaxadv.study.plan import Run
+from jaxadv.study.rows import AS_THERE, SCORE, Found, arm_rows, scores
 from jaxadv.study.summary import runs_table
 
-
-class _Cell(NamedTuple):
-    value: str = ""
-    note: str = ""  # its interval, or how seeds differ
-
-
-_Found = dict[tuple[str, str], dict[int, Entry]]  # by (label, heading), for each seed
-_AS_THERE, _READ_OFF = "as there ", "slides "
+_READ_OFF = "slides "  # before the heading of what the slides have
 _STUDY_N = 1024  # images that the study judged on
-_SCORE = "score"
+_TEXTS = {
+    "how": (
+        "Accuracy in %, under PGD-40 in L-inf where nothing else is said; pixels lie in [0, 1]. "
+        "“The study”: the figures of its slides, from 1,024 held-out train images and one seed. "
+        "“Judged as there”: our weights under the study's protocol, the last checkpoint attacked "
+        "from the clean image, as in training where it has dropout or batch norm. “Judged right”: "
+        "the best checkpoint on held-out images, the test split, random starts, running "
+        "statistics, gradients averaged over a model's noise; AutoAttack at scale cpu on the first "
+        "1,000 images. Both judge the same trainings. A figure of one seed has its 95 % Wilson "
+        "interval, a mean the deviation between as many seeds as [ ] says. †: measured before "
+        "there was this page, see the runs."
+    ),
+    "rule": (
+        "More robust, better, or of help is who keeps more accuracy at eps .03, where nothing else "
+        "is said. A claim holds, or does not, where McNemar's exact test at 5 % tells the two "
+        "models apart on the same images in every seed, all in the same direction; otherwise it "
+        "cannot be told. Where it was not kept which images survive, the two are compared as if on "
+        "different images, which tells less. That nothing is gained holds where the 95 % interval "
+        "of the gain ends below one point. One seed says nothing of how trainings differ, only of "
+        "these two models."
+    ),
+    "costs": (
+        "Gradient evaluations of one image, at most; of a black box its queries. Times of what was "
+        "run are those of its epochs, without their validation, and of its evaluations; where it "
+        "was stopped on the way a part is missing. The others were estimated by a dry run."
+    ),
+    "shades": (
+        "Bands and bars: the Wilson interval of one seed, or the range of several; a score of one "
+        "seed has none."
+    ),
+}
 _AXES = {"eps": "eps", "queries": "queries for each image"}
 
 
@@ -56,8 +80,7 @@ def write(
         "experiments": experiments,
         "claims": [claim for experiment in experiments for claim in experiment["claims"]],
         "runs": runs_table(plan, kept, page.read_json(results / "costs.json"), failures),
-        "holds": HOLDS,
-        "not_run": NOT_RUN,
+        **_TEXTS,
     }
     folder = results / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,8 +110,8 @@ def _experiment(
 ) -> dict[str, Any]:
     """Returns what the page shows of an experiment."""
     columns, as_there = dict(config.columns), dict(config.as_there)
-    keys = columns | dict(config.extra) | {_AS_THERE + h: k for h, k in as_there.items()}
-    found: _Found = {
+    keys = columns | dict(config.extra) | {AS_THERE + h: k for h, k in as_there.items()}
+    found: Found = {
         (label, heading): find(kept, arm, tried)
         for label, arm in config.arms
         for heading, tried in keys.items()
@@ -99,10 +122,13 @@ def _experiment(
     for pairs in config.claims:
         claim = dict(pairs)
         verdict = judge(claim, found)
-        claims.append({**claim, "experiment": config.title, "verdict": verdict})
-    headings = [*columns, *([_SCORE] if config.figure in ("eps", "parameters") else [])]
+        claims.append({**claim, "verdict": verdict})
+    headings = [*columns, *([SCORE] if config.figure in ("eps", "parameters") else [])]
     headings = [heading for heading in headings if _is_filled(heading, config, study, found)]
-    rows = [(label, _rows(label, headings, study, found)) for label, _ in config.arms]
+    rows = [
+        (label, arm_rows(label, headings, study, found, _are_earlier(arm, kept)))
+        for label, arm in config.arms
+    ]
     return {
         "name": name,
         "title": config.title,
@@ -114,12 +140,12 @@ def _experiment(
     }
 
 
-def _read_off(study: Mapping[str, Mapping[str, float]]) -> _Found:
+def _read_off(study: Mapping[str, Mapping[str, float]]) -> Found:
     """Returns the study's own figures as entries, for claims about them."""
-    found: _Found = {}
+    found: Found = {}
     for label, row in study.items():
         for heading, percent in row.items():
-            if heading != _SCORE:
+            if heading != SCORE:
                 entry = proportion(round(percent / 100 * _STUDY_N), _STUDY_N)
                 low, high = entry["ci95"]
                 found[label, _READ_OFF + heading] = {0: Entry(entry["accuracy"], (low, high), None)}
@@ -127,78 +153,25 @@ def _read_off(study: Mapping[str, Mapping[str, float]]) -> _Found:
 
 
 def _is_filled(
-    heading: str, config: ConfigDict, study: Mapping[str, Mapping[str, float]], found: _Found
+    heading: str, config: ConfigDict, study: Mapping[str, Mapping[str, float]], found: Found
 ) -> bool:
     """Returns whether some row has something under a heading; a score has what its eps have."""
-    return heading == _SCORE or any(
+    return heading == SCORE or any(
         heading in study.get(label, {}) or found[label, heading] for label, _ in config.arms
     )
 
 
-def _rows(
-    label: str, headings: list[str], study: Mapping[str, Mapping[str, float]], found: _Found
-) -> list[tuple[str, list[_Cell]]]:
-    """Returns the rows of an arm: what is in them, and their cells."""
-    rows = []
-    if label in study:
-        rows.append(("the study", _printed(study[label], headings)))
-    there, ours = (_cells(found, label, headings, prefix) for prefix in (_AS_THERE, ""))
-    if any(cell.value for cell in there):
-        rows.append(("judged as there", there))
-    return [*rows, ("judged right" if any(cell.value for cell in ours) else NOT_RUN, ours)]
-
-
-def _printed(row: Mapping[str, float], headings: list[str]) -> list[_Cell]:
-    return [_Cell(f"{row[heading]:g}") if heading in row else _Cell() for heading in headings]
-
-
-def _cells(found: _Found, label: str, headings: list[str], prefix: str = "") -> list[_Cell]:
-    """Returns the entries of a row; empty cells where there is none."""
-    return [
-        _score_cell(_scores(found, label, prefix))
-        if heading == _SCORE
-        else _cell(found.get((label, prefix + heading), {}))
-        for heading in headings
-    ]
-
-
-def _cell(entries: Mapping[int, Entry]) -> _Cell:
-    """Returns one accuracy with its interval, or the mean of several seeds and their deviation."""
-    cell = _score_cell({seed: entry.accuracy for seed, entry in entries.items()})
-    if len(entries) != 1:
-        return cell
-    low, high = (100 * end for end in next(iter(entries.values())).ci95)
-    return _Cell(cell.value, f"{low:.1f}\N{EN DASH}{high:.1f}")
-
-
-def _score_cell(scores: Mapping[int, float]) -> _Cell:
-    values = [100 * score for score in scores.values()]
-    if not values:
-        return _Cell()
-    mean = f"{statistics.mean(values):.1f}"
-    if len(values) == 1:
-        return _Cell(mean)
-    return _Cell(mean, f"\N{PLUS-MINUS SIGN} {statistics.stdev(values):.1f} [{len(values)}]")
-
-
-def _scores(found: _Found, label: str, prefix: str = "") -> dict[int, float]:
-    """Returns the sum of the accuracies at all eps, for each seed that has them all."""
-    at_eps = [
-        entries
-        for (arm, heading), entries in found.items()
-        if arm == label and heading.startswith(prefix + "0.")
-    ]
-    if not at_eps:
-        return {}
-    seeds = set.intersection(*(set(entries) for entries in at_eps))
-    return {seed: sum(entries[seed].accuracy for entries in at_eps) for seed in sorted(seeds)}
+def _are_earlier(arm: str, kept: Mapping[str, records.Record]) -> bool:
+    """Returns whether some figures of an arm were measured before the study, which a note tells."""
+    training = arm.partition(":")[0]
+    return any("note" in kept[name].content for name in kept if name.split("/")[0] == training)
 
 
 def _figure(
     config: ConfigDict,
     columns: Mapping[str, Any],
     study: Mapping[str, Mapping[str, float]],
-    found: _Found,
+    found: Found,
     plan: Mapping[str, Run],
 ) -> str:
     """Returns the figure of an experiment; "" where there is nothing to draw."""
@@ -208,10 +181,10 @@ def _figure(
         curves = []
         for label, arm in config.arms:
             x = float(_num_parameters(plan[f"{arm}/0"]))
-            scores = list(_scores(found, label).values())
-            ours = {x: Point(statistics.mean(scores), min(scores), max(scores))} if scores else {}
+            sums = [100 * score for score in scores(found, label).values()]
+            ours = {x: Point(statistics.mean(sums), min(sums), max(sums))} if sums else {}
             there = study.get(label, {})
-            points = {x: there[_SCORE] / 100} if _SCORE in there else {}
+            points = {x: there[SCORE]} if SCORE in there else {}
             curves.append(Curve(label, ours, points))
         return figures.over_parameters(curves)
     if config.figure == "bars":
@@ -227,7 +200,7 @@ def _curve(
     label: str,
     places: Mapping[str, float],
     study: Mapping[str, Mapping[str, float]],
-    found: _Found,
+    found: Found,
 ) -> Curve:
     ours = {
         place: _point(found[label, heading])

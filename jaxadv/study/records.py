@@ -13,10 +13,10 @@ from jaxadv.page import read_arrays, read_json, read_json_lines
 from jaxadv.types import UserError
 
 _FILES = {
-    "evaluation": "evaluation.json",
-    "evaluation_last": "evaluation_last.json",
-    "gan": "gan.json",
-    "manifest": "synthetic/manifest.json",
+    "train": {"evaluation": "evaluation.json", "evaluation_last": "evaluation_last.json"},
+    "evaluate": {"evaluation": "evaluation.json"},
+    "gan": {"gan": "gan.json"},
+    "sample": {"manifest": "synthetic/manifest.json"},
 }
 _EXAMPLES = {"evaluation": "examples.npz", "evaluation_last": "examples_last.npz"}
 
@@ -45,9 +45,11 @@ def keep(results: Path, name: str, config: ConfigDict, workdir: Path) -> None:
       workdir: of the run.
     """
     content: dict[str, Any] = {"config": _plain(config)}
-    if lines := read_json_lines(workdir / "metrics.jsonl"):
+    lines = read_json_lines(workdir / "metrics.jsonl")
+    if lines and config.mode in ("train", "gan"):
         content["metrics"] = lines
-    content |= {key: found for key, file in _FILES.items() if (found := read_json(workdir / file))}
+    files = _FILES[config.mode]
+    content |= {key: found for key, file in files.items() if (found := read_json(workdir / file))}
     arrays: dict[str, Any] = {}
     for evaluation, source in _EXAMPLES.items():
         examples = read_arrays(workdir / source)
@@ -75,9 +77,12 @@ def read(results: Path, name: str) -> Record | None:
       UserError: it is damaged.
     """
     path = _path(results, name)
-    if not (content := read_json(path)):
+    try:
+        content, arrays = read_json(path), read_arrays(path.with_suffix(".npz"))
+    except UserError:
+        raise UserError(f"{path} or its .npz is damaged: delete both, to run {name} anew") from None
+    if not content:
         return None
-    arrays = read_arrays(path.with_suffix(".npz"))
     survived = {}
     for key, packed in arrays.items():
         evaluation, _, attack = key.partition("/")
@@ -87,21 +92,27 @@ def read(results: Path, name: str) -> Record | None:
     return Record(content, survived)
 
 
-def check_same(results: Path, name: str, config: ConfigDict) -> bool:
-    """Returns whether a run is done.
-
-    Raises:
-      UserError: its record is of another config.
-    """
-    record = read(results, name)
-    if record is None:
-        return False
+def check_same(record: Record, name: str, config: ConfigDict) -> None:
+    """Raises a UserError where a record is not of the config of the plan."""
     if different := configs.differences(ConfigDict(record.content["config"]), config):
         raise UserError(
-            f"{_path(results, name)} is of another config ({'; '.join(different[:3])}): delete it, "
-            "or give another --config.study.results"
+            f"the record of {name} is of another config ({'; '.join(different[:3])}): delete it "
+            "and the folder of the run, or give another --workdir and --config.study.results"
         )
-    return True
+
+
+def is_current(record: Record, trained: Record | None) -> bool:
+    """Returns whether an evaluation is of the weights that its training's record speaks of.
+
+    A training without a record says nothing against it.
+    """
+    checkpoint = record.content["evaluation"]["checkpoint"]
+    if trained is None:
+        return True
+    best = trained.content["evaluation"]
+    last = trained.content.get("evaluation_last", best)
+    weights = (last if checkpoint["which"] == "last" else best)["checkpoint"]["sha256"]
+    return weights == checkpoint["sha256"]
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

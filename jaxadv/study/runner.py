@@ -1,12 +1,12 @@
 """Runs what is not done yet of a study, and writes its page."""
 
 import json
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -15,7 +15,7 @@ from jaxadv import config as configs
 from jaxadv.formats import duration
 from jaxadv.provenance import note_source
 from jaxadv.study import costs, records
-from jaxadv.study.plan import Run, asked, chosen, make_plan
+from jaxadv.study.plan import Run, chosen, make_plan
 from jaxadv.types import UserError
 
 _JOBS: dict[str, Callable] = {
@@ -24,6 +24,7 @@ _JOBS: dict[str, Callable] = {
     "gan": train_gan.run,
     "sample": sample.run,
 }
+_SECONDS_BETWEEN_PAGES = 60
 
 
 def run(config: ConfigDict, workdir: Path) -> list[str]:
@@ -47,36 +48,53 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     plan = make_plan(config)
     results = Path(config.study.results)
     names = chosen(config, plan)
-    done = {name for name in names if records.check_same(results, name, plan[name].config)}
+    done = _done(plan, results)
     if config.study.dry_run:
-        Console().print(costs.table(costs.estimate([plan[name] for name in names], results), done))
+        runs = [plan[name] for name in names]
+        Console().print(costs.table(runs, costs.estimate(runs, plan, results), done))
         return []
-    _check(plan, names)
-    left = [name for name in names if plan[name].planned and name not in done]
+    tried: list[str] = []
     failures: dict[str, str] = {}
     with configs.locked(workdir):
+        written = time.monotonic()
         try:
-            for number, name in enumerate(left, start=1):
-                print(f"\n[{number}/{len(left)}] {name}", flush=True)
+            # A training that is done anew leaves its evaluations to be done anew.
+            while left := _left(plan, names, {*tried, *_done(plan, results)}):
+                name = left[0]
+                tried.append(name)
+                print(f"\n[{len(tried)}/{len(tried) + len(left) - 1}] {name}", flush=True)
                 began = time.monotonic()
                 _try_run(plan, name, workdir, results, config.data.data_dir, failures)
                 print(f"{name}: {duration(time.monotonic() - began)}", flush=True)
+                if time.monotonic() - written > _SECONDS_BETWEEN_PAGES:
+                    _write_page(config, plan, results, failures)
+                    written = time.monotonic()
         finally:
-            _write_page(config, plan, results, failures)
-    if failures:
-        raise UserError(f"{len(failures)} of {len(left)} runs failed: {'; '.join(failures)}")
+            print(f"\nPage: {_write_page(config, plan, results, failures)}", flush=True)
+    if failed := [name for name in tried if name in failures]:
+        raise UserError(f"{len(failed)} of {len(tried)} runs failed: {'; '.join(failed)}")
     return []
 
 
-def _check(plan: Mapping[str, Run], names: list[str]) -> None:
-    """Raises a UserError, before anything is run, for a config that cannot be meant."""
-    for name in names:
-        config = plan[name].config
-        check = configs.check_gan if config.mode in ("gan", "sample") else configs.check
-        try:
-            check(config, jax.device_count())
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
+def _left(plan: Mapping[str, Run], names: list[str], but: set[str]) -> list[str]:
+    return [name for name in names if plan[name].planned and name not in but]
+
+
+def _done(plan: Mapping[str, Run], results: Path) -> set[str]:
+    """Returns the names of the runs that are done.
+
+    Raises:
+      UserError: a record is damaged, or of another config.
+    """
+    kept = {name: record for name in plan if (record := records.read(results, name))}
+    for name, record in kept.items():
+        records.check_same(record, name, plan[name].config)
+    return {
+        name
+        for name, record in kept.items()
+        if plan[name].config.mode != "evaluate"
+        or records.is_current(record, kept.get(str(plan[name].needs)))
+    }
 
 
 def _try_run(
@@ -88,17 +106,20 @@ def _try_run(
     failures: dict[str, str],
 ) -> None:
     """Runs one, and what it needs where that is not in the workdir; keeps what it failed of."""
+    run = plan[name]
+    folder = run.workdir(workdir)
     try:
-        if (need := plan[name].needs) and not _is_there(plan[need], workdir):
+        if need := run.needs:
+            if need not in failures and not _is_there(plan[need], workdir):
+                print(f"{name} needs {need}, which is not in {workdir}", flush=True)
+                _try_run(plan, need, workdir, results, data_dir, failures)
             if need in failures:
-                raise UserError(f"it needs {need}, which failed")
-            print(f"{name} needs {need}, which is not in {workdir}", flush=True)
-            _try_run(plan, need, workdir, results, data_dir, failures)
-            if need in failures:
-                raise UserError(f"it needs {need}, which failed")
-        run = plan[name]
-        folder = run.workdir(workdir)
-        _JOBS[run.config.mode](run.located(workdir, data_dir), folder)
+                raise UserError(f"it needs {need}, which failed ({failures[need]})")
+        if run.config.mode == "sample" and not _is_there(run, workdir):
+            # What was sampled in part cannot be gone on from.
+            shutil.rmtree(folder / "synthetic", ignore_errors=True)
+        if run.config.mode != "sample" or not _is_there(run, workdir):
+            _JOBS[run.config.mode](run.located(workdir, data_dir), folder)
         records.keep(results, name, run.config, folder)
     except Exception as error:  # whatever it is: the other runs go on
         known = isinstance(error, UserError | OSError)
@@ -119,7 +140,8 @@ def _is_there(run: Run, workdir: Path) -> bool:
 
 def _write_page(
     config: ConfigDict, plan: Mapping[str, Run], results: Path, failures: Mapping[str, str]
-) -> None:
+) -> Path:
+    """Writes the page of all there is, and keeps what failed until it is done."""
     from jaxadv.study.page import write  # Matplotlib takes a second, which no start waits for
 
     results.mkdir(parents=True, exist_ok=True)
@@ -133,7 +155,4 @@ def _write_page(
     }
     if told:
         path.write_text(json.dumps(told, indent=2) + "\n")
-    print(f"\nPage: {write(config, plan, results, told)}", flush=True)
-
-
-__all__ = ["asked", "run"]
+    return write(config, plan, results, told)

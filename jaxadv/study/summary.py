@@ -46,6 +46,7 @@ def _row(
         seconds = estimated.get(run.name, {}).get("seconds")
         if seconds is not None:
             row["time"] = f"about {formats.duration(seconds)}, estimated"
+            row["device"] = estimated[run.name]["device"]
         return row
     row["state"] = "done"
     row["time"] = formats.duration(_seconds(record))

@@ -85,7 +85,7 @@ def test_at_most_looks_at_the_end_of_the_interval():
 def record(accuracy, **attacks):
     entries = {name: {"accuracy": value, "ci95": [value, value]} for name, value in attacks.items()}
     clean = {"accuracy": accuracy, "ci95": [accuracy, accuracy]}
-    return {"clean": clean, "attacks": entries}
+    return {"clean": clean, "clean_noise": {}, "attacks": entries}
 
 
 def test_an_entry_is_looked_for_by_seed_and_kind():
@@ -105,3 +105,4 @@ def test_an_entry_is_looked_for_by_seed_and_kind():
     assert accuracies("bignet", "clean") == {}
     assert find(records, "net", ("clean",))[1].n == 3
     assert evidence.find(records, "net", ("nothing",)) == {}
+    assert find(records, "net", ("clean/training",)) == {}

@@ -19,7 +19,7 @@ OPTIMIZER = ["net_curriculum/0", "net_curriculum/0/study", "net_sgd/0", "net_sgd
 @pytest.fixture
 def jobs(monkeypatch):
     """Replaces the jobs; returns the runs that were called, and what each raises."""
-    called, raises = [], {}
+    called, raises, checkpoints = [], {}, {}
 
     def job(config, workdir):
         name = "/".join(workdir.parts[-3:] if config.mode == "evaluate" else workdir.parts[-2:])
@@ -32,8 +32,16 @@ def jobs(monkeypatch):
         keys = [f"{attack}/{eps}" for attack in ("pgd40", "pgd40_coarse") for eps in EPS]
         source = {"commit": "abc", "dirty": False, "date": "2026-01-02T", "device": "one",
                   "command": "python run.py", "seconds": 90.0}  # fmt: skip
-        evaluation = {"dataset": "digits, not CIFAR", "clean": entry, "provenance": source,
-                      "attacks": dict.fromkeys(keys, entry)}  # fmt: skip
+        weights = checkpoints.setdefault(workdir if config.mode == "train" else workdir.parent, "a")
+        checkpoint = {"which": config.get("which", "best"), "sha256": weights}
+        evaluation = {
+            "checkpoint": checkpoint,
+            "dataset": "digits, not CIFAR",
+            "clean": entry,
+            "clean_noise": {},
+            "attacks": dict.fromkeys(keys, entry),
+            "provenance": source,
+        }
         (workdir / "evaluation.json").write_text(json.dumps(evaluation))
         labels = np.zeros(100, int)
         arrays = {f"survived/{key}": survived for key in keys}
@@ -44,7 +52,13 @@ def jobs(monkeypatch):
     # Trained is what has left an evaluation.
     there = lambda run, folder: (run.workdir(folder) / "evaluation.json").exists()  # noqa: E731
     monkeypatch.setattr(runner, "_is_there", there)
-    return called, raises
+    return called, raises, checkpoints
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Spares a test, which does not look at it, the time to draw it."""
+    monkeypatch.setattr(runner, "_write_page", lambda *_: None)
 
 
 @pytest.fixture
@@ -57,8 +71,8 @@ def config(tmp_path):
     return config
 
 
-def test_what_is_done_is_not_run_again(jobs, config, tmp_path):
-    called, _ = jobs
+def test_what_is_done_is_not_run_again(jobs, no_page, config, tmp_path):
+    called, _, _ = jobs
     runner.run(config, tmp_path / "study")
     assert called == OPTIMIZER
     runner.run(config, tmp_path / "study")
@@ -73,15 +87,35 @@ def test_what_is_done_is_not_run_again(jobs, config, tmp_path):
     assert called[4:] == ["net_sgd/0", "net_sgd/0/study"]
 
 
-def test_a_record_of_another_config_is_refused(jobs, config, tmp_path):
+def test_a_record_of_another_config_is_refused(jobs, no_page, config, tmp_path):
     runner.run(config, tmp_path / "study")
     config.runs["net_sgd/0"].config.train.num_epochs = 7
-    with pytest.raises(UserError, match=r"net_sgd/0\.json is of another config .*was 10, is 7"):
+    with pytest.raises(
+        UserError, match=r"the record of net_sgd/0 is of another config .*was 10, is 7"
+    ):
+        runner.run(config, tmp_path / "study")
+
+
+def test_an_evaluation_of_other_weights_than_the_trainings_is_not_done(
+    jobs, no_page, config, tmp_path
+):
+    called, _, checkpoints = jobs
+    runner.run(config, tmp_path / "study")
+    checkpoints[tmp_path / "study" / "net_sgd" / "0"] = "b"
+    (tmp_path / "results/runs/net_sgd/0.json").unlink()
+    runner.run(config, tmp_path / "study")  # trains anew
+    assert called[4:] == ["net_sgd/0", "net_sgd/0/study"]
+
+
+def test_a_damaged_record_is_told(jobs, no_page, config, tmp_path):
+    runner.run(config, tmp_path / "study")
+    (tmp_path / "results/runs/net_sgd/0.json").write_text("{")
+    with pytest.raises(UserError, match=r"net_sgd/0\.json or its \.npz is damaged: delete both"):
         runner.run(config, tmp_path / "study")
 
 
 def test_a_failure_does_not_stop_the_rest(jobs, config, tmp_path, capsys):
-    called, raises = jobs
+    called, raises, _ = jobs
     raises["net_curriculum/0"] = UserError("the disk is full")
     with pytest.raises(UserError, match="2 of 4 runs failed: net_curriculum/0; net_curriculum/0/s"):
         runner.run(config, tmp_path / "study")
@@ -96,7 +130,7 @@ def test_a_failure_does_not_stop_the_rest(jobs, config, tmp_path, capsys):
 
 
 def test_a_study_that_is_stopped_writes_its_page_and_goes_on(jobs, config, tmp_path):
-    called, raises = jobs
+    called, raises, _ = jobs
     raises["net_sgd/0"] = Stopped(15)
     with pytest.raises(Stopped):
         runner.run(config, tmp_path / "study")

@@ -1,0 +1,94 @@
+"""The table of an experiment: for each arm what the study has, and what we found of it."""
+
+import statistics
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxadv.study.evidence import NOT_RUN, Entry
+
+AS_THERE = "as there "  # before the heading of what was judged as the study judged its own
+SCORE = "score"
+_RIGHT = "judged right"
+
+Found = dict[tuple[str, str], dict[int, Entry]]
+"""Entries by label and heading, for each seed."""
+
+
+class Cell(NamedTuple):
+    """A figure as the table shows it, and what stands below it."""
+
+    value: str = ""
+    note: str = ""  # its interval, or how seeds differ
+
+
+def arm_rows(
+    label: str,
+    headings: list[str],
+    study: Mapping[str, Mapping[str, float]],
+    found: Found,
+    earlier: bool,
+) -> list[tuple[str, list[Cell]]]:
+    """Returns the rows of an arm: what is in them, and their cells.
+
+    Args:
+      label: of the arm.
+      headings: of the columns.
+      study: the study's figures, by label and heading.
+      found: ours.
+      earlier: whether some of ours were measured before there was the study, which is marked.
+    """
+    rows = []
+    if label in study:
+        rows.append(("the study", _printed(study[label], headings)))
+    there, ours = (_cells(found, label, headings, prefix) for prefix in (AS_THERE, ""))
+    if any(cell.value for cell in there):
+        rows.append(("judged as there", there))
+    if any(cell.value for cell in ours):
+        rows.append((_RIGHT + (" †" if earlier else ""), ours))
+    return rows or [(NOT_RUN, ours)]
+
+
+def _printed(row: Mapping[str, float], headings: list[str]) -> list[Cell]:
+    return [Cell(f"{row[heading]:g}") if heading in row else Cell() for heading in headings]
+
+
+def _cells(found: Found, label: str, headings: list[str], prefix: str = "") -> list[Cell]:
+    """Returns the entries of a row; empty cells where there is none."""
+    return [
+        _score_cell(scores(found, label, prefix))
+        if heading == SCORE
+        else _cell(found.get((label, prefix + heading), {}))
+        for heading in headings
+    ]
+
+
+def _cell(entries: Mapping[int, Entry]) -> Cell:
+    """Returns one accuracy with its interval, or the mean of several seeds and their deviation."""
+    cell = _score_cell({seed: entry.accuracy for seed, entry in entries.items()})
+    if len(entries) != 1:
+        return cell
+    low, high = (100 * end for end in next(iter(entries.values())).ci95)
+    return Cell(cell.value, f"{low:.1f}\N{EN DASH}{high:.1f}")
+
+
+def _score_cell(scores: Mapping[int, float]) -> Cell:
+    values = [100 * score for score in scores.values()]
+    if not values:
+        return Cell()
+    mean = f"{statistics.mean(values):.1f}"
+    if len(values) == 1:
+        return Cell(mean)
+    return Cell(mean, f"\N{PLUS-MINUS SIGN} {statistics.stdev(values):.1f} [{len(values)}]")
+
+
+def scores(found: Found, label: str, prefix: str = "") -> dict[int, float]:
+    """Returns the sum of the accuracies at all eps, for each seed that has them all."""
+    at_eps = [
+        entries
+        for (arm, heading), entries in found.items()
+        if arm == label and heading.startswith(prefix + "0.")
+    ]
+    if not at_eps:
+        return {}
+    seeds = set.intersection(*(set(entries) for entries in at_eps))
+    return {seed: sum(entries[seed].accuracy for entries in at_eps) for seed in sorted(seeds)}
