@@ -23,11 +23,13 @@ class Entry(NamedTuple):
       accuracy: share of the images classified right.
       ci95: its Wilson interval.
       survived: which images those are; None where that was not kept.
+      earlier: whether it was measured before there was the study, which a note of its record tells.
     """
 
     accuracy: float
     ci95: tuple[float, float]
     survived: Bool[np.ndarray, "n"] | None
+    earlier: bool = False
 
     @property
     def n(self) -> int:
@@ -79,7 +81,8 @@ def _entry(record: Record, attack: str, last: bool) -> Entry | None:
     if entry is None:
         return None
     low, high = entry["ci95"]
-    return Entry(entry["accuracy"], (low, high), record.survived.get(f"{name}/{attack}"))
+    survived = record.survived.get(f"{name}/{attack}")
+    return Entry(entry["accuracy"], (low, high), survived, "note" in record.content)
 
 
 def compare(more: Mapping[int, Entry], less: Mapping[int, Entry], or_equal: bool) -> Verdict:

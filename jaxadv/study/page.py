@@ -123,10 +123,11 @@ def _experiment(
         claim = dict(pairs)
         verdict = judge(claim, found)
         claims.append({**claim, "verdict": verdict})
-    headings = [*columns, *([SCORE] if config.figure in ("eps", "parameters") else [])]
-    headings = [heading for heading in headings if _is_filled(heading, config, study, found)]
+    headings = [heading for heading in columns if _is_filled(heading, config, study, found)]
+    if headings and config.figure in ("eps", "parameters"):
+        headings.append(SCORE)
     rows = [
-        (label, arm_rows(label, headings, study, found, _are_earlier(arm, kept)))
+        (label, arm_rows(label, headings, study, found, planned=bool(arm)))
         for label, arm in config.arms
     ]
     return {
@@ -155,16 +156,8 @@ def _read_off(study: Mapping[str, Mapping[str, float]]) -> Found:
 def _is_filled(
     heading: str, config: ConfigDict, study: Mapping[str, Mapping[str, float]], found: Found
 ) -> bool:
-    """Returns whether some row has something under a heading; a score has what its eps have."""
-    return heading == SCORE or any(
-        heading in study.get(label, {}) or found[label, heading] for label, _ in config.arms
-    )
-
-
-def _are_earlier(arm: str, kept: Mapping[str, records.Record]) -> bool:
-    """Returns whether some figures of an arm were measured before the study, which a note tells."""
-    training = arm.partition(":")[0]
-    return any("note" in kept[name].content for name in kept if name.split("/")[0] == training)
+    """Returns whether some row has something under a heading."""
+    return any(heading in study.get(label, {}) or found[label, heading] for label, _ in config.arms)
 
 
 def _figure(

@@ -26,7 +26,7 @@ def arm_rows(
     headings: list[str],
     study: Mapping[str, Mapping[str, float]],
     found: Found,
-    earlier: bool,
+    planned: bool,
 ) -> list[tuple[str, list[Cell]]]:
     """Returns the rows of an arm: what is in them, and their cells.
 
@@ -35,7 +35,7 @@ def arm_rows(
       headings: of the columns.
       study: the study's figures, by label and heading.
       found: ours.
-      earlier: whether some of ours were measured before there was the study, which is marked.
+      planned: whether there is to be something of ours.
     """
     rows = []
     if label in study:
@@ -44,8 +44,12 @@ def arm_rows(
     if any(cell.value for cell in there):
         rows.append(("judged as there", there))
     if any(cell.value for cell in ours):
-        rows.append((_RIGHT + (" †" if earlier else ""), ours))
-    return rows or [(NOT_RUN, ours)]
+        shown = [found.get((label, heading), {}) for heading in headings]
+        earlier = any(entry.earlier for entries in shown for entry in entries.values())
+        rows.append((f"{_RIGHT} †" if earlier else _RIGHT, ours))
+    elif planned:
+        rows.append((NOT_RUN, ours))
+    return rows
 
 
 def _printed(row: Mapping[str, float], headings: list[str]) -> list[Cell]:
