@@ -1,6 +1,7 @@
 """A data set out of a trained generator."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jaxadv import config as configs
 from jaxadv.data.synthetic import ShardWriter, pack
 from jaxadv.evaluate import load_dataset, trained_config
 from jaxadv.judging import collect, judge_on_test, make_judge, num_judged, summary
-from jaxadv.provenance import note_source
+from jaxadv.provenance import note_source, provenance
 from jaxadv.sampling import judged_samples, make_sampler, samples
 from jaxadv.train_gan import restore
 from jaxadv.types import Batch
@@ -35,6 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
       UserError: the config is not right, there is nothing to restore, or there are samples already.
     """
     note_source()
+    began = time.monotonic()
     sampling = config.sampling
     configs.check_gan(config, jax.device_count())
     trained = trained_config(workdir, "gan", config.data.data_dir)
@@ -60,6 +62,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
         round=number,
         sampling=json.loads(sampling.to_json()),
         judged=judged,
+        provenance=provenance(time.monotonic() - began),
     )
     print(summary(judged["samples"]))
     if chosen:

@@ -61,11 +61,13 @@ def _row(
 
 
 def _provenances(record: Record) -> list[dict[str, Any]]:
-    found = (record.content.get(key) for key in ("evaluation", "evaluation_last", "gan"))
+    found = (
+        record.content.get(key) for key in ("evaluation", "evaluation_last", "gan", "manifest")
+    )
     return [part["provenance"] for part in found if part and "provenance" in part]
 
 
 def _seconds(record: Record) -> float:
     """Returns the time that a run took, pauses left out."""
     training = sum(line["seconds"] for line in record.content.get("metrics", []))
-    return training + sum(source["seconds"] for source in _provenances(record))
+    return float(training + sum(source["seconds"] for source in _provenances(record)))

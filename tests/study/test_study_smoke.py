@@ -5,6 +5,7 @@ import json
 import pytest
 
 from configs import study
+from jaxadv import evaluate, train
 from jaxadv.study import run
 
 
@@ -13,7 +14,11 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
     config = study.get_config("smoke")
     config.study.results = str(folder / "results")
-    run(config, folder / "study")
+    with pytest.MonkeyPatch.context() as patch:
+        # Each run's own report takes seconds to draw, and has tests of its own.
+        for job in (evaluate, train):
+            patch.setattr(job, "report", lambda workdir: None)
+        run(config, folder / "study")
     return folder / "results"
 
 
