@@ -1,5 +1,6 @@
 """What the runs of a study cost: gradient evaluations, and the time that this device would take."""
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -112,7 +113,7 @@ def table(runs: Iterable[Run], costs: Mapping[str, Cost], done: set[str]) -> Tab
         cost = costs[run.name]
         seconds = "" if cost.seconds is None else formats.duration(cost.seconds)
         gradients = f"{cost.gradients:.1e}" if cost.gradients else ""
-        state = "done" if run.name in done else "" if run.planned else "not at this scale"
+        state = "done" if run.name in done else "" if run.planned else "not planned"
         rows.add_row(Text(run.name), gradients, seconds, state)
         left += 0.0 if state else cost.seconds or 0.0
     rows.add_section()
@@ -123,7 +124,7 @@ def table(runs: Iterable[Run], costs: Mapping[str, Cost], done: set[str]) -> Tab
 @cache
 def _seconds_per_gradient(model: str) -> float:
     """Returns the time of an image's gradient in a batch over all devices."""
-    classifier = make_classifier(ConfigDict.from_json(model), num_classes=10)
+    classifier = make_classifier(ConfigDict(json.loads(model)), num_classes=10)
     images: Any = np.zeros((_BATCH, 32, 32, 3), np.uint8)
     weights = jax.jit(classifier.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     split: Any = Batch(images, jnp.zeros(_BATCH, jnp.int32))

@@ -46,3 +46,8 @@ def test_a_dry_run_tells_the_cost_and_runs_nothing(monkeypatch, tmp_path, capsys
     assert cost["gradients"] == 48_000 * 10 + 2 * 10_000 * 240
     assert cost["seconds"] == pytest.approx(1e-3 * (48_000 * 30 + 10_000 * 240))
     assert "cpu" in cost["device"]
+
+
+def test_a_gradient_is_timed():
+    model = study.get_config().runs["net_natural/0"].config.model
+    assert 1e-7 < costs._seconds_per_gradient(model.to_json(sort_keys=True)) < 0.1
