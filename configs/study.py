@@ -10,9 +10,9 @@ in results/study/runs: delete that and its folder in runs/study, which holds the
 it anew.
 
 The argument is the scale: `cpu` (the default), which two cores of an AMD EPYC would take about 18
-hours for, as its dry run says: the optimizers, activations, curricula and random defences with three
-seeds; `full`, all models and three seeds of each, for a GPU (not run); or `smoke`, a check of the
-program on the digits, with tiny models, that takes minutes:
+hours for, as its dry run says: the optimizers, activations, curricula and random defences with
+three seeds; `full`, all models and three seeds of each, for a GPU (not run); or `smoke`, a check of
+the program on the digits, with tiny models, that takes minutes:
 
     python run.py --config configs/study.py:smoke
 """
