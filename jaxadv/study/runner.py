@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -25,6 +26,8 @@ _JOBS: dict[str, Callable] = {
     "sample": sample.run,
 }
 _SECONDS_BETWEEN_PAGES = 60
+# After which it is worth letting go of what was compiled: Linux maps only so much into a process.
+_SECONDS_OF_A_LONG_RUN = 60
 
 
 def run(config: ConfigDict, workdir: Path) -> list[str]:
@@ -65,7 +68,10 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
                 print(f"\n[{len(tried)}/{len(tried) + len(left) - 1}] {name}", flush=True)
                 began = time.monotonic()
                 _try_run(plan, name, workdir, results, config.data.data_dir, failures)
-                print(f"{name}: {duration(time.monotonic() - began)}", flush=True)
+                seconds = time.monotonic() - began
+                print(f"{name}: {duration(seconds)}", flush=True)
+                if seconds > _SECONDS_OF_A_LONG_RUN:
+                    jax.clear_caches()
                 if time.monotonic() - written > _SECONDS_BETWEEN_PAGES:
                     _write_page(config, plan, results, failures)
                     written = time.monotonic()
