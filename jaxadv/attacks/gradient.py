@@ -204,7 +204,7 @@ def n_fgsm(
       Images of the same shape in [0, 1].
     """
     threat = THREATS["linf"]
-    ids = jnp.arange(len(images)) if example_ids is None else example_ids
+    images, labels, ids = as_inputs(images, labels, example_ids)
     start_key, noise_key = jax.random.split(key)
     radius = jnp.asarray(2 * eps, images.dtype)
     noisy = jnp.clip(images + random_perturbation(threat, start_key, ids, images, radius), 0, 1)

@@ -22,7 +22,7 @@ from jaxadv.curriculum import gradient_evaluations
 from jaxadv.files import write_json
 from jaxadv.page import read_json
 from jaxadv.provenance import provenance
-from jaxadv.study.plan import Run
+from jaxadv.study.plan import Run, training_config
 from jaxadv.types import Batch
 
 _SIZES = {"cifar10": (50_000, 10_000), "digits": (1437, 360)}  # images of the splits
@@ -89,7 +89,7 @@ def estimate(runs: Iterable[Run], plan: Mapping[str, Run], results: Path) -> dic
         if run.config.mode in ("gan", "sample"):
             costs[run.name] = Cost(0, None)
             continue
-        trained = plan[str(run.needs)].config if run.config.mode == "evaluate" else run.config
+        trained = training_config(run, plan)
         gradients, weighed = cost_in_gradients(run, trained)
         seconds = weighed * _seconds_per_gradient(trained.model.to_json(sort_keys=True))
         costs[run.name] = Cost(gradients, seconds)

@@ -78,7 +78,6 @@ def write(
         "scale": config.study.scale,
         "dataset": _dataset(kept),
         "experiments": experiments,
-        "claims": [claim for experiment in experiments for claim in experiment["claims"]],
         "runs": runs_table(plan, kept, page.read_json(results / "costs.json"), failures),
         **_TEXTS,
     }

@@ -58,6 +58,11 @@ def make_plan(config: ConfigDict) -> dict[str, Run]:
     }
 
 
+def training_config(run: Run, plan: Mapping[str, Run]) -> ConfigDict:
+    """Returns the config of a training, or of the one that an evaluation starts from."""
+    return plan[str(run.needs)].config if run.config.mode == "evaluate" else run.config
+
+
 def chosen(config: ConfigDict, plan: Mapping[str, Run]) -> list[str]:
     """Returns the names of the runs of the experiments that `config.study.only` names, in order.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxadv import formats
 from jaxadv.study.costs import cost_in_gradients
-from jaxadv.study.plan import Run
+from jaxadv.study.plan import Run, training_config
 from jaxadv.study.records import Record
 
 
@@ -39,8 +39,7 @@ def _row(
     row = dict.fromkeys(("gradients", "time", "commit", "date", "device", "command", "note"), "")
     row["name"] = run.name
     if run.config.mode in ("train", "evaluate"):
-        trained = plan[str(run.needs)].config if run.config.mode == "evaluate" else run.config
-        row["gradients"] = f"{cost_in_gradients(run, trained)[0]:.1e}"
+        row["gradients"] = f"{cost_in_gradients(run, training_config(run, plan))[0]:.1e}"
     if record is None:
         row["state"] = f"failed: {failure}" if failure else "not run"
         seconds = estimated.get(run.name, {}).get("seconds")
