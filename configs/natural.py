@@ -1,8 +1,10 @@
 """Natural training: no adversary.
 
-    python run.py --config configs/natural.py
+    python run.py --config configs/natural.py --config.model.name=net
 
-Expected result and time: not run.
+Expected on TFDS's CIFAR-10, JPEG copy: 60.8 % clean, 0.0 % under PGD-40 at eps .03 on the full
+test split, in 6 min on 2 cores of an AMD EPYC: net_natural/0 in results/study/index.md. BigNet, the
+default model: not run.
 """
 
 from ml_collections import ConfigDict

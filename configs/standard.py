@@ -2,7 +2,8 @@
 
     python run.py --config configs/standard.py
 
-Expected result and time: not run.
+Expected on TFDS's CIFAR-10, JPEG copy: 55.9 % clean, 25.0 % under PGD-40 at eps .03 on the full
+test split, in 22 min on 2 cores of an AMD EPYC: bignet_standard/0 in results/study/index.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,9 @@
 """What the runs of a study cost: gradient evaluations, and the time that this device would take."""
 
-import json
-import time
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Table
 from rich.text import Text
@@ -17,30 +11,30 @@ from tqdm import tqdm
 
 from jaxadv import formats
 from jaxadv.classifier import is_declared_stochastic, make_classifier
-from jaxadv.crafting import craft, expand, num_queries
+from jaxadv.crafting import expand, num_queries
 from jaxadv.curriculum import gradient_evaluations
 from jaxadv.files import write_json
 from jaxadv.page import read_json
 from jaxadv.provenance import provenance
+from jaxadv.study import timing
 from jaxadv.study.plan import Run, training_config
-from jaxadv.types import Batch
 
 _SIZES = {"cifar10": (50_000, 10_000), "digits": (1437, 360)}  # images of the splits
 _UPDATE = 3  # gradients that an update, and forward passes that a gradient, takes as long as
 _STANDING = 0.5  # share of the images that an attack is assumed to meet on its way
-_BATCH = 64  # images that a gradient is timed on
 
 
 class Cost(NamedTuple):
     """What a run costs.
 
     Attributes:
-      gradients: of one image, or forward passes of attacks that take no gradients; at most.
-      seconds: on this device; None where it was not foretold.
+      gradients: of one image by a classifier, or forward passes of attacks that take no gradients;
+        at most.
+      seconds: on this device.
     """
 
     gradients: int
-    seconds: float | None
+    seconds: float
 
 
 def cost_in_gradients(run: Run, trained: ConfigDict) -> tuple[int, float]:
@@ -50,7 +44,7 @@ def cost_in_gradients(run: Run, trained: ConfigDict) -> tuple[int, float]:
     is attacked on every image, and seen in many passes after each attack.
 
     Args:
-      run: of a classifier.
+      run: a training or an evaluation of a classifier.
       trained: config of the training, which that of an evaluation started from.
     """
     config, data = run.config, trained.data
@@ -65,34 +59,33 @@ def cost_in_gradients(run: Run, trained: ConfigDict) -> tuple[int, float]:
         weighed = attacking + judged * len(attacks) * config.evaluation.num_passes / _UPDATE
     if config.mode == "evaluate":
         return attacking, weighed
+    gradients, learning = _learning(config)
+    return gradients + 2 * attacking, learning + 2 * weighed
+
+
+def _learning(config: ConfigDict) -> tuple[int, float]:
+    """Returns the gradient evaluations of a training's epochs alone, and what they weigh."""
+    num_train, _ = _SIZES[config.data.name]
+    learned = num_train - round(config.data.validation_fraction * num_train)
     gradients = gradient_evaluations(config.attack, config.train.num_epochs, config.train.loss)
-    learned = num_train - held_out
     updates = (_UPDATE - 1) * config.train.num_epochs
-    return (
-        round(learned * gradients) + 2 * attacking,
-        learned * (gradients + updates) + 2 * weighed,
-    )
+    return round(learned * gradients), learned * (gradients + updates)
 
 
 def estimate(runs: Iterable[Run], plan: Mapping[str, Run], results: Path) -> dict[str, Cost]:
-    """Returns the cost of runs, once a gradient of each model was timed on this device.
+    """Returns the cost of runs, once what they are made of was timed on this device.
 
     The estimates are kept in `costs.json`, for the page.
 
     Args:
-      runs: of the plan; the time of a GAN is not foretold.
+      runs: of the plan; of a GAN that is its judge's training and its own steps, of samples the
+        drawing of them, without what the judge then says of them.
       plan: all runs.
       results: folder of the study's results.
     """
     costs: dict[str, Cost] = {}
-    for run in tqdm(list(runs), desc="Timing a gradient of each model", leave=False):
-        if run.config.mode in ("gan", "sample"):
-            costs[run.name] = Cost(0, None)
-            continue
-        trained = training_config(run, plan)
-        gradients, weighed = cost_in_gradients(run, trained)
-        seconds = weighed * _seconds_per_gradient(trained.model.to_json(sort_keys=True))
-        costs[run.name] = Cost(gradients, seconds)
+    for run in tqdm(list(runs), desc="Timing each model", leave=False):
+        costs[run.name] = _cost(run, plan)
     results.mkdir(parents=True, exist_ok=True)
     listed = read_json(results / "costs.json").get("costs", {})
     source = provenance(0.0)["device"]
@@ -101,9 +94,23 @@ def estimate(runs: Iterable[Run], plan: Mapping[str, Run], results: Path) -> dic
     return costs
 
 
+def _cost(run: Run, plan: Mapping[str, Run]) -> Cost:
+    config = run.config
+    if config.mode == "sample":
+        return Cost(0, config.sampling.num_images * timing.seconds_per_sample(config))
+    if config.mode == "gan":
+        judge = config.judge.classifier
+        _, weighed = _learning(judge)
+        seconds = weighed * timing.seconds_per_gradient(judge.model)
+        return Cost(0, seconds + config.train.num_steps * timing.seconds_per_gan_step(config))
+    trained = training_config(run, plan)
+    gradients, weighed = cost_in_gradients(run, trained)
+    return Cost(gradients, weighed * timing.seconds_per_gradient(trained.model))
+
+
 def table(runs: Iterable[Run], costs: Mapping[str, Cost], done: set[str]) -> Table:
     """Returns the dry run: what each run costs, and all that are planned and not done."""
-    rows = Table(title=Text("What the runs cost on this device; a GAN's time is not foretold"))
+    rows = Table(title=Text("What the runs cost on this device"))
     rows.add_column("run", no_wrap=True)
     for heading in ("gradients", "estimated time"):
         rows.add_column(heading, justify="right")
@@ -111,33 +118,11 @@ def table(runs: Iterable[Run], costs: Mapping[str, Cost], done: set[str]) -> Tab
     left = 0.0
     for run in runs:
         cost = costs[run.name]
-        seconds = "" if cost.seconds is None else formats.duration(cost.seconds)
+        seconds = formats.duration(cost.seconds)
         gradients = f"{cost.gradients:.1e}" if cost.gradients else ""
         state = "done" if run.name in done else "" if run.planned else "not planned"
         rows.add_row(Text(run.name), gradients, seconds, state)
-        left += 0.0 if state else cost.seconds or 0.0
+        left += 0.0 if state else cost.seconds
     rows.add_section()
     rows.add_row("not done yet", "", formats.duration(left), "")
     return rows
-
-
-@cache
-def _seconds_per_gradient(model: str) -> float:
-    """Returns the time of an image's gradient in a batch over all devices."""
-    classifier = make_classifier(ConfigDict(json.loads(model)), num_classes=10)
-    images: Any = np.zeros((_BATCH, 32, 32, 3), np.uint8)
-    weights = jax.jit(classifier.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    split: Any = Batch(images, jnp.zeros(_BATCH, jnp.int32))
-
-    def seconds(num_steps: int) -> float:
-        attack = {"attack": "pgd", "noise": "on", "eps": 0.03, "step_size": 0.01}
-        began = time.monotonic()
-        craft(
-            classifier, weights, split, {**attack, "num_steps": num_steps}, np.arange(_BATCH),
-            _BATCH, seed=0,
-        )  # fmt: skip
-        return time.monotonic() - began
-
-    seconds(1)  # compiles
-    num_steps = max(1, min(50, round(1 / seconds(1))))
-    return seconds(num_steps) / (num_steps * _BATCH)

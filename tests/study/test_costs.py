@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import study
-from jaxadv.study import costs, runner
-from jaxadv.study.costs import cost_in_gradients
+from jaxadv.study import runner, timing
+from jaxadv.study.costs import cost_in_gradients, estimate
 from jaxadv.study.plan import make_plan
 
 
@@ -31,7 +31,7 @@ def test_a_model_with_noise_is_attacked_on_every_image_and_seen_in_many_passes()
 
 
 def test_a_dry_run_tells_the_cost_and_runs_nothing(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(costs, "_seconds_per_gradient", lambda model: 1e-3)
+    monkeypatch.setattr(timing, "seconds_per_gradient", lambda model: 1e-3)
     config = study.get_config()
     config.study.results = str(tmp_path / "results")
     config.study.only = "undefended"
@@ -48,6 +48,13 @@ def test_a_dry_run_tells_the_cost_and_runs_nothing(monkeypatch, tmp_path, capsys
     assert "cpu" in cost["device"]
 
 
-def test_a_gradient_is_timed():
-    model = study.get_config().runs["net_natural/0"].config.model
-    assert 1e-7 < costs._seconds_per_gradient(model.to_json(sort_keys=True)) < 0.1
+def test_the_cost_of_a_gan_is_that_of_its_judge_and_of_its_steps(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "seconds_per_gradient", lambda model: 1e-3)
+    monkeypatch.setattr(timing, "seconds_per_gan_step", lambda config: 0.2)
+    monkeypatch.setattr(timing, "seconds_per_sample", lambda config: 0.01)
+    plan = make_plan(study.get_config())
+    runs = [plan["gan/0"], plan["gan/0/synthetic"]]
+    gan, samples = estimate(runs, plan, tmp_path).values()
+    epochs = plan["gan/0"].config.judge.classifier.train.num_epochs
+    assert gan.seconds == pytest.approx(1e-3 * 48_000 * 3 * epochs + 5000 * 0.2)
+    assert samples.seconds == pytest.approx(20_000 * 0.01)
