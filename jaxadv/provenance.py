@@ -11,6 +11,8 @@ import jax
 
 from jaxadv.parallel import describe_devices
 
+_SOURCE = (":/", ":(top,exclude)results")  # as git names all of the checkout but that folder
+
 
 def provenance(seconds: float) -> dict:
     """Returns what a reader needs to measure a figure again.
@@ -30,13 +32,14 @@ def provenance(seconds: float) -> dict:
 
 @cache
 def note_source() -> dict:
-    """Returns the commit of this source tree at the first call.
+    """Returns the commit of this source tree at the first call, and whether it was changed since.
 
-    A program calls it when it begins, for the tree may be another when it ends.
+    A program calls it when it begins, for the tree may be another when it ends. What lies in
+    `results` is not source: a study writes there before its next run begins.
     """
     return {
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_SOURCE)),
     }
 
 

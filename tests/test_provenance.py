@@ -6,6 +6,7 @@ import sys
 import jax
 import pytest
 
+from jaxadv import provenance as source
 from jaxadv.provenance import note_source, provenance
 
 
@@ -36,6 +37,20 @@ def test_state_of_the_code(monkeypatch, answers, commit, dirty):
     note_source.cache_clear()
     found = provenance(1.0)
     assert (found["commit"], found["dirty"]) == (commit, dirty)
+
+
+def test_results_are_not_code(monkeypatch, tmp_path):
+    for name in ("results/index.md", "run.py", "jaxadv/provenance.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("as committed")
+    monkeypatch.setattr(source, "__file__", str(tmp_path / "jaxadv" / "provenance.py"))
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "All"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    for name, dirty in (("results/index.md", False), ("run.py", True)):
+        (tmp_path / name).write_text("changed since")
+        note_source.cache_clear()
+        assert note_source()["dirty"] is dirty
 
 
 def test_the_code_is_that_of_the_beginning(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from jaxadv.study.records import Record
+from jaxadv.study.records import Record, is_of
 
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "cannot be told", "not run"
 _SEEDS = range(10)
@@ -52,16 +52,20 @@ def find(records: Records, arm: str, keys: Sequence[str]) -> dict[int, Entry]:
 
     Args:
       records: by the name of their run.
-      arm: a training, with `:last` for its last checkpoint.
+      arm: a training, with `:last` for its last checkpoint: then other evaluations that are not
+        of that one are left out.
       keys: `clean`, `clean/noise` or `attack/eps` of the training's own evaluation, or `kind:` and
         such a key of another.
     """
     training, _, which = arm.partition(":")
     found = {}
     for seed in _SEEDS:
+        trained = records.get(f"{training}/{seed}")
         for key in keys:
             kind, _, attack = key.rpartition(":")
-            record = records.get(f"{training}/{seed}/{kind}" if kind else f"{training}/{seed}")
+            record = records.get(f"{training}/{seed}/{kind}") if kind else trained
+            if kind and record and which and not (trained and is_of(record, trained, which)):
+                continue
             if record and (entry := _entry(record, attack, last=which == "last" and not kind)):
                 found[seed] = entry
                 break

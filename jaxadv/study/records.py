@@ -107,12 +107,16 @@ def is_current(record: Record, trained: Record | None) -> bool:
     A training without a record says nothing against it.
     """
     checkpoint = record.content["evaluation"]["checkpoint"]
-    if trained is None:
-        return True
-    best = trained.content["evaluation"]
-    last = trained.content.get("evaluation_last", best)
-    weights = (last if checkpoint["which"] == "last" else best)["checkpoint"]["sha256"]
-    return weights == checkpoint["sha256"]
+    return trained is None or is_of(record, trained, checkpoint["which"])
+
+
+def is_of(record: Record, trained: Record, which: str) -> bool:
+    """Returns whether an evaluation is of the best, or of the last, checkpoint of a training."""
+    found = trained.content["evaluation"]
+    if which == "last":  # where it is the best too there is one evaluation of both
+        found = trained.content.get("evaluation_last", found)
+    evaluated = record.content["evaluation"]["checkpoint"]["sha256"]
+    return bool(found["checkpoint"]["sha256"] == evaluated)
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -82,15 +82,19 @@ def test_at_most_looks_at_the_end_of_the_interval():
     assert at_most({}, 0.01).word == NOT_RUN
 
 
-def record(accuracy, **attacks):
+def record(accuracy, weights="w", **attacks):
     entries = {name: {"accuracy": value, "ci95": [value, value]} for name, value in attacks.items()}
     clean = {"accuracy": accuracy, "ci95": [accuracy, accuracy]}
-    return {"clean": clean, "clean_noise": {}, "attacks": entries}
+    checkpoint = {"which": "best", "sha256": weights}
+    return {"checkpoint": checkpoint, "clean": clean, "clean_noise": {}, "attacks": entries}
 
 
 def test_an_entry_is_looked_for_by_seed_and_kind():
     records = {
-        "net/0": Record({"evaluation": record(0.5, a=0.1), "evaluation_last": record(0.4)}, {}),
+        "net/0": Record(
+            {"evaluation": record(0.5, a=0.1), "evaluation_last": record(0.4, "v")}, {}
+        ),
+        "net/0/nes": Record({"evaluation": record(0.5, b=0.3)}, {}),
         "net/1": Record({"evaluation": record(0.6)}, {"evaluation/clean": np.ones(3, bool)}),
         "net/1/nes": Record({"evaluation": record(0.7, b=0.2)}, {}),
     }
@@ -100,7 +104,8 @@ def test_an_entry_is_looked_for_by_seed_and_kind():
 
     assert accuracies("net", "clean") == {0: 0.5, 1: 0.6}
     assert accuracies("net:last", "clean") == {0: 0.4, 1: 0.6}  # its best is the last too
-    assert accuracies("net", "nes:b") == {1: 0.2}
+    assert accuracies("net", "nes:b") == {0: 0.3, 1: 0.2}
+    assert accuracies("net:last", "nes:b") == {1: 0.2}  # of seed 0 the best was attacked
     assert accuracies("net", "a", "nes:b") == {0: 0.1, 1: 0.2}  # the first that is there
     assert accuracies("bignet", "clean") == {}
     assert find(records, "net", ("clean",))[1].n == 3
