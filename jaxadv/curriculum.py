@@ -38,17 +38,27 @@ def linear_budget(attack: ConfigDict, epoch: int, num_epochs: int) -> Budget:
     )
 
 
-def gradient_evaluations(attack: ConfigDict, num_epochs: int, loss: str = "cross_entropy") -> float:
-    """Returns the gradients that a training spends on each of its images, updates included.
+def gradient_evaluations(config: ConfigDict) -> list[float]:
+    """Returns the gradients that each epoch of a training spends on each of its images.
 
-    An update is one for each image; that of TRADES also one for each image attacked, since it sees
+    The update is one for each image; that of TRADES also one for each image attacked, since it sees
     both. What it costs to find the prediction that TRADES attacks, without a gradient, is left out.
 
     Args:
-      attack: `config.attack`.
-      num_epochs: epochs in all.
-      loss: `config.train.loss`.
+      config: of configs/default.py.
     """
+    attack, num_epochs = config.attack, config.train.num_epochs
     steps = [linear_budget(attack, epoch, num_epochs).num_steps for epoch in range(num_epochs)]
-    update = 1 + attack.fraction * (loss == "trades")
-    return sum(update + attack.fraction * num_steps for num_steps in steps)
+    update = 1 + attack.fraction * (config.train.loss == "trades")
+    return [update + attack.fraction * num_steps for num_steps in steps]
+
+
+def durations(config: ConfigDict) -> list[float]:
+    """Returns the time that each epoch takes an image, in that of a gradient of an attack.
+
+    An update takes about two gradients more than it has: the kernels have theirs, and are moved.
+
+    Args:
+      config: of configs/default.py.
+    """
+    return [gradients + 2 for gradients in gradient_evaluations(config)]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxadv import checkpoint, stopping
 from jaxadv import config as configs
 from jaxadv.classifier import is_declared_stochastic
-from jaxadv.curriculum import Budget, linear_budget
+from jaxadv.curriculum import Budget, durations, linear_budget
 from jaxadv.data import Dataset
 from jaxadv.data.order import endless_order, epoch_order
 from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
@@ -110,6 +110,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
     num_real = batch_size - num_synthetic
     data = replicate(dataset.train)
     budgets = [linear_budget(config.attack, epoch, num_epochs) for epoch in range(num_epochs)]
+    costs = durations(config)
     since = time.monotonic()
     with stopping.stop_waits(), open_logbook(workdir, first_epoch) as log:
         for epoch in range(first_epoch, num_epochs):
@@ -151,7 +152,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
             log(line)
             # Last, so that no checkpoint is without its line: one too many is dropped on resume.
             checkpoint.save(workdir, epoch + 1, _to_items(state), line)
-            left = _seconds_left(budgets, config.attack.fraction, first_epoch, epoch + 1, since)
+            left = _seconds_left(costs, first_epoch, epoch + 1, since)
             print(_summary(line, num_epochs, left), flush=True)
             if any_process(stopping.asked()):
                 stopping.stop()
@@ -272,13 +273,6 @@ def _summary(line: dict[str, Any], num_epochs: int, seconds_left: float) -> str:
     )
 
 
-def _seconds_left(
-    budgets: list[Budget], fraction: float, first: int, done: int, since: float
-) -> float:
-    """Foretells the time to the end from that since the first epoch of this session.
-
-    A curriculum's epochs grow: an image costs about three gradients for the update, and one
-    for each attack step on its share.
-    """
-    costs = [3 + fraction * budget.num_steps for budget in budgets]
+def _seconds_left(costs: list[float], first: int, done: int, since: float) -> float:
+    """Foretells the time to the end from that since the first epoch of this session."""
     return (time.monotonic() - since) * sum(costs[done:]) / sum(costs[first:done])

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from jaxadv import formats
 from jaxadv.classifier import is_declared_stochastic, make_classifier
 from jaxadv.crafting import expand, num_queries
-from jaxadv.curriculum import gradient_evaluations
+from jaxadv.curriculum import durations, gradient_evaluations
 from jaxadv.files import write_json
 from jaxadv.page import read_json
 from jaxadv.provenance import provenance
@@ -20,7 +20,7 @@ from jaxadv.study import timing
 from jaxadv.study.plan import Run, training_config
 
 _SIZES = {"cifar10": (50_000, 10_000), "digits": (1437, 360)}  # images of the splits
-_UPDATE = 3  # gradients that an update, and forward passes that a gradient, takes as long as
+_GRADIENT = 3  # forward passes that take as long
 _STANDING = 0.5  # share of the images that an attack is assumed to meet on its way
 
 
@@ -47,29 +47,26 @@ def cost_in_gradients(run: Run, trained: ConfigDict) -> tuple[int, float]:
       run: a training or an evaluation of a classifier.
       trained: config of the training, which that of an evaluation started from.
     """
-    config, data = run.config, trained.data
-    num_train, num_test = _SIZES[data.name]
-    held_out = round(data.validation_fraction * num_train)
-    available = num_test if config.evaluation.split == "test" else held_out
+    config = run.config
+    learned, held_out, tested = _sizes(trained.data)
+    available = tested if config.evaluation.split == "test" else held_out
     judged = min(config.evaluation.num_examples or available, available)
     attacks = expand(config.evaluation.attacks).values()
     attacking = judged * sum(map(num_queries, attacks))
     weighed = _STANDING * attacking
     if is_declared_stochastic(make_classifier(trained.model, num_classes=10)):
-        weighed = attacking + judged * len(attacks) * config.evaluation.num_passes / _UPDATE
+        weighed = attacking + judged * len(attacks) * config.evaluation.num_passes / _GRADIENT
     if config.mode == "evaluate":
         return attacking, weighed
-    gradients, learning = _learning(config)
-    return gradients + 2 * attacking, learning + 2 * weighed
+    gradients = round(learned * sum(gradient_evaluations(config)))
+    return gradients + 2 * attacking, learned * sum(durations(config)) + 2 * weighed
 
 
-def _learning(config: ConfigDict) -> tuple[int, float]:
-    """Returns the gradient evaluations of a training's epochs alone, and what they weigh."""
-    num_train, _ = _SIZES[config.data.name]
-    learned = num_train - round(config.data.validation_fraction * num_train)
-    gradients = gradient_evaluations(config.attack, config.train.num_epochs, config.train.loss)
-    updates = (_UPDATE - 1) * config.train.num_epochs
-    return round(learned * gradients), learned * (gradients + updates)
+def _sizes(data: ConfigDict) -> tuple[int, int, int]:
+    """Returns how many images are learned, held out of the train split, and in the test split."""
+    num_train, num_test = _SIZES[data.name]
+    held_out = round(data.validation_fraction * num_train)
+    return num_train - held_out, held_out, num_test
 
 
 def estimate(runs: Iterable[Run], plan: Mapping[str, Run], results: Path) -> dict[str, Cost]:
@@ -100,8 +97,8 @@ def _cost(run: Run, plan: Mapping[str, Run]) -> Cost:
         return Cost(0, config.sampling.num_images * timing.seconds_per_sample(config))
     if config.mode == "gan":
         judge = config.judge.classifier
-        _, weighed = _learning(judge)
-        seconds = weighed * timing.seconds_per_gradient(judge.model)
+        learned, _, _ = _sizes(judge.data)
+        seconds = learned * sum(durations(judge)) * timing.seconds_per_gradient(judge.model)
         return Cost(0, seconds + config.train.num_steps * timing.seconds_per_gan_step(config))
     trained = training_config(run, plan)
     gradients, weighed = cost_in_gradients(run, trained)

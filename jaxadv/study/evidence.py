@@ -60,16 +60,24 @@ def find(records: Records, arm: str, keys: Sequence[str]) -> dict[int, Entry]:
     training, _, which = arm.partition(":")
     found = {}
     for seed in _SEEDS:
-        trained = records.get(f"{training}/{seed}")
         for key in keys:
             kind, _, attack = key.rpartition(":")
-            record = records.get(f"{training}/{seed}/{kind}") if kind else trained
-            if kind and record and which and not (trained and is_of(record, trained, which)):
-                continue
+            record = _record(records, f"{training}/{seed}", kind, which)
             if record and (entry := _entry(record, attack, last=which == "last" and not kind)):
                 found[seed] = entry
                 break
     return found
+
+
+def _record(records: Records, training: str, kind: str, which: str) -> Record | None:
+    """Returns the record of a training, or of another evaluation of the checkpoint asked for."""
+    trained = records.get(training)
+    if not kind:
+        return trained
+    record = records.get(f"{training}/{kind}")
+    if which and not (record and trained and is_of(record, trained, which)):
+        return None
+    return record
 
 
 def _entry(record: Record, attack: str, last: bool) -> Entry | None:

@@ -19,12 +19,6 @@ from jaxadv.study import costs, records
 from jaxadv.study.plan import Run, chosen, make_plan
 from jaxadv.types import UserError
 
-_JOBS: dict[str, Callable] = {
-    "train": train.run,
-    "evaluate": evaluate.run,
-    "gan": train_gan.run,
-    "sample": sample.run,
-}
 _SECONDS_BETWEEN_PAGES = 60
 # After which it is worth letting go of what was compiled: Linux maps only so much into a process.
 _SECONDS_OF_A_LONG_RUN = 60
@@ -121,11 +115,7 @@ def _try_run(
                 _try_run(plan, need, workdir, results, data_dir, failures)
             if need in failures:
                 raise UserError(f"it needs {need}, which failed ({failures[need]})")
-        if run.config.mode == "sample" and not _is_there(run, workdir):
-            # What was sampled in part cannot be gone on from.
-            shutil.rmtree(folder / "synthetic", ignore_errors=True)
-        if run.config.mode != "sample" or not _is_there(run, workdir):
-            _JOBS[run.config.mode](run.located(workdir, data_dir), folder)
+        _JOBS[run.config.mode](run.located(workdir, data_dir), folder)
         records.keep(results, name, run.config, folder)
     except Exception as error:  # whatever it is: the other runs go on
         known = isinstance(error, UserError | OSError)
@@ -133,11 +123,30 @@ def _try_run(
         print(f"failed: {error if known else traceback.format_exc()}", flush=True)
 
 
+def _sample(config: ConfigDict, workdir: Path) -> None:
+    """Draws the samples of a GAN where they are not whole: a part cannot be gone on from."""
+    if not _has_samples(workdir):
+        shutil.rmtree(workdir / "synthetic", ignore_errors=True)
+        sample.run(config, workdir)
+
+
+_JOBS: dict[str, Callable] = {
+    "train": train.run,
+    "evaluate": evaluate.run,
+    "gan": train_gan.run,
+    "sample": _sample,
+}
+
+
+def _has_samples(workdir: Path) -> bool:
+    return (workdir / "synthetic" / "manifest.json").exists()
+
+
 def _is_there(run: Run, workdir: Path) -> bool:
     """Returns whether the workdir holds all that a run has to leave for another."""
     folder = run.workdir(workdir)
     if run.config.mode == "sample":
-        return (folder / "synthetic" / "manifest.json").exists()
+        return _has_samples(folder)
     if run.config.mode == "gan":
         return (folder / "gan.json").exists()
     last = checkpoint.restore(folder, "last", {})
