@@ -55,6 +55,24 @@ def problem():
     return images, labels.at[:4].set((labels[:4] + 1) % 5)
 
 
+class Counter:
+    """What counts the queries that it is asked, for each image by its colour."""
+
+    def __init__(self):
+        self.counts = np.zeros(24, int)
+
+    def predict(self, queries):
+        images, _ = problem()
+        nearest = np.abs(queries[:, None] - np.asarray(images)[None]).max(axis=(2, 3, 4))
+        np.add.at(self.counts, nearest.argmin(axis=1), 1)
+        return np.asarray(jax.nn.softmax(logits_fn(None, queries)))
+
+
+counter = Counter()
+# One for all tests, so that each attack on it is compiled once.
+black_box = BlackBox(counter.predict)
+
+
 @cache
 def found(name, norm):
     return attack(name, logits_fn, *problem(), norm=norm)
@@ -107,20 +125,14 @@ def test_a_batch_is_that_many_batches_of_one(name, norm):
 @every_attack
 @pytest.mark.parametrize("num_queries", [0, 1, 11, 12, 24])
 def test_the_budget_is_a_hard_cap(name, num_queries):
-    """Counted by a model that the attack knows nothing of, for each image by its colour."""
+    """Counted by a model that the attack knows nothing of."""
     images, labels = problem()
-    counts = np.zeros(24, int)
-
-    def predict(queries):
-        nearest = np.abs(queries[:, None] - np.asarray(images)[None]).max(axis=(2, 3, 4))
-        np.add.at(counts, nearest.argmin(axis=1), 1)
-        return np.asarray(jax.nn.softmax(logits_fn(None, queries)))
-
-    result = attack(name, BlackBox(predict), images, labels, num_queries=num_queries)
+    counter.counts[:] = 0
+    result = attack(name, black_box, images, labels, num_queries=num_queries)
     assert result.queries.max() <= num_queries
-    assert result.queries.sum() == counts.sum()
+    assert result.queries.sum() == counter.counts.sum()
     if name != "nes_label_only":  # whose queries may lie nearer to another image
-        np.testing.assert_array_equal(result.queries, counts)
+        np.testing.assert_array_equal(result.queries, counter.counts)
     if num_queries < 2:
         np.testing.assert_array_equal(result.images, images)
         assert (result.steps == num_queries).all()
@@ -145,9 +157,7 @@ def test_inside_jax_as_many_queries_are_computed_for_a_single_image(name):
 
 @every_attack
 def test_a_black_box_and_a_function_are_attacked_alike(name):
-    images, labels = problem()
-    model = BlackBox(lambda queries: np.asarray(jax.nn.softmax(logits_fn(None, queries))))
-    result = attack(name, model, images, labels)
+    result = attack(name, black_box, *problem())
     np.testing.assert_array_equal(result.queries, found(name, "linf").queries)
     np.testing.assert_array_equal(result.success, found(name, "linf").success)
 
@@ -252,10 +262,9 @@ def test_half_precision_is_searched_in_single(name):
 
 
 @every_attack
-@pytest.mark.parametrize("black_box", [False, True])
-def test_an_empty_batch_is_no_work(name, black_box):
+@pytest.mark.parametrize("model", [logits_fn, BlackBox(None)])
+def test_an_empty_batch_is_no_work(name, model):
     images, labels = problem()
-    model = BlackBox(None) if black_box else logits_fn
     result = attack(name, model, images[:0], labels[:0])
     assert result.images.shape == (0, 4, 4, 3)
     assert result.queries.shape == (0,)

@@ -29,6 +29,7 @@ from jaxadv.types import UserError
 IMAGES = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
 FAMILIES = ("net", "wrn_7_1", "vit_1_32")
 NAMES = ("noise", "weight_noise", "dropout")
+RANDOM = [PNI(), RSE(sigma_init=0.5, sigma_inner=0.2), InputNoise(), Dropout()]
 
 
 def rngs(seed):
@@ -64,7 +65,7 @@ def noises_of(model, variables, **options):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("defence", [PNI(), RSE(), InputNoise(), Dropout()])
+@pytest.mark.parametrize("defence", RANDOM)
 def test_a_random_defence_makes_passes_differ(name, defence):
     model, variables = initialised(name, defence)
     apply = jax.jit(lambda seed: model.apply(variables, IMAGES, rngs=rngs(seed)))
@@ -74,7 +75,7 @@ def test_a_random_defence_makes_passes_differ(name, defence):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("defence", [PNI(), RSE(), InputNoise(), Dropout()])
+@pytest.mark.parametrize("defence", RANDOM)
 def test_the_parameters_are_those_of_the_plain_model(name, defence):
     plain = initialised(name, None)[1]["params"]
     defended = dict(initialised(name, defence)[1]["params"])
@@ -145,8 +146,7 @@ def test_the_frozen_deviation_is_that_of_the_start():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rse_puts_noise_before_every_convolution(name):
-    model = make_model(name, 10, defence=RSE(sigma_init=0.5, sigma_inner=0.2))
-    variables = init(model)
+    model, variables = initialised(name, RSE(sigma_init=0.5, sigma_inner=0.2))
     num_convolutions = str(jax.tree_util.tree_structure(variables["params"])).count("Conv_")
     added = noises_of(model, variables)
     assert len(added) == num_convolutions
@@ -158,7 +158,7 @@ def test_rse_puts_noise_before_every_convolution(name):
 
 
 def test_rse_in_training_too():
-    model, variables = initialised("net", RSE())
+    model, variables = initialised("net", RSE(sigma_init=0.5, sigma_inner=0.2))
     assert len(noises_of(model, variables, train=True)) == 2
 
 
