@@ -19,7 +19,7 @@ from jaxadv.study import costs, records
 from jaxadv.study.plan import Run, chosen, make_plan
 from jaxadv.types import UserError
 
-_SECONDS_BETWEEN_PAGES = 300
+_SECONDS_BETWEEN_PAGES = 60
 # After which it is worth letting go of what was compiled: Linux maps only so much into a process.
 _SECONDS_OF_A_LONG_RUN = 60
 
