@@ -29,7 +29,8 @@ from jaxadv.types import UserError
 IMAGES = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
 FAMILIES = ("net", "wrn_7_1", "vit_1_32")
 NAMES = ("noise", "weight_noise", "dropout")
-RANDOM = [PNI(), RSE(sigma_init=0.5, sigma_inner=0.2), InputNoise(), Dropout()]
+STRONG_RSE = RSE(sigma_init=0.5, sigma_inner=0.2)
+RANDOM = [PNI(), STRONG_RSE, InputNoise(), Dropout()]
 
 
 def rngs(seed):
@@ -146,7 +147,7 @@ def test_the_frozen_deviation_is_that_of_the_start():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rse_puts_noise_before_every_convolution(name):
-    model, variables = initialised(name, RSE(sigma_init=0.5, sigma_inner=0.2))
+    model, variables = initialised(name, STRONG_RSE)
     num_convolutions = str(jax.tree_util.tree_structure(variables["params"])).count("Conv_")
     added = noises_of(model, variables)
     assert len(added) == num_convolutions
@@ -158,7 +159,7 @@ def test_rse_puts_noise_before_every_convolution(name):
 
 
 def test_rse_in_training_too():
-    model, variables = initialised("net", RSE(sigma_init=0.5, sigma_inner=0.2))
+    model, variables = initialised("net", STRONG_RSE)
     assert len(noises_of(model, variables, train=True)) == 2
 
 
