@@ -41,9 +41,28 @@ def signs_of_masking(evaluation: dict[str, Any]) -> list[str]:
         _more_keeps_helping,
         _nothing_moves,
     ]
-    signs = [sign for check in checks for sign in check(attacks)]
+    signs = _guesses(evaluation) + [sign for check in checks for sign in check(attacks)]
     signs += _noise_ends_the_search(evaluation) + _noise_not_averaged(evaluation)
     return signs + _undeclared_noise(evaluation) + _flags(attacks)
+
+
+def has_learned(evaluation: dict[str, Any]) -> bool:
+    """Returns whether a model is better on clean images than a guess is, beyond chance.
+
+    Args:
+      evaluation: with the keys `largest_class` and `clean` of evaluation.json.
+    """
+    return bool(evaluation["clean"]["ci95"][0] > evaluation["largest_class"])
+
+
+def _guesses(evaluation: dict[str, Any]) -> list[str]:
+    if has_learned(evaluation):
+        return []
+    return [
+        f"The clean accuracy, {evaluation['clean']['accuracy']:.1%}, cannot be told from that of "
+        f"guessing the largest class, {evaluation['largest_class']:.1%}: what survives an attack "
+        "says nothing of robustness. See whether the training loss fell, or take more images."
+    ]
 
 
 def _single_step_wins(attacks: Attacks) -> list[str]:

@@ -29,7 +29,7 @@ def evaluation(*, stochastic=False, varying=0, more=None, **changes):
     attacks["pgd/0.05"] |= changes
     if more:
         attacks["more"] = attacks["pgd/0.03"] | more
-    clean = {"varying": varying, "n": 2000}
+    clean = {"varying": varying, "n": 2000, "accuracy": 0.6, "ci95": [0.58, 0.62]}
     return {
         "stochastic": stochastic,
         "largest_class": 0.1,
@@ -41,6 +41,14 @@ def evaluation(*, stochastic=False, varying=0, more=None, **changes):
 def test_an_honest_evaluation_has_no_signs():
     assert signs_of_masking(evaluation()) == []
     assert signs_of_masking(evaluation() | {"attacks": {}}) == []
+
+
+def test_a_model_that_guesses_is_a_sign():
+    results = evaluation()
+    results["clean"] |= {"accuracy": 0.105, "ci95": [0.093, 0.119]}
+    (sign,) = signs_of_masking(results)
+    assert "The clean accuracy, 10.5%, cannot be told from" in sign
+    assert signs_of_masking(results | {"largest_class": 0.09}) == []
 
 
 def test_a_single_step_that_wins_is_a_sign():

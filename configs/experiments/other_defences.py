@@ -23,9 +23,7 @@ PAGE = shown.experiment(
     "What failed there",
     "`net` after standard adversarial training. Input noise is on at test time alone, "
     "met by gradients averaged over 20 draws in 10 steps, the plain model by PGD-200. The slides "
-    "have no figures of it. At scale cpu the net with spectral norm did not train (seed 0): all "
-    "units of its second dense layer are off and it predicts one class, which says nothing of a "
-    "net that would train.",
+    "have no figures of it.",
     columns=shown.GRID | shown.NOISE,
     arms={
         "plain": "net_standard",

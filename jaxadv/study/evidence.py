@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
+from jaxadv.masking import has_learned
 from jaxadv.study.records import Record, is_of
 
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "cannot be told", "not run"
@@ -24,12 +25,14 @@ class Entry(NamedTuple):
       ci95: its Wilson interval.
       survived: which images those are; None where that was not kept.
       earlier: whether it was measured before there was the study, which a note of its record tells.
+      learned: whether the model is better on clean images than a guess is.
     """
 
     accuracy: float
     ci95: tuple[float, float]
     survived: Bool[np.ndarray, "n"] | None
     earlier: bool = False
+    learned: bool = True
 
     @property
     def n(self) -> int:
@@ -93,8 +96,13 @@ def _entry(record: Record, attack: str, last: bool) -> Entry | None:
     if entry is None:
         return None
     low, high = entry["ci95"]
-    survived = record.survived.get(f"{name}/{attack}")
-    return Entry(entry["accuracy"], (low, high), survived, "note" in record.content)
+    return Entry(
+        entry["accuracy"],
+        (low, high),
+        record.survived.get(f"{name}/{attack}"),
+        earlier="note" in record.content,
+        learned=has_learned({"largest_class": 0.0} | evaluation),  # earlier ones do not say it
+    )
 
 
 def compare(more: Mapping[int, Entry], less: Mapping[int, Entry], or_equal: bool) -> Verdict:
@@ -188,9 +196,16 @@ def judge(claim: Mapping[str, Any], entries_of: Mapping[Any, Mapping[int, Entry]
       claim: as of the config.
       entries_of: entries by seed for each `(label, heading)` that it names.
     """
+    names = [claim[key] for key in ("entry", "more", "less") if key in claim]
+    sides = [entries_of[name] for name in names]
     if "at_most" in claim:
-        return at_most(entries_of[claim["entry"]], claim["at_most"])
-    return compare(entries_of[claim["more"]], entries_of[claim["less"]], claim["or_equal"])
+        verdict = at_most(sides[0], claim["at_most"])
+    else:
+        verdict = compare(sides[0], sides[1], claim["or_equal"])
+    learned = all(entry.learned for side in sides for entry in side.values())
+    if verdict.word == NOT_RUN or learned:
+        return verdict
+    return Verdict(OPEN, f"{verdict.sentence} But a model did not learn (‡).")
 
 
 def _points(difference: float) -> str:

@@ -32,7 +32,8 @@ _TEXTS = {
         "statistics, gradients averaged over a model's noise; AutoAttack at scale cpu on the first "
         "1,000 images. Both judge the same trainings. A figure of one seed has its 95 % Wilson "
         "interval, a mean the deviation between as many seeds as [ ] says. †: measured before "
-        "there was this page, see the runs."
+        "there was this page, see the runs. ‡: on clean images no better than guessing one class, "
+        "which says nothing of robustness: no claim is told by it."
     ),
     "rule": (
         "More robust, better, or of help is who keeps more accuracy at eps .03, where nothing else "

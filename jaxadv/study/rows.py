@@ -44,12 +44,16 @@ def arm_rows(
     if any(cell.value for cell in there):
         rows.append(("judged as there", there))
     if any(cell.value for cell in ours):
-        shown = [found.get((label, heading), {}) for heading in headings]
-        earlier = any(entry.earlier for entries in shown for entry in entries.values())
-        rows.append((f"{_RIGHT} †" if earlier else _RIGHT, ours))
+        rows.append((_RIGHT + _marks(found, label, headings), ours))
     elif planned:
         rows.append((NOT_RUN, ours))
     return rows
+
+
+def _marks(found: Found, label: str, headings: list[str]) -> str:
+    entries = [entry for heading in headings for entry in found.get((label, heading), {}).values()]
+    earlier = " †" if any(entry.earlier for entry in entries) else ""
+    return earlier if all(entry.learned for entry in entries) else f"{earlier} ‡"
 
 
 def _printed(row: Mapping[str, float], headings: list[str]) -> list[Cell]:

@@ -6,7 +6,18 @@ from scipy.stats import binomtest
 
 from jaxadv.metrics import proportion
 from jaxadv.study import evidence
-from jaxadv.study.evidence import FAILS, HOLDS, NOT_RUN, OPEN, Entry, at_most, compare, find, paired
+from jaxadv.study.evidence import (
+    FAILS,
+    HOLDS,
+    NOT_RUN,
+    OPEN,
+    Entry,
+    at_most,
+    compare,
+    find,
+    judge,
+    paired,
+)
 from jaxadv.study.records import Record
 
 N = 1000
@@ -111,3 +122,22 @@ def test_an_entry_is_looked_for_by_seed_and_kind():
     assert find(records, "net", ("clean",))[1].n == 3
     assert evidence.find(records, "net", ("nothing",)) == {}
     assert find(records, "net", ("clean/training",)) == {}
+
+
+def test_a_model_that_guesses_bears_no_claim_out():
+    guess = record(0.1) | {"largest_class": 0.1}
+    records = {
+        "guess/0": Record({"evaluation": guess}, {}),
+        "net/0": Record({"evaluation": record(0.5) | {"largest_class": 0.1}}, {}),
+    }
+    found = {(arm, "clean"): find(records, arm, ("clean",)) for arm in ("guess", "net", "none")}
+
+    def verdict(more, less):
+        claim = {"more": (more, "clean"), "less": (less, "clean"), "or_equal": False}
+        return judge(claim, found)
+
+    assert verdict("net", "guess").word == OPEN
+    assert verdict("net", "guess").sentence.endswith("But a model did not learn (‡).")
+    assert judge({"entry": ("guess", "clean"), "at_most": 0.2}, found).word == OPEN
+    assert judge({"entry": ("net", "clean"), "at_most": 0.2}, found).word == FAILS
+    assert verdict("none", "guess").word == NOT_RUN
