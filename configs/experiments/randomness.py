@@ -67,6 +67,12 @@ PAGE = shown.experiment(
             ("plain", "200 gradients"),
             by="flaw 3",
         ),
+        shown.more(
+            "PNI as the study had it, frozen, is more robust, under averaged gradients",
+            ("PNI, frozen", "200 gradients"),
+            ("plain", "200 gradients"),
+            by="flaw 3",
+        ),
         shown.more("RSE costs clean accuracy", ("plain", "clean"), ("RSE", "clean")),
         shown.more(
             "The sound PNI is better than the frozen one of the study",
