@@ -1,4 +1,4 @@
-"""Signs that an attack failed for lack of a useful gradient, not for the model's strength."""
+"""Signs that what survives an attack is not the model's strength: gradients hide, or it guesses."""
 
 import inspect
 from collections.abc import Callable

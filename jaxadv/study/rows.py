@@ -42,7 +42,7 @@ def arm_rows(
         rows.append(("the study", _printed(study[label], headings)))
     there, ours = (_cells(found, label, headings, prefix) for prefix in (AS_THERE, ""))
     if any(cell.value for cell in there):
-        rows.append(("judged as there", there))
+        rows.append(("judged as there" + _marks(found, label, headings, AS_THERE), there))
     if any(cell.value for cell in ours):
         rows.append((_RIGHT + _marks(found, label, headings), ours))
     elif planned:
@@ -50,8 +50,9 @@ def arm_rows(
     return rows
 
 
-def _marks(found: Found, label: str, headings: list[str]) -> str:
-    entries = [entry for heading in headings for entry in found.get((label, heading), {}).values()]
+def _marks(found: Found, label: str, headings: list[str], prefix: str = "") -> str:
+    shown = [found.get((label, prefix + heading), {}) for heading in headings]
+    entries = [entry for by_seed in shown for entry in by_seed.values()]
     earlier = " †" if any(entry.earlier for entry in entries) else ""
     return earlier if all(entry.learned for entry in entries) else f"{earlier} ‡"
 
