@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import study
+from configs import presets, standard, study
 from configs.experiments import (
     activation,
     adversary,
@@ -14,7 +14,9 @@ from configs.experiments import (
     wide_resnet,
 )
 from jaxadv import config as configs
+from jaxadv.classifier import make_defence
 from jaxadv.curriculum import gradient_evaluations
+from jaxadv.models.defences import DEFENCES, is_stochastic
 from jaxadv.study.plan import chosen, make_plan
 from jaxadv.types import UserError
 
@@ -43,6 +45,15 @@ def test_every_run_can_be_meant_and_finds_what_it_needs(scale):
     for experiment in config.experiments.order:
         for _, arm in config.experiments[experiment].arms:
             assert not arm or f"{arm.partition(':')[0]}/0" in plan
+
+
+@pytest.mark.parametrize("defence", ["none", *DEFENCES])
+def test_a_model_with_noise_of_its_own_is_judged_by_averaged_gradients(defence):
+    config = standard.get_config()
+    config.model.defence.name = defence
+    attacks = presets.corrected(config).evaluation.attacks
+    averages = any(attack.get("num_noise_samples", 1) > 1 for attack in attacks.values())
+    assert averages == is_stochastic(make_defence(config.model.defence))
 
 
 def test_every_arm_of_the_curricula_costs_the_same():
