@@ -5,6 +5,8 @@ Every name is evaluated at every eps of its tuple.
 
 from ml_collections import ConfigDict
 
+GRID = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)  # the study's
+
 
 def standard() -> ConfigDict:
     """Returns the attacks of the final evaluation.
@@ -13,12 +15,11 @@ def standard() -> ConfigDict:
     gradient-free attack must not beat them, and in half the pixel range every image can be made
     grey.
     """
-    grid = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
     pgd = {"attack": "pgd", "step_size": 0.01}
     return ConfigDict(
         {
-            "fgsm": {"attack": "fgsm", "eps": grid},
-            "pgd40": {**pgd, "eps": grid, "num_steps": 40, "random_start": False},
+            "fgsm": {"attack": "fgsm", "eps": GRID},
+            "pgd40": {**pgd, "eps": GRID, "num_steps": 40, "random_start": False},
             "pgd20_restarts": {
                 **pgd,
                 "eps": (0.03,),

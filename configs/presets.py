@@ -4,9 +4,8 @@ from ml_collections import ConfigDict
 
 from configs import batteries, evaluate
 
-GRID = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
 _NOISE = ("pgd10", "eot20", "noise_off")  # what the study's page shows of batteries.noise
-_PGD40 = {"attack": "pgd", "eps": GRID, "step_size": 0.01, "num_steps": 40}
+_PGD40 = {"attack": "pgd", "eps": batteries.GRID, "step_size": 0.01, "num_steps": 40}
 
 
 def corrected(config: ConfigDict) -> ConfigDict:

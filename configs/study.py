@@ -9,10 +9,10 @@ writes the page results/study/index.html, with index.md beside it. A run is done
 in results/study/runs: delete that and its folder in runs/study, which holds the checkpoints, to run
 it anew.
 
-The argument is the scale: `cpu` (the default), which two cores of an AMD EPYC would take about 18
-hours for, as its dry run says: the optimizers, activations, curricula and random defences with
-three seeds; `full`, all models and three seeds of each, for a GPU (not run); or `smoke`, a check of
-the program on the digits, with tiny models, that takes minutes:
+The argument is the scale: `cpu` (the default), which two cores of an AMD EPYC would take about 20
+hours for, as its dry run says, what its claims compare most with three seeds; `full`, all models
+and three seeds of each, for a GPU (not run); or `smoke`, a check of the program on the digits, with
+tiny models, that takes minutes:
 
     python run.py --config configs/study.py:smoke
 """
@@ -78,6 +78,7 @@ TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "net_n_fgsm": lambda: curricula.get_config("n_fgsm"),
     "net_spectral_norm": lambda: other_defences.get_config("spectral_norm"),
     "net_low_rank": lambda: other_defences.get_config("low_rank"),
+    "net_low_rank_learned": lambda: other_defences.get_config("low_rank_learned"),
     "net_input_noise": lambda: other_defences.get_config("input_noise"),
     "bignet_best": best.get_config,
     "gan": gan.get_config,
@@ -102,8 +103,9 @@ _UNDER_AUTOATTACK = (
     *("bignet_flip", "bignet_best"),
 )
 _THRICE = (  # what two cores train with three seeds
-    *("net_curriculum", "net_sgd", "net_gelu", "net_fixed", "net_short_ramp", "net_long_ramp"),
-    *("net_trades", "net_n_fgsm", "bignet_standard", "bignet_rse", "bignet_pni"),
+    *("net_curriculum", "net_sgd", "net_gelu", "net_standard", "net_fixed", "net_short_ramp"),
+    *("net_long_ramp", "net_trades", "net_n_fgsm"),
+    *("bignet_curriculum", "bignet_standard", "bignet_rse", "bignet_pni"),
 )
 _UNDER_NES = ("net_natural", "net_standard", "net_curriculum")
 _WITH_DROPOUT_OR_NORM = ("biggernet", "narrow_wrn", "wrn")

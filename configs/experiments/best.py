@@ -13,7 +13,8 @@ from configs.experiments import shown
 PAGE = shown.experiment(
     "The best BigNet",
     "`configs/curriculum.py`: every image attacked, a short ramp, a cosine schedule and an "
-    "average of the weights, for 30 epochs.",
+    "average of the weights, for 30 epochs: 194 gradients an image, where the study's recipe "
+    "takes 128 in 10 epochs.",
     arms={
         "configs/curriculum.py": "bignet_best",
         "the study's recipe": "bignet_curriculum",
@@ -30,6 +31,12 @@ PAGE = shown.experiment(
             "configs/curriculum.py is more robust at eps .03",
             ("configs/curriculum.py", "0.03"),
             ("the study's recipe", "0.03"),
+            by="ours",
+        ),
+        shown.more(
+            "configs/curriculum.py is more robust at eps .05",
+            ("configs/curriculum.py", "0.05"),
+            ("the study's recipe", "0.05"),
             by="ours",
         ),
         shown.more(

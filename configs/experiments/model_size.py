@@ -28,6 +28,7 @@ PAGE = shown.experiment(
     },
     study=slides.MODEL_SIZE,
     claims=[
+        *(shown.again(model) for model in slides.MODEL_SIZE),
         shown.more(
             "A larger model is more robust: BigNet against net",
             ("bignet", "0.03"),
@@ -39,10 +40,13 @@ PAGE = shown.experiment(
             ("bignet", "0.03"),
             by="ours",
         ),
-        shown.more(
-            "A larger model is more robust: WRN against BigNet",
-            ("wrn_13_10", "0.03"),
-            ("bignet", "0.03"),
+        *(
+            shown.more(
+                f"A larger model is more robust: {model} against BigNet",
+                (model, "0.03"),
+                ("bignet", "0.03"),
+            )
+            for model in ("vit_5_256", "wrn_13_10")
         ),
         shown.more(
             "Judged with its dropout on BiggerNet seems less robust",

@@ -53,7 +53,7 @@ def experiment(
       text: what was done.
       arms: for each label a training of configs/study.py, `:last` for its last checkpoint, or
         "" where only the study has figures.
-      claims: see `more` and `at_most`.
+      claims: of the functions below.
       study: the study's figures, in %, by label and heading.
       columns: for each heading the entries that may fill it, the first that is there: `clean`,
         `clean/noise` or `attack/eps` of the training's own evaluation, or `kind:` and such an entry
@@ -78,20 +78,35 @@ def experiment(
     )
 
 
-def more(
-    text: str,
-    more: tuple[str, str],
-    less: tuple[str, str],
-    by: str = "the study",
-    or_equal: bool = False,
-) -> dict[str, Any]:
-    """Returns the claim that one entry, a label and a heading, is more than another.
-
-    With `or_equal` it also holds where there is no gain the other way. `by` says whose claim it is.
-    """
-    return {"text": text, "by": by, "more": more, "less": less, "or_equal": or_equal}
+Entry = tuple[str, str]  # a label and a heading
 
 
-def at_most(text: str, entry: tuple[str, str], share: float, by: str = "the study") -> dict:
+def more(text: str, more: Entry, less: Entry, by: str = "the study") -> dict[str, Any]:
+    """Returns the claim that one entry is more than another; `by` says whose claim it is."""
+    return _of_two("more", text, more, less, by)
+
+
+def no_gain(text: str, more: Entry, less: Entry, by: str = "the study") -> dict[str, Any]:
+    """Returns the claim that one entry is more than another, or that the other gains nothing."""
+    return _of_two("no_gain", text, more, less, by)
+
+
+def alike(text: str, more: Entry, less: Entry, by: str) -> dict[str, Any]:
+    """Returns the claim that two entries cannot be told apart."""
+    return _of_two("alike", text, more, less, by)
+
+
+def again(label: str, heading: str = "0.03") -> dict[str, Any]:
+    """Returns the claim that a figure of the slides is ours too, judged as there."""
+    at = f"eps {heading}" if heading in EPS else heading
+    text = f"Its figure of {label}, {at}, cannot be told from ours"
+    return alike(text, (label, f"as there {heading}"), (label, f"slides {heading}"), "its figures")
+
+
+def at_most(text: str, entry: Entry, share: float, by: str = "the study") -> dict[str, Any]:
     """Returns the claim that an entry is at most a share."""
-    return {"text": text, "by": by, "entry": entry, "at_most": share}
+    return {"text": text, "by": by, "kind": "at_most", "entry": entry, "share": share}
+
+
+def _of_two(kind: str, text: str, more: Entry, less: Entry, by: str) -> dict[str, Any]:
+    return {"text": text, "by": by, "kind": kind, "more": more, "less": less}

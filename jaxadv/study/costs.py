@@ -14,10 +14,10 @@ from jaxadv.classifier import is_declared_stochastic, make_classifier
 from jaxadv.crafting import expand, num_queries
 from jaxadv.curriculum import durations, gradient_evaluations
 from jaxadv.files import write_json
-from jaxadv.page import read_json
 from jaxadv.provenance import provenance
 from jaxadv.study import timing
 from jaxadv.study.plan import Run, training_config
+from jaxadv.study.records import read_notes
 
 _SIZES = {"cifar10": (50_000, 10_000), "digits": (1437, 360)}  # images of the splits
 _GRADIENT = 3  # forward passes that take as long
@@ -84,7 +84,7 @@ def estimate(runs: Iterable[Run], plan: Mapping[str, Run], results: Path) -> dic
     for run in tqdm(list(runs), desc="Timing each model", leave=False):
         costs[run.name] = _cost(run, plan)
     results.mkdir(parents=True, exist_ok=True)
-    listed = read_json(results / "costs.json").get("costs", {})
+    listed = read_notes(results / "costs.json").get("costs", {})
     source = provenance(0.0)["device"]
     listed |= {name: {**cost._asdict(), "device": source} for name, cost in costs.items()}
     write_json(results / "costs.json", {"costs": listed})

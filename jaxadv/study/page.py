@@ -12,16 +12,14 @@ from ml_collections import ConfigDict
 from jaxadv import page
 from jaxadv.classifier import make_classifier
 from jaxadv.drawing import standalone
-from jaxadv.metrics import proportion
 from jaxadv.study import figures, records
-from jaxadv.study.evidence import Entry, find, judge
+from jaxadv.study.claims import Spread, judge, spreads
+from jaxadv.study.evidence import AS_THERE, SCORE, Entry, Found, find, read_off
 from jaxadv.study.figures import Curve, Point
 from jaxadv.study.plan import Run
-from jaxadv.study.rows import AS_THERE, SCORE, Found, arm_rows, scores
-from jaxadv.study.summary import runs_table
+from jaxadv.study.rows import arm_rows, scores
+from jaxadv.study.summary import runs_table, warned
 
-_READ_OFF = "slides "  # before the heading of what the slides have
-_STUDY_N = 1024  # images that the study judged on
 _TEXTS = {
     "how": (
         "Accuracy in %, under PGD-40 in L-inf where nothing else is said; pixels lie in [0, 1]. "
@@ -37,21 +35,33 @@ _TEXTS = {
     ),
     "rule": (
         "More robust, better, or of help is who keeps more accuracy at eps .03, where nothing else "
-        "is said. A claim holds, or does not, where McNemar's exact test at 5 % tells the two "
-        "models apart on the same images in every seed, all in the same direction; otherwise it "
-        "cannot be told. Where it was not kept which images survive, the two are compared as if on "
-        "different images, which tells less. That nothing is gained holds where the 95 % interval "
-        "of the gain ends below one point. One seed says nothing of how trainings differ, only of "
-        "these two models."
+        "is said. A difference of means over seeds has a 95 % interval that allows for the images, "
+        "paired where they are the same, and for the seeds: by how much trainings of one config "
+        "differ in that column (or at eps .03, where that is not known), pooled over all that were "
+        "trained more than once. A claim holds, or does not, where the interval leaves out zero; "
+        "otherwise it cannot be told. Two looks at the same training differ by the images alone. "
+        "That nothing is gained holds where the interval of the gain ends below one point, and "
+        "that two figures cannot be told apart where the interval has zero in it. McNemar's exact "
+        "test, seed by seed, is of these two models on the same images, and says nothing of how "
+        "trainings differ."
+    ),
+    "flaws": (
+        "The study's flaws: 1, it judged models as in training, with dropout and statistics of the "
+        "batch; 2, its PNI has the deviation of the weights at initialisation, and alpha decays; "
+        "3, random models met gradients of one draw of their noise; 4, it had 1,024 images and one "
+        "seed; 5, some of its attacks have steps of .02 at eps .01; 6, its curriculum ends at "
+        "three times the eps that matters."
     ),
     "costs": (
-        "Gradient evaluations of one image, at most; of a black box its queries. Times of what was "
+        "Gradient evaluations of one image, at most, of a training with its own evaluations; of a "
+        "black box its queries. Times of what was "
         "run are those of its epochs, without their validation, and of its evaluations; where it "
         "was stopped on the way a part is missing. The others were estimated by a dry run."
     ),
     "shades": (
-        "Bands and bars: the Wilson interval of one seed, or the range of several; a score of one "
-        "seed has none."
+        "Ours are judged right, the study's as it judged: like with like are the rows “judged as "
+        "there”. Bands and bars: the Wilson interval of one seed, or the range of several; a score "
+        "of one seed has none."
     ),
 }
 _AXES = {"eps": "eps", "queries": "queries for each image"}
@@ -72,14 +82,19 @@ def write(
       The path of the page.
     """
     kept = {name: record for name in plan if (record := records.read(results, name))}
+    found_of = {name: _found(config.experiments[name], kept) for name in config.experiments.order}
+    spread_of = spreads(found_of.values())
     experiments = [
-        _experiment(name, config.experiments[name], kept, plan) for name in config.experiments.order
+        _experiment(name, config.experiments[name], found, spread_of, plan)
+        for name, found in found_of.items()
     ]
     shown = {
         "scale": config.study.scale,
         "dataset": _dataset(kept),
         "experiments": experiments,
-        "runs": runs_table(plan, kept, page.read_json(results / "costs.json"), failures),
+        "runs": runs_table(plan, kept, records.read_notes(results / "costs.json"), failures),
+        "warned": warned(kept),
+        "spread": spread_of.get("0.03"),
         **_TEXTS,
     }
     folder = results / "figures"
@@ -105,24 +120,34 @@ def _dataset(kept: Mapping[str, records.Record]) -> str:
     return ", ".join(sorted(names))
 
 
-def _experiment(
-    name: str, config: ConfigDict, kept: Mapping[str, records.Record], plan: Mapping[str, Run]
-) -> dict[str, Any]:
-    """Returns what the page shows of an experiment."""
-    columns, as_there = dict(config.columns), dict(config.as_there)
-    keys = columns | dict(config.extra) | {AS_THERE + h: k for h, k in as_there.items()}
+def _found(config: ConfigDict, kept: Mapping[str, records.Record]) -> Found:
+    """Returns the entries of an experiment, under the headings of its table and of its claims."""
+    there = {AS_THERE + heading: tried for heading, tried in config.as_there}
+    keys = dict(config.columns) | dict(config.extra) | there
     found: Found = {
         (label, heading): find(kept, arm, tried)
         for label, arm in config.arms
         for heading, tried in keys.items()
     }
-    study = {label: {key: float(value) for key, value in row} for label, row in config.study}
-    found |= _read_off(study)
-    claims = []
-    for pairs in config.claims:
-        claim = dict(pairs)
-        verdict = judge(claim, found)
-        claims.append({**claim, "verdict": verdict})
+    return found | read_off(_of_the_study(config))
+
+
+def _of_the_study(config: ConfigDict) -> dict[str, dict[str, float]]:
+    return {label: {key: float(value) for key, value in row} for label, row in config.study}
+
+
+def _experiment(
+    name: str,
+    config: ConfigDict,
+    found: Found,
+    spread_of: Mapping[str, Spread],
+    plan: Mapping[str, Run],
+) -> dict[str, Any]:
+    """Returns what the page shows of an experiment."""
+    columns, study = dict(config.columns), _of_the_study(config)
+    claims = [
+        {**claim, "verdict": judge(claim, found, spread_of)} for claim in map(dict, config.claims)
+    ]
     headings = [heading for heading in columns if _is_filled(heading, config, study, found)]
     if headings and config.figure in ("eps", "parameters"):
         headings.append(SCORE)
@@ -139,18 +164,6 @@ def _experiment(
         "claims": claims,
         "figure": _figure(config, columns, study, found, plan),
     }
-
-
-def _read_off(study: Mapping[str, Mapping[str, float]]) -> Found:
-    """Returns the study's own figures as entries, for claims about them."""
-    found: Found = {}
-    for label, row in study.items():
-        for heading, percent in row.items():
-            if heading != SCORE:
-                entry = proportion(round(percent / 100 * _STUDY_N), _STUDY_N)
-                low, high = entry["ci95"]
-                found[label, _READ_OFF + heading] = {0: Entry(entry["accuracy"], (low, high), None)}
-    return found
 
 
 def _is_filled(

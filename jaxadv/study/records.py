@@ -92,6 +92,18 @@ def read(results: Path, name: str) -> Record | None:
     return Record(content, survived)
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """Returns what stands beside the records, in failures.json or costs.json; else nothing.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return read_json(path)
+    except UserError:
+        raise UserError(f"{path} is damaged: delete it") from None
+
+
 def check_same(record: Record, name: str, config: ConfigDict) -> None:
     """Raises a UserError where a record is not of the config of the plan."""
     if different := configs.differences(ConfigDict(record.content["config"]), config):

@@ -4,14 +4,10 @@ import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxadv.study.evidence import NOT_RUN, Entry
+from jaxadv.study.claims import NOT_RUN
+from jaxadv.study.evidence import AS_THERE, SCORE, Entry, Found
 
-AS_THERE = "as there "  # before the heading of what was judged as the study judged its own
-SCORE = "score"
 _RIGHT = "judged right"
-
-Found = dict[tuple[str, str], dict[int, Entry]]
-"""Entries by label and heading, for each seed."""
 
 
 class Cell(NamedTuple):

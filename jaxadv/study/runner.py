@@ -1,6 +1,5 @@
 """Runs what is not done yet of a study, and writes its page."""
 
-import json
 import shutil
 import time
 import traceback
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from jaxadv import checkpoint, evaluate, sample, train, train_gan
 from jaxadv import config as configs
+from jaxadv.files import write_json
 from jaxadv.formats import duration
 from jaxadv.provenance import note_source
 from jaxadv.study import costs, records
@@ -46,6 +46,8 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     results = Path(config.study.results)
     names = chosen(config, plan)
     done = _done(plan, results)
+    for name in ("failures.json", "costs.json"):
+        records.read_notes(results / name)  # damage is told of at once, not after hours
     if config.study.dry_run:
         runs = [plan[name] for name in names]
         Console().print(costs.table(runs, costs.estimate(runs, plan, results), done))
@@ -161,13 +163,14 @@ def _write_page(
 
     results.mkdir(parents=True, exist_ok=True)
     path = results / "failures.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    path.unlink(missing_ok=True)
+    earlier = records.read_notes(path)
     told = {
         name: reason
         for name, reason in {**earlier, **failures}.items()
         if records.read(results, name) is None
     }
     if told:
-        path.write_text(json.dumps(told, indent=2) + "\n")
+        write_json(path, told)
+    else:
+        path.unlink(missing_ok=True)
     return write(config, plan, results, told)

@@ -59,6 +59,17 @@ def _row(
     return row
 
 
+def warned(kept: Mapping[str, Record]) -> dict[str, list[str]]:
+    """Returns what the evaluations of each run warned of, by its name, each warning once."""
+    found = {}
+    for name, record in kept.items():
+        evaluations = (record.content.get(key, {}) for key in ("evaluation", "evaluation_last"))
+        told = [line for evaluation in evaluations for line in evaluation.get("warnings", [])]
+        if told:
+            found[name] = list(dict.fromkeys(told))
+    return found
+
+
 def _provenances(record: Record) -> list[dict[str, Any]]:
     found = (
         record.content.get(key) for key in ("evaluation", "evaluation_last", "gan", "manifest")

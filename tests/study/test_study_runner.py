@@ -96,6 +96,15 @@ def test_a_record_of_another_config_is_refused(jobs, no_page, config, tmp_path):
         runner.run(config, tmp_path / "study")
 
 
+@pytest.mark.parametrize("name", ["failures.json", "costs.json"])
+def test_damaged_notes_are_told_before_anything_is_run(jobs, config, tmp_path, name):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / name).write_text('{"half')
+    with pytest.raises(UserError, match=rf"{name} is damaged: delete it"):
+        runner.run(config, tmp_path / "study")
+    assert jobs[0] == []
+
+
 def test_an_evaluation_of_other_weights_than_the_trainings_is_not_done(
     jobs, no_page, config, tmp_path
 ):
@@ -141,13 +150,19 @@ def test_a_study_that_is_stopped_writes_its_page_and_goes_on(jobs, config, tmp_p
 
 
 def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
+    for name in ("net_curriculum/1", "net_sgd/1"):
+        config.runs[name].planned = True
     runner.run(config, tmp_path / "study")
     markdown = (tmp_path / "results" / "index.md").read_text()
     html = (tmp_path / "results" / "index.html").read_text()
-    sentence = "80.0 % against 60.0 %: +20.0 (+12.2 to +27.8, p &lt; .001) points, one seed."
+    sentence = (
+        "80.0 % against 60.0 %: +20.0 (+12.2 to +27.8) points, 2 and 2 seeds; "
+        "McNemar p &lt; .001, &lt; .001."
+    )
     assert f"<strong>AdamW trains better than SGD: holds.</strong> {sentence}" in html
     assert f"holds.** {sentence.replace('&lt;', '<')}" in markdown
-    assert "| SGD | judged right | 60.0 (50.2\N{EN DASH}69.1) |" in markdown
+    assert "| SGD | judged as there | 60.0 (50.2\N{EN DASH}69.1) |" in markdown
+    assert "| SGD | judged right | 60.0 (± 0.0 [2]) |" in markdown
     assert "360.0 |" in markdown  # six times 60
     # 48,000 images times 1 + .5 int(10 + 30 t) for t from 0 to .9; twice 10,000 times 6 times 40.
     assert "| net_sgd/0 | done | 1.1e+07 | 2 min | abc | 2026-01-02 | one |" in markdown

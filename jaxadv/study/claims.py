@@ -1,0 +1,225 @@
+"""Whether the records bear a claim out: what two trainings differ by, beyond images and seeds."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxadv.study.evidence import AS_THERE, SLIDES, Entry, Found
+
+HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "cannot be told", "not run"
+_COMMON = "0.03"  # the heading whose spread is taken where a column was measured on one seed alone
+_NO_GAIN = 0.01  # a gain that is told to be smaller than this counts as none
+_SIDES = ("more", "less")
+
+Entries = Mapping[int, Entry]
+
+
+class Verdict(NamedTuple):
+    """What the evidence says of a claim: one of the four words, and the numbers in a sentence."""
+
+    word: str
+    sentence: str
+
+
+class Spread(NamedTuple):
+    """By how much trainings of one config differ from seed to seed.
+
+    Attributes:
+      deviation: of their accuracies, pooled over all configs that were trained more than once.
+      freedom: its degrees of freedom, the seeds less the configs.
+    """
+
+    deviation: float
+    freedom: int
+
+
+class Gain(NamedTuple):
+    """By how much one side of a claim is more accurate, with a 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def spreads(experiments: Iterable[Found]) -> dict[str, Spread]:
+    """Returns the spread under each heading that some training has of several seeds.
+
+    Args:
+      experiments: the entries of each; a training that several of them show counts once.
+    """
+    of_heading: dict[str, dict[str, Entries]] = {}
+    for found in experiments:
+        for (_, heading), entries in found.items():
+            if len(entries) > 1:
+                of_heading.setdefault(heading, {})[_training(entries)] = entries
+    return {heading: _pooled(list(repeated.values())) for heading, repeated in of_heading.items()}
+
+
+def _pooled(repeated: list[Entries]) -> Spread:
+    freedom = sum(len(entries) - 1 for entries in repeated)
+    squares = 0.0
+    for entries in repeated:
+        values = [entry.accuracy for entry in entries.values()]
+        squares += statistics.variance(values) * (len(values) - 1)
+    return Spread(math.sqrt(squares / freedom), freedom)
+
+
+def judge(claim: Mapping[str, Any], found: Found, spread_of: Mapping[str, Spread]) -> Verdict:
+    """Returns what the evidence says of a claim of configs/experiments/shown.py.
+
+    Args:
+      claim: as of the config.
+      found: entries by seed for each `(label, heading)` that it names.
+      spread_of: the spread under each heading.
+    """
+    sides = [found[claim[key]] for key in ("entry", *_SIDES) if key in claim]
+    if not all(sides):
+        return Verdict(NOT_RUN, "")
+    if claim["kind"] == "at_most":
+        verdict = at_most(sides[0], claim["share"])
+    else:
+        heading = claim["more"][1].removeprefix(AS_THERE).removeprefix(SLIDES)
+        spread = spread_of.get(heading) or spread_of.get(_COMMON)
+        verdict = compare(sides[0], sides[1], claim["kind"], spread)
+    if all(entry.learned for side in sides for entry in side.values()):
+        return verdict
+    return Verdict(OPEN, f"{verdict.sentence} But a model did not learn (‡).")
+
+
+def at_most(entries: Entries, share: float) -> Verdict:
+    """Returns whether an accuracy is at most a share, by the ends of its interval in every seed."""
+    if all(entry.ci95[1] <= share for entry in entries.values()):
+        word = HOLDS
+    elif all(entry.ci95[0] > share for entry in entries.values()):
+        word = FAILS
+    else:
+        word = OPEN
+    parts = [
+        f"{100 * entry.accuracy:.1f} % ({100 * entry.ci95[0]:.1f} to {100 * entry.ci95[1]:.1f})"
+        for _, entry in sorted(entries.items())
+    ]
+    return Verdict(word, f"{'; '.join(parts)}; asked: at most {100 * share:g} %.")
+
+
+def compare(more: Entries, less: Entries, kind: str, spread: Spread | None) -> Verdict:
+    """Returns whether one side is more accurate than another, or no less, or as accurate.
+
+    Args:
+      more: entries by seed of what is claimed to be better.
+      less: of the other.
+      kind: "more"; "no_gain": the other gains nothing, or less than a point; "alike": the two
+        cannot be told apart.
+      spread: of the seeds of one config; None where none was trained twice. Two looks at the same
+        trainings do without it, and are compared on the seeds that both have.
+    """
+    if _training(more) == _training(less):
+        seeds = sorted(more.keys() & less.keys())
+        more, less = ({seed: side[seed] for seed in seeds} for side in (more, less))
+        if not seeds:
+            return Verdict(NOT_RUN, "")
+        if all(more[seed].source == less[seed].source for seed in seeds):
+            return Verdict(OPEN, "The two are one: the best checkpoint is the last.")
+        spread = None
+    elif spread is None:
+        return Verdict(OPEN, f"{_sides(more, less)}; no config was trained twice.")
+    found = gain(more, less, spread)
+    return Verdict(_word(found, kind), _sentence(more, less, found))
+
+
+def _training(entries: Entries) -> str:
+    return next(iter(entries.values())).training
+
+
+def _word(found: Gain, kind: str) -> str:
+    told_better, told_worse = found.low > 0, found.high < 0
+    if kind == "alike":
+        return FAILS if told_better or told_worse else HOLDS
+    if told_better or (kind == "no_gain" and -found.low < _NO_GAIN):
+        return HOLDS
+    return FAILS if told_worse else OPEN
+
+
+def gain(more: Entries, less: Entries, spread: Spread | None) -> Gain:
+    """Returns the difference of two means over seeds with its 95 % interval.
+
+    Its variance is that of the images (paired where all entries are of the same ones) and that of
+    the seeds; Student's t has the degrees of freedom of Satterthwaite (1946).
+
+    Args:
+      more: entries by seed; those of the other side may be of other seeds.
+      less: of the other side.
+      spread: of the seeds; None where both are of the same trainings.
+
+    >>> entry = Entry(0.9, (0.8, 0.95), np.array([True] * 90 + [False] * 10))
+    >>> gain({0: entry}, {0: entry}, None)
+    Gain(difference=0.0, low=0.0, high=0.0)
+    """
+    from scipy.stats import norm, t  # takes a second, which the start need not wait for
+
+    difference = _mean(more) - _mean(less)
+    variance = _image_variance(more, less)
+    quantile = float(norm.ppf(0.975))  # of images there are so many that their variance is known
+    if spread and spread.deviation:
+        of_seeds = spread.deviation**2 * (1 / len(more) + 1 / len(less))
+        variance += of_seeds
+        quantile = float(t.ppf(0.975, spread.freedom * (variance / of_seeds) ** 2))
+    half = quantile * math.sqrt(variance)
+    return Gain(difference, difference - half, difference + half)
+
+
+def _mean(entries: Entries) -> float:
+    return statistics.mean(entry.accuracy for entry in entries.values())
+
+
+def _image_variance(more: Entries, less: Entries) -> float:
+    """Returns the variance of the difference of two means over seeds by the choice of images."""
+    counts = {entry.n for side in (more, less) for entry in side.values()}
+    if len(counts) == 1 and counts != {0}:  # evaluations take the first images of their split
+        better, worse = (
+            np.array([entry.survived for entry in side.values()]).mean(0) for side in (more, less)
+        )
+        return float((better - worse).var() / len(better))
+    # A Wilson interval is nearly as wide as that of the normal approximation; seeds share images.
+    halves = [
+        statistics.mean((e.ci95[1] - e.ci95[0]) / 2 for e in side.values()) for side in (more, less)
+    ]
+    return (math.hypot(*halves) / 1.96) ** 2
+
+
+def mcnemar(one: Entry, other: Entry) -> float | None:
+    """Returns the p of no difference on the same images, two-sided and exact.
+
+    None where it was not kept which images survive, or of other ones.
+    """
+    from scipy.stats import binomtest
+
+    if one.survived is None or other.survived is None or one.n != other.n:
+        return None
+    gained = int((one.survived & ~other.survived).sum())
+    lost = int((other.survived & ~one.survived).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def _sentence(more: Entries, less: Entries, found: Gain) -> str:
+    difference, low, high = (_points(share) for share in found)
+    counts = len(more), len(less)
+    seeds = "one seed each" if counts == (1, 1) else f"{counts[0]} and {counts[1]} seeds"
+    tested = [mcnemar(more[seed], less[seed]) for seed in sorted(more.keys() & less.keys())]
+    ps = [_p(p) for p in tested if p is not None]
+    tests = f"; McNemar p {', '.join(ps)}" if ps else ""
+    return f"{_sides(more, less)}: {difference} ({low} to {high}) points, {seeds}{tests}."
+
+
+def _sides(more: Entries, less: Entries) -> str:
+    return f"{100 * _mean(more):.1f} % against {100 * _mean(less):.1f} %"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
