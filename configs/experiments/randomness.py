@@ -46,9 +46,9 @@ PAGE = shown.experiment(
     columns={"clean": ("clean", "noise:clean"), **shown.NOISE, "noise off": ("noise_off/0.03",)},
     as_there={"clean": ("study:clean",), "one noise sample": ("study:pgd40/0.03",)},
     claims=[
-        shown.again("plain", "one noise sample"),
-        shown.again("PNI, frozen", "one noise sample"),
-        shown.again("RSE", "one noise sample"),
+        shown.again("plain", "one noise sample", "BigNet"),
+        shown.again("PNI, frozen", "one noise sample", "BigNet with PNI"),
+        shown.again("RSE", "one noise sample", "BigNet with RSE"),
         shown.alike(
             "The study's own figures do not tell RSE from the plain model",
             ("RSE", "slides one noise sample"),

@@ -96,10 +96,10 @@ def alike(text: str, more: Entry, less: Entry, by: str) -> dict[str, Any]:
     return _of_two("alike", text, more, less, by)
 
 
-def again(label: str, heading: str = "0.03") -> dict[str, Any]:
+def again(label: str, heading: str = "0.03", called: str | None = None) -> dict[str, Any]:
     """Returns the claim that a figure of the slides is ours too, judged as there."""
     at = f"eps {heading}" if heading in EPS else heading
-    text = f"Its figure of {label}, {at}, cannot be told from ours"
+    text = f"Its figure of {called or label}, {at}, cannot be told from ours"
     return alike(text, (label, f"as there {heading}"), (label, f"slides {heading}"), "its figures")
 
 

@@ -1,6 +1,7 @@
 """The page of a study: `index.html`, and `index.md` with the same tables, its figures as files."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,9 @@ def write(
         "scale": config.study.scale,
         "dataset": _dataset(kept),
         "experiments": experiments,
+        "counts": Counter(
+            claim["verdict"].word for experiment in experiments for claim in experiment["claims"]
+        ),
         "runs": runs_table(plan, kept, records.read_notes(results / "costs.json"), failures),
         "warned": warned(kept),
         "spread": spread_of.get("0.03"),

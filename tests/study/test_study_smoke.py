@@ -36,8 +36,9 @@ def record(results, name):
 
 def test_every_run_that_is_planned_is_done(results):
     config = study.get_config("smoke")
-    rows = [line for line in (results / "index.md").read_text().splitlines() if "/0" in line]
-    states = {row.split(" | ")[0].strip("| "): row.split(" | ")[1] for row in rows}
+    lines = (results / "index.md").read_text().splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("|") and "/0" in line]
+    states = {row[0].strip("| "): row[1] for row in rows}
     assert states == {
         name: "done" if config.runs[name].planned else "not run" for name in config.order
     }
