@@ -10,7 +10,7 @@ import numpy as np
 from jaxadv.study.evidence import AS_THERE, SLIDES, Entry, Found
 
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "cannot be told", "not run"
-_COMMON = "0.03"  # the heading whose spread is taken where a column was measured on one seed alone
+COMMON = "0.03"  # the heading whose spread is taken where a column was measured on one seed alone
 _NO_GAIN = 0.01  # a gain that is told to be smaller than this counts as none
 _SIDES = ("more", "less")
 
@@ -82,7 +82,7 @@ def judge(claim: Mapping[str, Any], found: Found, spread_of: Mapping[str, Spread
         verdict = at_most(sides[0], claim["share"])
     else:
         heading = claim["more"][1].removeprefix(AS_THERE).removeprefix(SLIDES)
-        spread = spread_of.get(heading) or spread_of.get(_COMMON)
+        spread = spread_of.get(heading) or spread_of.get(COMMON)
         verdict = compare(sides[0], sides[1], claim["kind"], spread)
     if all(entry.learned for side in sides for entry in side.values()):
         return verdict

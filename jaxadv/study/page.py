@@ -14,7 +14,7 @@ from jaxadv import page
 from jaxadv.classifier import make_classifier
 from jaxadv.drawing import standalone
 from jaxadv.study import figures, records
-from jaxadv.study.claims import Spread, judge, spreads
+from jaxadv.study.claims import COMMON, Spread, judge, spreads
 from jaxadv.study.evidence import AS_THERE, SCORE, Entry, Found, find, read_off
 from jaxadv.study.figures import Curve, Point
 from jaxadv.study.plan import Run
@@ -98,7 +98,7 @@ def write(
         ),
         "runs": runs_table(plan, kept, records.read_notes(results / "costs.json"), failures),
         "warned": warned(kept),
-        "spread": spread_of.get("0.03"),
+        "spread": spread_of.get(COMMON),
         **_TEXTS,
     }
     folder = results / "figures"
