@@ -153,7 +153,8 @@ def gain(more: Entries, less: Entries, spread: Spread | None) -> Gain:
       less: of the other side.
       spread: of the seeds; None where both are of the same trainings.
 
-    >>> entry = Entry(0.9, (0.8, 0.95), np.array([True] * 90 + [False] * 10))
+    >>> right = np.array([True] * 90 + [False] * 10)
+    >>> entry = Entry(0.9, (0.8, 0.95), right, "net_adamw", ("aee1", "pgd40"))
     >>> gain({0: entry}, {0: entry}, None)
     Gain(difference=0.0, low=0.0, high=0.0)
     """
