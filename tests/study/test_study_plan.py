@@ -16,6 +16,7 @@ from configs.experiments import (
 from jaxadv import config as configs
 from jaxadv.classifier import make_defence
 from jaxadv.curriculum import gradient_evaluations
+from jaxadv.drawing import SERIES
 from jaxadv.models.defences import DEFENCES, is_stochastic
 from jaxadv.study.plan import chosen, make_plan
 from jaxadv.types import UserError
@@ -54,6 +55,11 @@ def test_a_model_with_noise_of_its_own_is_judged_by_averaged_gradients(defence):
     attacks = presets.corrected(config).evaluation.attacks
     averages = any(attack.get("num_noise_samples", 1) > 1 for attack in attacks.values())
     assert averages == is_stochastic(make_defence(config.model.defence))
+
+
+def test_the_arms_of_a_figure_differ_in_colour():
+    experiments = study.get_config("cpu").experiments
+    assert max(len(experiments[name].arms) for name in experiments.order) <= len(set(SERIES))
 
 
 def test_every_arm_of_the_curricula_costs_the_same():
