@@ -82,7 +82,7 @@ def write(
     Returns:
       The path of the page.
     """
-    kept = {name: record for name in plan if (record := records.read(results, name))}
+    kept = records.standing(results, plan)
     found_of = {name: _found(config.experiments[name], kept) for name in config.experiments.order}
     spread_of = spreads(found_of.values())
     experiments = [

@@ -1,5 +1,6 @@
 """What is kept of a run of a study: small files, which say that it is done and fill the page."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxadv import config as configs
 from jaxadv.files import write_json, written_whole
 from jaxadv.page import read_arrays, read_json, read_json_lines
+from jaxadv.study.plan import Run
 from jaxadv.types import UserError
 
 _FILES = {
@@ -113,22 +115,37 @@ def check_same(record: Record, name: str, config: ConfigDict) -> None:
         )
 
 
-def is_current(record: Record, trained: Record | None) -> bool:
-    """Returns whether an evaluation is of the weights that its training's record speaks of.
+def standing(results: Path, plan: Mapping[str, Run]) -> dict[str, Record]:
+    """Returns the records of the runs that are done, by name.
 
-    A training without a record says nothing against it.
+    Left out are evaluations of other weights than the record of their training speaks of: it was
+    done anew since. A training without a record says nothing against them.
     """
-    checkpoint = record.content["evaluation"]["checkpoint"]
-    return trained is None or is_of(record, trained, checkpoint["which"])
+    kept = {name: record for name in plan if (record := read(results, name))}
+    return {
+        name: record
+        for name, record in kept.items()
+        if plan[name].config.mode != "evaluate"
+        or _is_current(record, kept.get(str(plan[name].needs)))
+    }
+
+
+def _is_current(record: Record, trained: Record | None) -> bool:
+    which = record.content["evaluation"]["checkpoint"]["which"]
+    return trained is None or is_of(record, trained, which)
 
 
 def is_of(record: Record, trained: Record, which: str) -> bool:
     """Returns whether an evaluation is of the best, or of the last, checkpoint of a training."""
+    return bool(record.content["evaluation"]["checkpoint"]["sha256"] == weights(trained, which))
+
+
+def weights(trained: Record, which: str) -> str:
+    """Returns the checksum of the weights of the best, or of the last, checkpoint of a training."""
     found = trained.content["evaluation"]
     if which == "last":  # where it is the best too there is one evaluation of both
         found = trained.content.get("evaluation_last", found)
-    evaluated = record.content["evaluation"]["checkpoint"]["sha256"]
-    return bool(found["checkpoint"]["sha256"] == evaluated)
+    return str(found["checkpoint"]["sha256"])
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

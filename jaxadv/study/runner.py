@@ -88,15 +88,10 @@ def _done(plan: Mapping[str, Run], results: Path) -> set[str]:
     Raises:
       UserError: a record is damaged, or of another config.
     """
-    kept = {name: record for name in plan if (record := records.read(results, name))}
-    for name, record in kept.items():
+    standing = records.standing(results, plan)
+    for name, record in standing.items():
         records.check_same(record, name, plan[name].config)
-    return {
-        name
-        for name, record in kept.items()
-        if plan[name].config.mode != "evaluate"
-        or records.is_current(record, kept.get(str(plan[name].needs)))
-    }
+    return set(standing)
 
 
 def _try_run(
@@ -112,7 +107,7 @@ def _try_run(
     folder = run.workdir(workdir)
     try:
         if need := run.needs:
-            if need not in failures and not _is_there(plan[need], workdir):
+            if need not in failures and not _is_there(plan[need], workdir, results):
                 print(f"{name} needs {need}, which is not in {workdir}", flush=True)
                 _try_run(plan, need, workdir, results, data_dir, failures)
             if need in failures:
@@ -144,15 +139,21 @@ def _has_samples(workdir: Path) -> bool:
     return (workdir / "synthetic" / "manifest.json").exists()
 
 
-def _is_there(run: Run, workdir: Path) -> bool:
-    """Returns whether the workdir holds all that a run has to leave for another."""
+def _is_there(run: Run, workdir: Path, results: Path) -> bool:
+    """Returns whether the workdir holds what a run has to leave for another.
+
+    Of a training that is the last checkpoint that its record speaks of, where there is a record.
+    """
     folder = run.workdir(workdir)
     if run.config.mode == "sample":
         return _has_samples(folder)
     if run.config.mode == "gan":
         return (folder / "gan.json").exists()
     last = checkpoint.restore(folder, "last", {})
-    return last is not None and last.epoch == run.config.train.num_epochs
+    if last is None or last.epoch != run.config.train.num_epochs:
+        return False
+    record = records.read(results, run.name)
+    return record is None or last.sha256["weights"] == records.weights(record, "last")
 
 
 def _write_page(
@@ -164,11 +165,8 @@ def _write_page(
     results.mkdir(parents=True, exist_ok=True)
     path = results / "failures.json"
     earlier = records.read_notes(path)
-    told = {
-        name: reason
-        for name, reason in {**earlier, **failures}.items()
-        if records.read(results, name) is None
-    }
+    done = records.standing(results, plan)
+    told = {name: why for name, why in {**earlier, **failures}.items() if name not in done}
     if told:
         write_json(path, told)
     else:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from configs import study
+from jaxadv import checkpoint
+from jaxadv.checkpoint_io import Restored
 from jaxadv.metrics import proportion
 from jaxadv.stopping import Stopped
 from jaxadv.study import runner
@@ -33,9 +35,8 @@ def jobs(monkeypatch):
         source = {"commit": "abc", "dirty": False, "date": "2026-01-02T", "device": "one",
                   "command": "python run.py", "seconds": 90.0}  # fmt: skip
         weights = checkpoints.setdefault(workdir if config.mode == "train" else workdir.parent, "a")
-        checkpoint = {"which": config.get("which", "best"), "sha256": weights}
         evaluation = {
-            "checkpoint": checkpoint,
+            "checkpoint": {"which": config.get("which", "best"), "sha256": weights},
             "dataset": "digits, not CIFAR",
             "clean": entry,
             "clean_noise": {},
@@ -49,9 +50,14 @@ def jobs(monkeypatch):
 
     for mode in ("train", "evaluate"):
         monkeypatch.setitem(runner._JOBS, mode, job)
-    # Trained is what has left an evaluation.
-    there = lambda run, folder: (run.workdir(folder) / "evaluation.json").exists()  # noqa: E731
-    monkeypatch.setattr(runner, "_is_there", there)
+
+    def restore(folder, which, targets):
+        """Returns the last checkpoint of what has left an evaluation."""
+        if not (folder / "evaluation.json").exists():
+            return None
+        return Restored(10, {}, {}, {"weights": checkpoints[folder]})
+
+    monkeypatch.setattr(checkpoint, "restore", restore)
     return called, raises, checkpoints
 
 
@@ -114,6 +120,33 @@ def test_an_evaluation_of_other_weights_than_the_trainings_is_not_done(
     (tmp_path / "results/runs/net_sgd/0.json").unlink()
     runner.run(config, tmp_path / "study")  # trains anew
     assert called[4:] == ["net_sgd/0", "net_sgd/0/study"]
+
+
+def test_a_checkpoint_of_other_weights_than_the_trainings_record_is_recorded_first(
+    jobs, no_page, config, tmp_path
+):
+    called, _, checkpoints = jobs
+    runner.run(config, tmp_path / "study")
+    # The training was done anew for an evaluation, and stopped before its record was written.
+    checkpoints[tmp_path / "study" / "net_sgd" / "0"] = "b"
+    (tmp_path / "results/runs/net_sgd/0/study.json").unlink()
+    runner.run(config, tmp_path / "study")
+    assert called[4:] == ["net_sgd/0", "net_sgd/0/study"]
+    runner.run(config, tmp_path / "study")
+    assert called[6:] == []
+
+
+def test_the_page_leaves_out_evaluations_of_other_weights(jobs, config, tmp_path):
+    _, raises, checkpoints = jobs
+    runner.run(config, tmp_path / "study")
+    checkpoints[tmp_path / "study" / "net_sgd" / "0"] = "b"
+    (tmp_path / "results/runs/net_sgd/0.json").unlink()
+    raises["net_sgd/0/study"] = UserError("the disk is full")
+    with pytest.raises(UserError, match="1 of 2 runs failed"):
+        runner.run(config, tmp_path / "study")
+    page = (tmp_path / "results" / "index.md").read_text()
+    assert "| net_sgd/0/study | failed: the disk is full |" in page
+    assert "| SGD | judged as there |" not in page
 
 
 def test_a_damaged_record_is_told(jobs, no_page, config, tmp_path):
