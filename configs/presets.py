@@ -21,6 +21,17 @@ def corrected(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def averaged() -> ConfigDict:
+    """Returns the grid of eps for a model with noise of its own, on its best checkpoint.
+
+    20 steps, each of a gradient averaged over 10 draws of the noise.
+    """
+    config = evaluate.get_config()
+    eot10 = {**_PGD40, "num_steps": 20, "num_noise_samples": 10}
+    config.evaluation.attacks = ConfigDict({"eot10": eot10})
+    return config
+
+
 def study(training_mode: bool = False) -> ConfigDict:
     """Returns the evaluation of the study: the last checkpoint, on 1,024 held-out train images.
 

@@ -74,6 +74,7 @@ TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "net_fixed": lambda: curricula.get_config("fixed"),
     "net_short_ramp": lambda: curricula.get_config("short_ramp"),
     "net_long_ramp": lambda: curricula.get_config("long_ramp"),
+    "net_fixed_all": lambda: curricula.get_config("fixed_all"),
     "net_trades": lambda: curricula.get_config("trades"),
     "net_n_fgsm": lambda: curricula.get_config("n_fgsm"),
     "net_spectral_norm": lambda: other_defences.get_config("spectral_norm"),
@@ -104,9 +105,10 @@ _UNDER_AUTOATTACK = (
 )
 _THRICE = (  # what two cores train with three seeds
     *("net_curriculum", "net_sgd", "net_gelu", "net_standard", "net_fixed", "net_short_ramp"),
-    *("net_long_ramp", "net_trades", "net_n_fgsm"),
+    *("net_long_ramp", "net_fixed_all", "net_trades", "net_n_fgsm"),
     *("bignet_curriculum", "bignet_standard", "bignet_rse", "bignet_pni"),
 )
+_AVERAGED = ("net_input_noise", "narrow_wrn_rse", "wrn_rse")  # with columns of all eps
 _UNDER_NES = ("net_natural", "net_standard", "net_curriculum")
 _WITH_DROPOUT_OR_NORM = ("biggernet", "narrow_wrn", "wrn")
 _FEW = 500  # images that the narrow one is judged on
@@ -196,6 +198,8 @@ def _evaluations(name: str, seed: int, scale: str) -> dict[str, ConfigDict]:
         smoked = ("net_natural", "biggernet_curriculum")
         if name in (smoked if scale == "smoke" else _AS_THE_STUDY):
             found["study"] = presets.study(training_mode=name.startswith(_WITH_DROPOUT_OR_NORM))
+        if name in _AVERAGED and scale != "smoke":
+            found["averaged"] = presets.averaged()
         if name in _UNDER_NES:
             found["nes"] = nes.get_config()
         smoked = ("bignet_curriculum", "bignet_best")

@@ -17,7 +17,7 @@ PAGE = shown.experiment(
     "Model size",
     "Each model under the study's curriculum. The aggregated score is the sum of the "
     "accuracies at the six eps.",
-    figure="parameters",
+    figures=("eps", "parameters"),
     arms={
         "net": "net_curriculum",
         "bignet": "bignet_curriculum",
@@ -28,7 +28,6 @@ PAGE = shown.experiment(
     },
     study=slides.MODEL_SIZE,
     claims=[
-        *(shown.again(model) for model in slides.MODEL_SIZE),
         shown.more(
             "A larger model is more robust: BigNet against net",
             ("bignet", "0.03"),

@@ -34,8 +34,9 @@ PAGE = shown.experiment(
     "random defence. With 200 gradients the attack on a random model averages over 20 "
     "draws of its noise in each of 10 steps; the plain model meets PGD-200. With one noise "
     "sample ours, judged right, is PGD-10 in steps of .008, as trained, and 40 steps of .01 as "
-    "there. A random model answers by the mean of 50 passes, of 2 as there.",
-    figure="bars",
+    "there. A random model answers by the mean of 50 passes; judged as there, where the study has "
+    "“several”, of 2. Noise off shows another model, the one without its noise.",
+    figures=("bars",),
     arms={
         "plain": "bignet_standard",
         "PNI": "bignet_pni",
@@ -46,9 +47,6 @@ PAGE = shown.experiment(
     columns={"clean": ("clean", "noise:clean"), **shown.NOISE, "noise off": ("noise_off/0.03",)},
     as_there={"clean": ("study:clean",), "one noise sample": ("study:pgd40/0.03",)},
     claims=[
-        shown.again("plain", "one noise sample", "BigNet"),
-        shown.again("PNI, frozen", "one noise sample", "BigNet with PNI"),
-        shown.again("RSE", "one noise sample", "BigNet with RSE"),
         shown.alike(
             "The study's own figures do not tell RSE from the plain model",
             ("RSE", "slides one noise sample"),

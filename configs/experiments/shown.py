@@ -13,7 +13,10 @@ from configs.slides import EPS
 
 Columns = dict[str, tuple[str, ...]]
 
-GRID: Columns = {"clean": ("clean",), **{eps: (f"pgd40/{eps}",) for eps in EPS}}
+GRID: Columns = {
+    "clean": ("clean",),
+    **{eps: (f"pgd40/{eps}", f"averaged:eot10/{eps}") for eps in EPS},
+}
 AUTOATTACK: Columns = {"AutoAttack .03": ("autoattack:autoattack/0.03",)}
 NOISE: Columns = {
     "one noise sample": ("pgd10/0.03", "noise:pgd10/0.03"),
@@ -42,7 +45,8 @@ def experiment(
     columns: Columns | None = None,
     as_there: Columns = AS_THERE,
     extra: Columns | None = None,
-    figure: str = "eps",
+    figures: tuple[str, ...] = ("eps",),
+    study_n: int = 1024,
 ) -> ConfigDict:
     """Returns what the page shows of an experiment, as plain values.
 
@@ -60,14 +64,16 @@ def experiment(
         of another.
       as_there: the same for the models judged as the study judged its own.
       extra: columns that only claims speak of.
-      figure: accuracy over "eps" or "queries", the score over "parameters", or "bars".
+      figures: accuracy over "eps" or "queries", the score over "parameters", or "bars".
+      study_n: images that the study's figures are of.
     """
     own = GRID | AUTOATTACK if columns is None else columns
     return ConfigDict(
         {
             "title": title,
             "text": text,
-            "figure": figure,
+            "figures": figures,
+            "study_n": study_n,
             "arms": tuple(arms.items()),
             "study": tuple((label, tuple(row.items())) for label, row in (study or {}).items()),
             "columns": tuple(own.items()),
@@ -94,13 +100,6 @@ def no_gain(text: str, more: Entry, less: Entry, by: str = "the study") -> dict[
 def alike(text: str, more: Entry, less: Entry, by: str) -> dict[str, Any]:
     """Returns the claim that two entries cannot be told apart."""
     return _of_two("alike", text, more, less, by)
-
-
-def again(label: str, heading: str = "0.03", called: str | None = None) -> dict[str, Any]:
-    """Returns the claim that a figure of the slides is ours too, judged as there."""
-    at = f"eps {heading}" if heading in EPS else heading
-    text = f"Its figure of {called or label}, {at}, cannot be told from ours"
-    return alike(text, (label, f"as there {heading}"), (label, f"slides {heading}"), "its figures")
 
 
 def at_most(text: str, entry: Entry, share: float, by: str = "the study") -> dict[str, Any]:

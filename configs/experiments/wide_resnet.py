@@ -40,7 +40,6 @@ PAGE = shown.experiment(
     columns=shown.GRID | shown.NOISE,
     extra=shown.RUNNING,
     claims=[
-        shown.again("wrn_13_10 with RSE"),
         shown.more(
             "Judged as in training, by statistics of the batch, the narrow one seems more robust",
             ("wrn_7_1", "as there 0.03"),

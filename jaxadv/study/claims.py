@@ -12,6 +12,7 @@ from jaxadv.study.evidence import AS_THERE, SLIDES, Entry, Found
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "cannot be told", "not run"
 COMMON = "0.03"  # the heading whose spread is taken where a column was measured on one seed alone
 _NO_GAIN = 0.01  # a gain that is told to be smaller than this counts as none
+_ENOUGH_SEEDS = 3  # for a deviation of one's own
 _SIDES = ("more", "less")
 
 Entries = Mapping[int, Entry]
@@ -81,12 +82,35 @@ def judge(claim: Mapping[str, Any], found: Found, spread_of: Mapping[str, Spread
     if claim["kind"] == "at_most":
         verdict = at_most(sides[0], claim["share"])
     else:
-        heading = claim["more"][1].removeprefix(AS_THERE).removeprefix(SLIDES)
-        spread = spread_of.get(heading) or spread_of.get(COMMON)
+        spread = _spread_under(claim["more"][1], spread_of)
         verdict = compare(sides[0], sides[1], claim["kind"], spread)
     if all(entry.learned for side in sides for entry in side.values()):
         return verdict
     return Verdict(OPEN, f"{verdict.sentence} But a model did not learn (‡).")
+
+
+def _spread_under(heading: str, spread_of: Mapping[str, Spread]) -> Spread | None:
+    bare = heading.removeprefix(AS_THERE).removeprefix(SLIDES)
+    return spread_of.get(bare) or spread_of.get(COMMON)
+
+
+def from_slides(found: Found, spread_of: Mapping[str, Spread]) -> dict[tuple[str, str], Gain]:
+    """Returns by how much ours, judged as there, are more than the figures of the slides.
+
+    Args:
+      found: entries of an experiment.
+      spread_of: the spread under each heading.
+
+    Returns:
+      For each label and heading that both have.
+    """
+    gains = {}
+    for (label, heading), slide in found.items():
+        bare = heading.removeprefix(SLIDES)
+        ours = found.get((label, AS_THERE + bare))
+        if bare != heading and ours:
+            gains[label, bare] = gain(ours, slide, _spread_under(heading, spread_of))
+    return gains
 
 
 def at_most(entries: Entries, share: float) -> Verdict:
@@ -113,20 +137,26 @@ def compare(more: Entries, less: Entries, kind: str, spread: Spread | None) -> V
       kind: "more"; "no_gain": the other gains nothing, or less than a point; "alike": the two
         cannot be told apart.
       spread: of the seeds of one config; None where none was trained twice. Two looks at the same
-        trainings do without it, and are compared on the seeds that both have.
+        trainings, or at the same weights, do without it, and are compared on the seeds that both
+        have.
     """
-    if _training(more) == _training(less):
-        seeds = sorted(more.keys() & less.keys())
-        more, less = ({seed: side[seed] for seed in seeds} for side in (more, less))
+    seeds = sorted(more.keys() & less.keys())
+    one_training = _training(more) == _training(less)
+    if one_training or _of_same_weights(more, less, seeds):
         if not seeds:
             return Verdict(NOT_RUN, "")
-        if all(more[seed].source == less[seed].source for seed in seeds):
+        more, less = ({seed: side[seed] for seed in seeds} for side in (more, less))
+        if one_training and all(more[seed].source == less[seed].source for seed in seeds):
             return Verdict(OPEN, "The two are one: the best checkpoint is the last.")
         spread = None
     elif spread is None:
         return Verdict(OPEN, f"{_sides(more, less)}; no config was trained twice.")
     found = gain(more, less, spread)
     return Verdict(_word(found, kind), _sentence(more, less, found))
+
+
+def _of_same_weights(more: Entries, less: Entries, seeds: list[int]) -> bool:
+    return bool(seeds) and all(more[seed].source[0] == less[seed].source[0] for seed in seeds)
 
 
 def _training(entries: Entries) -> str:
@@ -146,7 +176,8 @@ def gain(more: Entries, less: Entries, spread: Spread | None) -> Gain:
     """Returns the difference of two means over seeds with its 95 % interval.
 
     Its variance is that of the images (paired where all entries are of the same ones) and that of
-    the seeds; Student's t has the degrees of freedom of Satterthwaite (1946).
+    the seeds: each side's own where both have three or more (Welch 1947), else the spread of all
+    configs. Student's t has the degrees of freedom of Satterthwaite (1946).
 
     Args:
       more: entries by seed; those of the other side may be of other seeds.
@@ -161,14 +192,23 @@ def gain(more: Entries, less: Entries, spread: Spread | None) -> Gain:
     from scipy.stats import norm, t  # takes a second, which the start need not wait for
 
     difference = _mean(more) - _mean(less)
-    variance = _image_variance(more, less)
-    quantile = float(norm.ppf(0.975))  # of images there are so many that their variance is known
-    if spread and spread.deviation:
-        of_seeds = spread.deviation**2 * (1 / len(more) + 1 / len(less))
-        variance += of_seeds
-        quantile = float(t.ppf(0.975, spread.freedom * (variance / of_seeds) ** 2))
+    of_seeds = _seed_variances(more, less, spread) if spread else []
+    variance = _image_variance(more, less) + sum(part for part, _ in of_seeds)
+    unsure = sum(part**2 / freedom for part, freedom in of_seeds)
+    # Of images there are so many that their variance is known.
+    quantile = float(t.ppf(0.975, variance**2 / unsure) if unsure else norm.ppf(0.975))
     half = quantile * math.sqrt(variance)
     return Gain(difference, difference - half, difference + half)
+
+
+def _seed_variances(more: Entries, less: Entries, spread: Spread) -> list[tuple[float, int]]:
+    """Returns the parts of the variance of the difference by seeds, with their freedoms."""
+    if min(len(more), len(less)) < _ENOUGH_SEEDS:
+        return [(spread.deviation**2 * (1 / len(more) + 1 / len(less)), spread.freedom)]
+    return [
+        (statistics.variance(e.accuracy for e in side.values()) / len(side), len(side) - 1)
+        for side in (more, less)
+    ]
 
 
 def _mean(entries: Entries) -> float:

@@ -14,7 +14,6 @@ from jaxadv.study.records import Record, is_of
 AS_THERE, SLIDES = "as there ", "slides "
 SCORE = "score"  # the sum of the accuracies at all eps
 _SEEDS = range(10)
-_STUDY_N = 1024  # images that the study judged on
 
 
 class Entry(NamedTuple):
@@ -107,15 +106,15 @@ def _entry(record: Record, training: str, attack: str, last: bool) -> Entry | No
     )
 
 
-def read_off(study: Mapping[str, Mapping[str, float]]) -> Found:
-    """Returns the figures of the slides, in %, as entries, for claims about them."""
+def read_off(study: Mapping[str, Mapping[str, float]], n: int) -> Found:
+    """Returns the figures of the slides, in % of n images, as entries."""
     found: Found = {}
     for label, row in study.items():
         for heading, percent in row.items():
             if heading != SCORE:
-                entry = proportion(round(percent / 100 * _STUDY_N), _STUDY_N)
+                entry = proportion(round(percent / 100 * n), n)
                 low, high = entry["ci95"]
-                source = ("the study", heading)
-                slide = Entry(entry["accuracy"], (low, high), None, f"the study's {label}", source)
+                whose = f"the study's {label}"
+                slide = Entry(entry["accuracy"], (low, high), None, whose, (whose, heading))
                 found[label, SLIDES + heading] = {0: slide}
     return found

@@ -11,6 +11,10 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from jaxadv.drawing import INK, MARKERS, SERIES, STYLE, WIDTH, accuracy_axis, svg
 
+# How ours looks, judged as there.
+_DASHES: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
+_CROSSES: dict[str, Any] = {"marker": "x", "linestyle": "none"}
+
 
 class Point(NamedTuple):
     """A value with what it may lie between, all shares."""
@@ -21,10 +25,11 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What one arm has at some places: ours, and what the slides have."""
+    """What one arm has at some places: ours, ours judged as there, and what the slides have."""
 
     label: str
     ours: Mapping[float, Point]
+    there: Mapping[float, float]
     study: Mapping[float, float]
 
 
@@ -50,6 +55,7 @@ def over_budget(curves: Sequence[Curve], label: str) -> str:
                     color=color, alpha=0.15, linewidth=0,
                 )  # fmt: skip
                 axes.plot(x, [p.value for p in points], color=color, marker=marker)
+            axes.plot(list(curve.there), list(curve.there.values()), color=color, **_DASHES)
             if curve.study:
                 axes.plot(
                     list(curve.study), list(curve.study.values()), color=color, marker=marker,
@@ -57,7 +63,7 @@ def over_budget(curves: Sequence[Curve], label: str) -> str:
                 )  # fmt: skip
         axes.set_xlabel(label)
         accuracy_axis(axes)
-        _legend(figure, [curve.label for curve in curves], any(c.study for c in curves))
+        _legend(figure, curves, _DASHES)
         return svg(figure)
 
 
@@ -71,6 +77,7 @@ def over_parameters(curves: Sequence[Curve]) -> str:
             for x, point in curve.ours.items():
                 error = [[point.value - point.low], [point.high - point.value]]
                 axes.errorbar(x, point.value, error, color=color, marker=marker)
+            axes.plot(list(curve.there), list(curve.there.values()), color=color, **_CROSSES)
             axes.plot(
                 list(curve.study), list(curve.study.values()), color=color, marker=marker,
                 markerfacecolor="none", linestyle="none",
@@ -81,7 +88,7 @@ def over_parameters(curves: Sequence[Curve]) -> str:
         axes.set_xlabel("parameters")
         axes.set_ylabel("aggregated score")
         axes.set_ylim(bottom=0)
-        _legend(figure, [curve.label for curve in curves], any(c.study for c in curves))
+        _legend(figure, curves, _CROSSES)
         return svg(figure)
 
 
@@ -100,26 +107,33 @@ def bars(curves: Sequence[Curve], headings: Sequence[str]) -> str:
                     np.array(list(curve.ours)) + shift, [p.value for p in points], 0.9 * width,
                     yerr=errors, color=color, alpha=0.75, error_kw={"linewidth": 1, "ecolor": INK},
                 )  # fmt: skip
+            there = np.array(list(curve.there)) + shift
+            axes.plot(there, list(curve.there.values()), color=INK, **_CROSSES)
             axes.plot(
                 np.array(list(curve.study)) + shift, list(curve.study.values()), color=INK,
                 marker="D", markerfacecolor="none", linestyle="none",
             )  # fmt: skip
         axes.set_xticks(range(len(headings)), headings)
         accuracy_axis(axes)
-        _legend(figure, [c.label for c in curves], any(c.study for c in curves), marker="s")
+        _legend(figure, curves, _CROSSES, marker="s")
         return svg(figure)
 
 
-def _legend(figure: Figure, labels: Sequence[str], study: bool, marker: str | None = None) -> None:
-    """Names the arms by their colour and marker, and says what is hollow."""
-    handles: list[Any] = [
-        Line2D([], [], color=SERIES[i % len(SERIES)], marker=marker or MARKERS[i % len(MARKERS)])
-        for i in range(len(labels))
-    ]
-    if study:
-        mark = "D" if marker else "o"
-        handles.append(
-            Line2D([], [], color=INK, marker=mark, markerfacecolor="none", linestyle=":")
+def _legend(
+    figure: Figure, curves: Sequence[Curve], there: Mapping[str, Any], marker: str | None = None
+) -> None:
+    """Names the arms by their colour and marker, and says how what is not judged right looks."""
+    shown = {
+        curve.label: Line2D(
+            [], [], color=SERIES[i % len(SERIES)], marker=marker or MARKERS[i % len(MARKERS)]
         )
-    named = [*labels, "hollow: the study"] if study else list(labels)
-    figure.legend(handles, named, loc="outside right upper")
+        for i, curve in enumerate(curves)
+    }
+    if any(curve.there for curve in curves):
+        shown["judged as there"] = Line2D([], [], color=INK, **there)
+    if any(curve.study for curve in curves):
+        mark = "D" if marker else "o"
+        shown["the study"] = Line2D(
+            [], [], color=INK, marker=mark, markerfacecolor="none", linestyle=":"
+        )
+    figure.legend(shown.values(), shown.keys(), loc="outside right upper")

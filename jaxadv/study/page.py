@@ -1,5 +1,6 @@
 """The page of a study: `index.html`, and `index.md` with the same tables, its figures as files."""
 
+import shutil
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -14,57 +15,14 @@ from jaxadv import page
 from jaxadv.classifier import make_classifier
 from jaxadv.drawing import standalone
 from jaxadv.study import figures, records
-from jaxadv.study.claims import COMMON, Spread, judge, spreads
+from jaxadv.study.claims import COMMON, Gain, Spread, from_slides, judge, spreads
 from jaxadv.study.evidence import AS_THERE, SCORE, Entry, Found, find, read_off
 from jaxadv.study.figures import Curve, Point
 from jaxadv.study.plan import Run
 from jaxadv.study.rows import arm_rows, scores
-from jaxadv.study.summary import runs_table, warned
+from jaxadv.study.summary import in_short, runs_table, warned
+from jaxadv.study.texts import TEXTS
 
-_TEXTS = {
-    "how": (
-        "Accuracy in %, under PGD-40 in L-inf where nothing else is said; pixels lie in [0, 1]. "
-        "“The study”: the figures of its slides, from 1,024 held-out train images and one seed. "
-        "“Judged as there”: our weights under the study's protocol, the last checkpoint attacked "
-        "from the clean image, as in training where it has dropout or batch norm. “Judged right”: "
-        "the best checkpoint on held-out images, the test split, random starts, running "
-        "statistics, gradients averaged over a model's noise; AutoAttack at scale cpu on the first "
-        "1,000 images. Both judge the same trainings. A figure of one seed has its 95 % Wilson "
-        "interval, a mean the deviation between as many seeds as [ ] says. †: measured before "
-        "there was this page, see the runs. ‡: on clean images no better than guessing one class, "
-        "which says nothing of robustness: no claim is told by it."
-    ),
-    "rule": (
-        "More robust, better, or of help is who keeps more accuracy at eps .03, where nothing else "
-        "is said. A difference of means over seeds has a 95 % interval that allows for the images, "
-        "paired where they are the same, and for the seeds: by how much trainings of one config "
-        "differ in that column (or at eps .03, where that is not known), pooled over all that were "
-        "trained more than once. A claim holds, or does not, where the interval leaves out zero; "
-        "otherwise it cannot be told. Two looks at the same training differ by the images alone. "
-        "That nothing is gained holds where the interval of the gain ends below one point, and "
-        "that two figures cannot be told apart where the interval has zero in it. McNemar's exact "
-        "test, seed by seed, is of these two models on the same images, and says nothing of how "
-        "trainings differ."
-    ),
-    "flaws": (
-        "The study's flaws: 1, it judged models as in training, with dropout and statistics of the "
-        "batch; 2, its PNI has the deviation of the weights at initialisation, and alpha decays; "
-        "3, random models met gradients of one draw of their noise; 4, it had 1,024 images and one "
-        "seed; 5, some of its attacks have steps of .02 at eps .01; 6, its curriculum ends at "
-        "three times the eps that matters."
-    ),
-    "costs": (
-        "Gradient evaluations of one image, at most, of a training with its own evaluations; of a "
-        "black box its queries. Times of what was "
-        "run are those of its epochs, without their validation, and of its evaluations; where it "
-        "was stopped on the way a part is missing. The others were estimated by a dry run."
-    ),
-    "shades": (
-        "Ours are judged right, the study's as it judged: like with like are the rows “judged as "
-        "there”. Bands and bars: the Wilson interval of one seed, or the range of several; a score "
-        "of one seed has none."
-    ),
-}
 _AXES = {"eps": "eps", "queries": "queries for each image"}
 
 
@@ -93,21 +51,22 @@ def write(
         "scale": config.study.scale,
         "dataset": _dataset(kept),
         "experiments": experiments,
+        "short": in_short(experiments),
         "counts": Counter(
             claim["verdict"].word for experiment in experiments for claim in experiment["claims"]
         ),
         "runs": runs_table(plan, kept, records.read_notes(results / "costs.json"), failures),
         "warned": warned(kept),
         "spread": spread_of.get(COMMON),
-        **_TEXTS,
+        **TEXTS,
     }
     folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for experiment in experiments:
-        path = folder / f"{experiment['name']}.svg"
-        path.unlink(missing_ok=True)
-        if experiment["figure"]:
-            path.write_text(standalone(experiment["figure"]), encoding="utf-8")
+        for kind, drawn in experiment["figures"].items():
+            path = folder / f"{experiment['name']}_{kind}.svg"
+            path.write_text(standalone(drawn), encoding="utf-8")
     for name in ("index.html", "index.md"):
         text = page.template(f"study/{name}").render(**shown)
         (results / name).write_text(text, encoding="utf-8")
@@ -133,7 +92,7 @@ def _found(config: ConfigDict, kept: Mapping[str, records.Record]) -> Found:
         for label, arm in config.arms
         for heading, tried in keys.items()
     }
-    return found | read_off(_of_the_study(config))
+    return found | read_off(_of_the_study(config), config.study_n)
 
 
 def _of_the_study(config: ConfigDict) -> dict[str, dict[str, float]]:
@@ -153,10 +112,12 @@ def _experiment(
         {**claim, "verdict": judge(claim, found, spread_of)} for claim in map(dict, config.claims)
     ]
     headings = [heading for heading in columns if _is_filled(heading, config, study, found)]
-    if headings and config.figure in ("eps", "parameters"):
+    if headings and "eps" in config.figures:
         headings.append(SCORE)
+    gains = from_slides(found, spread_of)
+    told = {key for key, gain in gains.items() if _leaves_out_zero(gain)}
     rows = [
-        (label, arm_rows(label, headings, study, found, planned=bool(arm)))
+        (label, arm_rows(label, headings, study, found, told, planned=bool(arm)))
         for label, arm in config.arms
     ]
     return {
@@ -166,8 +127,17 @@ def _experiment(
         "headings": headings,
         "rows": rows,
         "claims": claims,
-        "figure": _figure(config, columns, study, found, plan),
+        "figures": _figures(config, columns, study, found, plan),
+        "compared": len(gains),
+        "told": len(told),
+        "as_there": any(
+            kind.startswith("judged as there") for _, kinds in rows for kind, _ in kinds
+        ),
     }
+
+
+def _leaves_out_zero(gain: Gain) -> bool:
+    return gain.low > 0 or gain.high < 0
 
 
 def _is_filled(
@@ -177,33 +147,58 @@ def _is_filled(
     return any(heading in study.get(label, {}) or found[label, heading] for label, _ in config.arms)
 
 
-def _figure(
+def _figures(
     config: ConfigDict,
     columns: Mapping[str, Any],
     study: Mapping[str, Mapping[str, float]],
     found: Found,
     plan: Mapping[str, Run],
-) -> str:
-    """Returns the figure of an experiment; "" where there is nothing to draw."""
+) -> dict[str, str]:
+    """Returns the figures of an experiment by their kind; none where there is nothing to draw."""
     if not any(found[label, heading] for label, _ in config.arms for heading in columns):
-        return ""
-    if config.figure == "parameters":
-        curves = []
-        for label, arm in config.arms:
-            x = float(_num_parameters(plan[f"{arm}/0"]))
-            sums = [100 * score for score in scores(found, label).values()]
-            ours = {x: Point(statistics.mean(sums), min(sums), max(sums))} if sums else {}
-            there = study.get(label, {})
-            points = {x: there[SCORE]} if SCORE in there else {}
-            curves.append(Curve(label, ours, points))
-        return figures.over_parameters(curves)
-    if config.figure == "bars":
-        places = {heading: float(number) for number, heading in enumerate(columns)}
+        return {}
+    drawn = {}
+    for kind in config.figures:
+        if kind == "parameters":
+            drawn[kind] = figures.over_parameters(_score_curves(config, study, found, plan))
+            continue
+        headings = [heading for heading in columns if kind == "bars" or _is_number(heading)]
+        places = {
+            heading: float(number if kind == "bars" else heading)
+            for number, heading in enumerate(headings)
+        }
         curves = [_curve(label, places, study, found) for label, _ in config.arms]
-        return figures.bars(curves, list(columns))
-    places = {heading: float(heading) for heading in columns if _is_number(heading)}
-    curves = [_curve(label, places, study, found) for label, _ in config.arms]
-    return figures.over_budget(curves, _AXES[config.figure])
+        if kind == "bars":
+            drawn[kind] = figures.bars(curves, headings)
+        else:
+            drawn[kind] = figures.over_budget(curves, _AXES[kind])
+    return drawn
+
+
+def _score_curves(
+    config: ConfigDict,
+    study: Mapping[str, Mapping[str, float]],
+    found: Found,
+    plan: Mapping[str, Run],
+) -> list[Curve]:
+    """Returns the aggregated score of each arm at its number of parameters."""
+    curves = []
+    for label, arm in config.arms:
+        x = float(_num_parameters(plan[f"{arm}/0"]))
+        right, there = (
+            [100 * score for score in scores(found, label, prefix).values()]
+            for prefix in ("", AS_THERE)
+        )
+        slide = study.get(label, {}).get(SCORE)
+        curves.append(
+            Curve(
+                label,
+                {x: Point(statistics.mean(right), min(right), max(right))} if right else {},
+                {x: statistics.mean(there)} if there else {},
+                {} if slide is None else {x: slide},
+            )
+        )
+    return curves
 
 
 def _curve(
@@ -212,14 +207,21 @@ def _curve(
     study: Mapping[str, Mapping[str, float]],
     found: Found,
 ) -> Curve:
-    ours = {
-        place: _point(found[label, heading])
-        for heading, place in places.items()
-        if found[label, heading]
-    }
-    there = study.get(label, {})
-    points = {place: there[h] / 100 for h, place in places.items() if h in there}
-    return Curve(label, ours, points)
+    right, there = (
+        {
+            place: _point(entries)
+            for heading, place in places.items()
+            if (entries := found.get((label, prefix + heading)))
+        }
+        for prefix in ("", AS_THERE)
+    )
+    slide = study.get(label, {})
+    return Curve(
+        label,
+        right,
+        {place: point.value for place, point in there.items()},
+        {place: slide[heading] / 100 for heading, place in places.items() if heading in slide},
+    )
 
 
 def _point(entries: Mapping[int, Entry]) -> Point:

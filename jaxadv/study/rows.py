@@ -1,7 +1,7 @@
 """The table of an experiment: for each arm what the study has, and what we found of it."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from jaxadv.study.claims import NOT_RUN
@@ -22,6 +22,7 @@ def arm_rows(
     headings: list[str],
     study: Mapping[str, Mapping[str, float]],
     found: Found,
+    told: Set[tuple[str, str]],
     planned: bool,
 ) -> list[tuple[str, list[Cell]]]:
     """Returns the rows of an arm: what is in them, and their cells.
@@ -31,12 +32,17 @@ def arm_rows(
       headings: of the columns.
       study: the study's figures, by label and heading.
       found: ours.
+      told: labels and headings where ours, judged as there, is told apart from the study's.
       planned: whether there is to be something of ours.
     """
     rows = []
     if label in study:
         rows.append(("the study", _printed(study[label], headings)))
     there, ours = (_cells(found, label, headings, prefix) for prefix in (AS_THERE, ""))
+    there = [
+        cell._replace(value=f"\N{NOT EQUAL TO} {cell.value}") if (label, heading) in told else cell
+        for cell, heading in zip(there, headings, strict=True)
+    ]
     if any(cell.value for cell in there):
         rows.append(("judged as there" + _marks(found, label, headings, AS_THERE), there))
     if any(cell.value for cell in ours):

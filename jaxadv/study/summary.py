@@ -1,9 +1,10 @@
 """What became of each run of a study: its state, its cost, and where its figures come from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxadv import formats
+from jaxadv.study.claims import FAILS, HOLDS, NOT_RUN, OPEN
 from jaxadv.study.costs import cost_in_gradients
 from jaxadv.study.plan import Run, training_config
 from jaxadv.study.records import Record
@@ -38,14 +39,16 @@ def _row(
 ) -> dict[str, str]:
     row = dict.fromkeys(("gradients", "time", "commit", "date", "device", "command", "note"), "")
     row["name"] = run.name
+    gradients = 0
     if run.config.mode in ("train", "evaluate"):
-        row["gradients"] = f"{cost_in_gradients(run, training_config(run, plan))[0]:.1e}"
+        gradients, _ = cost_in_gradients(run, training_config(run, plan))
+        row["gradients"] = f"{gradients:.1e}"
     if record is None:
         row["state"] = f"failed: {failure}" if failure else "not run"
-        seconds = estimated.get(run.name, {}).get("seconds")
-        if seconds is not None:
-            row["time"] = f"about {formats.duration(seconds)}, estimated"
-            row["device"] = estimated[run.name]["device"]
+        estimate = estimated.get(run.name)
+        if estimate and estimate["gradients"] == gradients:
+            row["time"] = f"about {formats.duration(estimate['seconds'])}, estimated"
+            row["device"] = estimate["device"]
         return row
     row["state"] = "done"
     row["time"] = formats.duration(_seconds(record))
@@ -57,6 +60,16 @@ def _row(
         row["device"] = source["device"]
         row["command"] = source["command"]
     return row
+
+
+def in_short(experiments: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Returns the claims of the study by what the evidence says of them."""
+    told: dict[str, list[str]] = {word: [] for word in (HOLDS, FAILS, OPEN, NOT_RUN)}
+    for experiment in experiments:
+        for claim in experiment["claims"]:
+            if claim["by"].startswith("the study"):
+                told[claim["verdict"].word].append(claim["text"])
+    return {word: claims for word, claims in told.items() if claims}
 
 
 def warned(kept: Mapping[str, Record]) -> dict[str, list[str]]:

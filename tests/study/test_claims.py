@@ -13,12 +13,13 @@ from jaxadv.study.claims import (
     Spread,
     at_most,
     compare,
+    from_slides,
     gain,
     judge,
     mcnemar,
     spreads,
 )
-from jaxadv.study.evidence import Entry
+from jaxadv.study.evidence import Entry, read_off
 
 N = 1000
 
@@ -57,17 +58,23 @@ def test_without_the_images_the_two_are_independent():
     assert other_images.high > apart.high
 
 
-def test_seeds_vary_as_in_students_test_where_the_images_do_not_matter():
+@pytest.mark.parametrize(
+    ("better", "worse", "equal_var"),
+    [
+        ([0.30, 0.32], [0.27, 0.28], True),  # too few for a deviation of their own
+        ([0.30, 0.32, 0.31], [0.27, 0.28, 0.22], False),
+    ],
+)
+def test_seeds_vary_as_in_students_test_where_the_images_do_not_matter(better, worse, equal_var):
     n = 10**7  # so many images that nothing of them is left
-    better, worse = ([0.30, 0.32, 0.31], [0.27, 0.28, 0.25])
     sides = [
         {seed: entry((0, int(n * share)), n=n) for seed, share in enumerate(shares)}
         for shares in (better, worse)
     ]
     spread = spreads([{("a", "0.03"): named(sides[0], "a"), ("b", "0.03"): named(sides[1], "b")}])
-    assert spread["0.03"].freedom == 4
+    assert spread["0.03"].freedom == len(better) + len(worse) - 2
     found = gain(*sides, spread["0.03"])
-    interval = ttest_ind(better, worse).confidence_interval()
+    interval = ttest_ind(better, worse, equal_var=equal_var).confidence_interval()
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-3)
 
 
@@ -95,7 +102,7 @@ def test_a_training_that_two_experiments_show_counts_once():
 
 
 BETTER, WORSE, SAME = (
-    entry(right, training=name)
+    entry(right, training=name, weights=name)
     for right, name in (((0, 560), "better"), ((0, 500), "worse"), ((1, 501), "same"))
 )
 SMALL, LARGE = Spread(0.005, 10), Spread(0.05, 10)
@@ -131,9 +138,27 @@ def test_two_looks_at_one_training_need_no_spread():
     assert one.sentence == "The two are one: the best checkpoint is the last."
 
 
+def test_two_trainings_that_left_the_same_weights_need_no_spread():
+    noisy = entry((0, 560), training="with noise at test time")
+    assert compare({0: noisy}, {0: entry((0, 500))}, "more", LARGE).word == HOLDS
+    anew = entry((0, 500), weights="others")
+    assert compare({0: noisy}, {0: anew}, "more", LARGE).word == OPEN
+
+
+def test_a_figure_of_the_slides_is_compared_with_ours_judged_as_there():
+    slides = read_off({"net": {"0.03": 50.0, "0.1": 5.0, "score": 55.0}, "vit": {"0.03": 1.0}}, N)
+    ours = {("net", "as there 0.03"): {0: entry((0, 560))}, ("net", "0.1"): {0: BETTER}}
+    ((key, found),) = from_slides(ours | slides, {"0.03": Spread(1e-9, 3)}).items()
+    assert key == ("net", "0.03")
+    error = np.sqrt(0.56 * 0.44 / N + 0.5 * 0.5 / N)
+    assert found.difference == pytest.approx(0.06)
+    assert found.low == pytest.approx(0.06 - 1.96 * error, abs=1e-3)
+
+
 def test_the_sentence_has_the_numbers():
     one = {0: entry((0, 500)), 1: entry((0, 560))}
-    other = named({0: entry((30, 510)), 1: entry((0, 500))}, "other")
+    other = {0: entry((30, 510)), 1: entry((0, 500), weights="v")}
+    other = named(other, "other")
     assert compare(one, other, "more", SMALL).sentence == (
         "53.0 % against 49.0 %: +4.0 (+2.7 to +5.3) points, 2 and 2 seeds; "
         "McNemar p = .002, < .001."

@@ -34,7 +34,8 @@ def jobs(monkeypatch):
         keys = [f"{attack}/{eps}" for attack in ("pgd40", "pgd40_coarse") for eps in EPS]
         source = {"commit": "abc", "dirty": False, "date": "2026-01-02T", "device": "one",
                   "command": "python run.py", "seconds": 90.0}  # fmt: skip
-        weights = checkpoints.setdefault(workdir if config.mode == "train" else workdir.parent, "a")
+        trained = workdir if config.mode == "train" else workdir.parent
+        weights = checkpoints.setdefault(trained, str(trained))
         evaluation = {
             "checkpoint": {"which": config.get("which", "best"), "sha256": weights},
             "dataset": "digits, not CIFAR",
@@ -200,5 +201,5 @@ def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
     # 48,000 images times 1 + .5 int(10 + 30 t) for t from 0 to .9; twice 10,000 times 6 times 40.
     assert "| net_sgd/0 | done | 1.1e+07 | 2 min | abc | 2026-01-02 | one |" in markdown
     assert "<svg" in html
-    assert (tmp_path / "results" / "figures" / "optimizer.svg").read_text().startswith("<svg")
+    assert (tmp_path / "results" / "figures" / "optimizer_eps.svg").read_text().startswith("<svg")
     assert "| GELU | not run |" in markdown
