@@ -73,14 +73,28 @@ def in_short(experiments: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def warned(kept: Mapping[str, Record]) -> dict[str, list[str]]:
-    """Returns what the evaluations of each run warned of, by its name, each warning once."""
+    """Returns what the evaluations of each run warned of, by its name.
+
+    Each warning once: what is said of several attacks has the names of all before it.
+    """
     found = {}
     for name, record in kept.items():
         evaluations = (record.content.get(key, {}) for key in ("evaluation", "evaluation_last"))
         told = [line for evaluation in evaluations for line in evaluation.get("warnings", [])]
         if told:
-            found[name] = list(dict.fromkeys(told))
+            found[name] = _each_once(told)
     return found
+
+
+def _each_once(told: Iterable[str]) -> list[str]:
+    attacks: dict[str, list[str]] = {}
+    for line in dict.fromkeys(told):
+        attack, _, rest = line.partition(" ")
+        if "/" in attack:  # as in `pgd40/0.03`
+            attacks.setdefault(rest, []).append(attack)
+        else:
+            attacks[line] = []
+    return [" ".join((", ".join(named), text)).strip() for text, named in attacks.items()]
 
 
 def _provenances(record: Record) -> list[dict[str, Any]]:

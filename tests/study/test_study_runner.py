@@ -43,6 +43,7 @@ def jobs(monkeypatch):
             "clean_noise": {},
             "attacks": dict.fromkeys(keys, entry),
             "provenance": source,
+            "warnings": ["pgd40/0.01 is odd.", "All is.", "pgd40/0.02 is odd.", "All is."],
         }
         (workdir / "evaluation.json").write_text(json.dumps(evaluation))
         labels = np.zeros(100, int)
@@ -203,3 +204,4 @@ def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
     assert "<svg" in html
     assert (tmp_path / "results" / "figures" / "optimizer_eps.svg").read_text().startswith("<svg")
     assert "| GELU | not run |" in markdown
+    assert "- net_sgd/0: pgd40/0.01, pgd40/0.02 is odd.\n- net_sgd/0: All is.\n" in markdown
