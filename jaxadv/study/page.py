@@ -1,6 +1,5 @@
 """The page of a study: `index.html`, and `index.md` with the same tables, its figures as files."""
 
-import shutil
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -61,9 +60,10 @@ def write(
         **TEXTS,
     }
     folder = results / "figures"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for experiment in experiments:
+        for earlier in folder.glob(f"{experiment['name']}_*.svg"):
+            earlier.unlink()
         for kind, drawn in experiment["figures"].items():
             path = folder / f"{experiment['name']}_{kind}.svg"
             path.write_text(standalone(drawn), encoding="utf-8")
