@@ -19,7 +19,7 @@ from jaxadv.study.evidence import AS_THERE, SCORE, Entry, Found, find, read_off
 from jaxadv.study.figures import Curve, Point
 from jaxadv.study.plan import Run
 from jaxadv.study.rows import arm_rows, scores
-from jaxadv.study.summary import in_short, runs_table, warned
+from jaxadv.study.summary import in_short, of_samples, runs_table, warned
 from jaxadv.study.texts import TEXTS
 
 _AXES = {"eps": "eps", "queries": "queries for each image"}
@@ -44,6 +44,7 @@ def write(
     spread_of = spreads(found_of.values())
     experiments = [
         _experiment(name, config.experiments[name], found, spread_of, plan)
+        | {"samples": of_samples(dict(config.experiments[name].arms).values(), plan, kept)}
         for name, found in found_of.items()
     ]
     shown = {

@@ -72,6 +72,28 @@ def in_short(experiments: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {word: claims for word, claims in told.items() if claims}
 
 
+def of_samples(
+    arms: Iterable[str], plan: Mapping[str, Run], kept: Mapping[str, Record]
+) -> list[str]:
+    """Returns a sentence on each set of synthetic images that trainings of an experiment had."""
+    runs = [plan[f"{arm}/0"] for arm in arms if arm and f"{arm}/0" in kept]
+    sources = [run.needs for run in runs if run.config.mode == "train" and run.needs]
+    sentences = []
+    for name in dict.fromkeys(sources):
+        if name in kept:
+            judged = kept[name].content["manifest"]["judged"]
+            samples = judged["samples"]
+            sentences.append(
+                "A classifier that is right on "
+                f"{100 * judged['judge_accuracy_on_test']:.1f} % of the test images takes "
+                f"{100 * samples['judge_accuracy']:.1f} % of the synthetic ones for what they are "
+                f"meant to be; in its features their Fréchet distance is "
+                f"{samples['judge_frechet_distance']:.1f}, their precision "
+                f"{samples['judge_precision']:.2f} and their recall {samples['judge_recall']:.2f}."
+            )
+    return sentences
+
+
 def warned(kept: Mapping[str, Record]) -> dict[str, list[str]]:
     """Returns what the evaluations of each run warned of, by its name.
 

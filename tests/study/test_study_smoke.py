@@ -79,6 +79,9 @@ def test_judged_as_in_training_a_model_drops_out(results):
 
 def test_a_share_of_the_batches_came_from_the_gan(results):
     assert record(results, "gan/0/synthetic")["manifest"]
+    assert (
+        "of the synthetic ones for what they are meant to be" in (results / "index.md").read_text()
+    )
     config = record(results, "net_synthetic_half/0")["config"]
     assert config["data"]["synthetic"] == {
         "path": "gan/0/synthetic", "share": 0.5, "label_smoothing": 0.0,
