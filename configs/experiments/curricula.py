@@ -50,15 +50,15 @@ PAGE = shown.experiment(
     "Curricula at equal cost",
     "`net`, 60 gradient evaluations for each training image in every arm, all from a random start: "
     "10 steps on half of each batch for 10 epochs; 11 on all of it for 5 (“all”; TRADES 10, since "
-    "its update takes two); or one on all of it for 30 (N-FGSM, which so takes three times the "
-    "steps of AdamW). The long ramp leads to eps .1, three times the eps that is judged (flaw 6); "
-    "its last epoch has .091.",
+    "its update takes two); or one on all of it for 30 (N-FGSM, which so takes six times the "
+    "steps of AdamW of “all”). The long ramp leads to eps .1, three times the eps that is judged "
+    "(flaw 6); its last epoch has .091.",
     arms={
         "fixed .03": "net_fixed",
         "fixed .03, last": "net_fixed:last",
         "ramp to .03": "net_short_ramp",
-        "ramp to .1, last": "net_long_ramp:last",
         "ramp to .1, best": "net_long_ramp",
+        "ramp to .1, last": "net_long_ramp:last",
         "fixed .03, all": "net_fixed_all",
         "TRADES": "net_trades",
         "N-FGSM": "net_n_fgsm",

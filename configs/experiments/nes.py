@@ -34,14 +34,14 @@ PAGE = shown.experiment(
     },
     as_there={},
     claims=[
-        shown.at_most(
-            "4,000 queries leave the undefended net at most 5 %", ("net, natural", "4000"), 0.05
-        ),
-        shown.at_most(
-            "4,000 queries leave the curriculum's net at most 5 %",
-            ("net, curriculum", "4000"),
-            0.05,
-            by="ours",
+        *(
+            shown.at_most(
+                f"4,000 queries leave {whose} net at most 5 %", (label, "4000"), 0.05, by="ours"
+            )
+            for whose, label in (
+                ("the undefended", "net, natural"),
+                ("the curriculum's", "net, curriculum"),
+            )
         ),
         *(
             shown.more(
@@ -53,9 +53,10 @@ PAGE = shown.experiment(
             )
         ),
         shown.more(
-            "More queries break more: 500 against 4,000 on the curriculum's net",
+            "More queries break more: 500 against 4,000",
             ("net, curriculum", "500"),
             ("net, curriculum", "4000"),
+            by="the study, on the curriculum's net",
         ),
     ],
 )

@@ -7,9 +7,9 @@ adversarial training for 10 epochs, half of each batch attacked at eps .03 with 
 attacks that average over the noise; the plain model meets as many gradients.
 
 Mean of three seeds, PGD-10 at eps .03 with one noise sample, then 20: plain 25.5 % (25.2 % under
-PGD-200), PNI 26.5 and 26.0 %, RSE 32.5 and 24.9 %; 7 to 12 min of training and 4 to 20 min of
-evaluation on 2 cores of an Intel Xeon, shared. dropout, input_noise: not run. See
-results/study/index.md, and results/randomness.md for more attacks.
+PGD-200), PNI 26.5 and 26.0 %, RSE 32.5 and 24.9 %; 16 to 45 min on 2 cores of an Intel Xeon or an
+AMD EPYC, shared. dropout, input_noise: not run. See results/study/index.md, and
+results/randomness.md for more attacks.
 """
 
 from typing import Any

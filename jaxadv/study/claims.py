@@ -11,7 +11,7 @@ from jaxadv.study.evidence import AS_THERE, SLIDES, Entry, Found
 
 HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "cannot be told", "not run"
 COMMON = "0.03"  # the heading whose spread is taken where a column was measured on one seed alone
-_NO_GAIN = 0.01  # a gain that is told to be smaller than this counts as none
+_NO_GAIN = 0.01  # a smaller gain counts as none
 _ENOUGH_SEEDS = 3  # for a deviation of one's own
 _SIDES = ("more", "less")
 
@@ -49,13 +49,13 @@ def spreads(experiments: Iterable[Found]) -> dict[str, Spread]:
     """Returns the spread under each heading that some training has of several seeds.
 
     Args:
-      experiments: the entries of each; a training that several of them show counts once.
+      experiments: the entries of each; a training counts once, as it is shown first.
     """
     of_heading: dict[str, dict[str, Entries]] = {}
     for found in experiments:
         for (_, heading), entries in found.items():
             if len(entries) > 1:
-                of_heading.setdefault(heading, {})[_training(entries)] = entries
+                of_heading.setdefault(heading, {}).setdefault(_training(entries), entries)
     return {heading: _pooled(list(repeated.values())) for heading, repeated in of_heading.items()}
 
 
@@ -102,14 +102,14 @@ def from_slides(found: Found, spread_of: Mapping[str, Spread]) -> dict[tuple[str
       spread_of: the spread under each heading.
 
     Returns:
-      For each label and heading that both have.
+      For each label and heading that both have; nothing where no config was trained twice.
     """
     gains = {}
     for (label, heading), slide in found.items():
         bare = heading.removeprefix(SLIDES)
-        ours = found.get((label, AS_THERE + bare))
-        if bare != heading and ours:
-            gains[label, bare] = gain(ours, slide, _spread_under(heading, spread_of))
+        ours, spread = found.get((label, AS_THERE + bare)), _spread_under(heading, spread_of)
+        if bare != heading and ours and spread:
+            gains[label, bare] = gain(ours, slide, spread)
     return gains
 
 
@@ -134,8 +134,8 @@ def compare(more: Entries, less: Entries, kind: str, spread: Spread | None) -> V
     Args:
       more: entries by seed of what is claimed to be better.
       less: of the other.
-      kind: "more"; "no_gain": the other gains nothing, or less than a point; "alike": the two
-        cannot be told apart.
+      kind: "more"; "no_gain": the other gains less than a point; "alike": the two cannot be told
+        apart.
       spread: of the seeds of one config; None where none was trained twice. Two looks at the same
         trainings, or at the same weights, do without it, and are compared on the seeds that both
         have.
@@ -167,7 +167,11 @@ def _word(found: Gain, kind: str) -> str:
     told_better, told_worse = found.low > 0, found.high < 0
     if kind == "alike":
         return FAILS if told_better or told_worse else HOLDS
-    if told_better or (kind == "no_gain" and -found.low < _NO_GAIN):
+    if kind == "no_gain":
+        if found.low > -_NO_GAIN:
+            return HOLDS
+        return FAILS if found.high < -_NO_GAIN else OPEN
+    if told_better:
         return HOLDS
     return FAILS if told_worse else OPEN
 

@@ -128,6 +128,7 @@ def _experiment(
         "headings": headings,
         "rows": rows,
         "claims": claims,
+        "study": study,
         "figures": _figures(config, columns, study, found, plan),
         "compared": len(gains),
         "told": len(told),

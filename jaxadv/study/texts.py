@@ -23,11 +23,12 @@ TEXTS = {
         "at eps .03, where that is not known), pooled over all that were trained more than once, "
         "as if all differed alike. A claim holds, or does not, where the interval leaves out zero; "
         "otherwise it cannot be told. Two looks at the same training, or at the same weights, "
-        "differ by the images alone. That nothing is gained holds where the interval of the gain "
-        "ends below one point; that an attack leaves at most a share, where the Wilson interval "
-        "does, seeds aside. McNemar's exact test, seed by seed, is of these two models on the same "
-        "images, and says nothing of how trainings differ. Each interval is of 95 % by itself: of "
-        "so many, some miss."
+        "differ by the images alone. That nothing is gained, which is less than one point, holds "
+        "where the interval of the gain ends below that, and does not where it begins above; that "
+        "two cannot be told apart holds where it has zero in it; that an attack leaves at most a "
+        "share where the Wilson interval does, seeds aside. McNemar's exact test, seed by seed, is "
+        "of these two models on the same images, and says nothing of how trainings differ. Each "
+        "interval is of 95 % by itself: of so many, some miss."
     ),
     "flaws": (
         "The study's flaws: 1, it judged models as in training, with dropout and statistics of the "
@@ -46,7 +47,6 @@ TEXTS = {
         "Full lines, points and bars: ours, judged right. Bands and error bars: the Wilson "
         "interval of one seed, or the range of several; a score of one seed has none."
     ),
-    "dashes": (
-        "Dashed, or a cross: ours, judged as there. Hollow: the study's. These two are comparable."
-    ),
+    "dashes": "Dashed, or a cross: ours, judged as there.",
+    "hollow": "Hollow: the study's, which what is judged as there compares with.",
 }

@@ -16,8 +16,9 @@ from configs.experiments import (
 from jaxadv import config as configs
 from jaxadv.classifier import make_defence
 from jaxadv.curriculum import gradient_evaluations
-from jaxadv.drawing import SERIES
+from jaxadv.drawing import MARKERS, SERIES
 from jaxadv.models.defences import DEFENCES, is_stochastic
+from jaxadv.page import template
 from jaxadv.study.plan import chosen, make_plan
 from jaxadv.types import UserError
 
@@ -60,6 +61,9 @@ def test_a_model_with_noise_of_its_own_is_judged_by_averaged_gradients(defence):
 def test_the_arms_of_a_figure_differ_in_colour():
     experiments = study.get_config("cpu").experiments
     assert max(len(experiments[name].arms) for name in experiments.order) <= len(set(SERIES))
+    assert len(set(MARKERS)) == len(SERIES)
+    style = template("page.html").render()
+    assert all(style.count(f"--series-{i}: ") == 2 for i in range(1, len(SERIES) + 1))
 
 
 def test_every_arm_of_the_curricula_costs_the_same():

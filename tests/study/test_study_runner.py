@@ -173,6 +173,27 @@ def test_a_failure_does_not_stop_the_rest(jobs, config, tmp_path, capsys):
     assert "| failed" not in (tmp_path / "results" / "index.md").read_text()
 
 
+def test_the_page_lays_ours_beside_the_slides(jobs, config, tmp_path):
+    for name in ("net_curriculum/1", "net_sgd/1"):
+        config.runs[name].planned = True
+    runner.run(config, tmp_path / "study")
+    markdown = (tmp_path / "results" / "index.md").read_text()
+    _, _, part = markdown.partition("## Model size")
+    assert "| net | the study |  | 39.6 | 32.5 |" in part
+    interval = "(71.1\N{EN DASH}86.7)"
+    assert f"| net | judged as there | 80.0 {interval} | ≠ 80.0 {interval} |" in part
+    assert "Of 6 figures of the slides 6 can be told from ours, judged as there (≠)." in part
+    assert "Hollow" in part
+    _, _, part = markdown.partition("## SGD against AdamW")
+    assert "Hollow" not in part.partition("## ReLU")[0]
+    for figure in ("model_size_eps", "model_size_parameters"):
+        drawn = (tmp_path / "results" / "figures" / f"{figure}.svg").read_text()
+        assert "judged as there" in drawn
+        assert "the study" in drawn
+    short = [line for line in markdown.splitlines() if line.startswith("- **holds**: ")]
+    assert short == ["- **holds**: AdamW trains better than SGD."]
+
+
 def test_a_study_that_is_stopped_writes_its_page_and_goes_on(jobs, config, tmp_path):
     called, raises, _ = jobs
     raises["net_sgd/0"] = Stopped(15)
@@ -187,6 +208,12 @@ def test_a_study_that_is_stopped_writes_its_page_and_goes_on(jobs, config, tmp_p
 def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
     for name in ("net_curriculum/1", "net_sgd/1"):
         config.runs[name].planned = True
+    estimates = {
+        "net_gelu/0": {"gradients": 1, "seconds": 120.0, "device": "one"},  # of another plan
+        "net_gelu/0/study": {"gradients": 491_520, "seconds": 120.0, "device": "one"},
+    }
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "costs.json").write_text(json.dumps({"costs": estimates}))
     runner.run(config, tmp_path / "study")
     markdown = (tmp_path / "results" / "index.md").read_text()
     html = (tmp_path / "results" / "index.html").read_text()
@@ -204,4 +231,6 @@ def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
     assert "<svg" in html
     assert (tmp_path / "results" / "figures" / "optimizer_eps.svg").read_text().startswith("<svg")
     assert "| GELU | not run |" in markdown
+    assert "| net_gelu/0 | not run | 1.1e+07 |  |" in markdown
+    assert "| net_gelu/0/study | not run | 4.9e+05 | about 2 min, estimated |" in markdown
     assert "- net_sgd/0: pgd40/0.01, pgd40/0.02 is odd.\n- net_sgd/0: All is.\n" in markdown
