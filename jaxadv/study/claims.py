@@ -48,12 +48,15 @@ class Gain(NamedTuple):
 def spreads(experiments: Iterable[Found]) -> dict[str, Spread]:
     """Returns the spread under each heading that some training has of several seeds.
 
+    A seed that did not learn is left out: how far off it is says nothing of those that did.
+
     Args:
       experiments: the entries of each; a training counts once, as it is shown first.
     """
     of_heading: dict[str, dict[str, Entries]] = {}
     for found in experiments:
-        for (_, heading), entries in found.items():
+        for (_, heading), every in found.items():
+            entries = {seed: entry for seed, entry in every.items() if entry.learned}
             if len(entries) > 1:
                 of_heading.setdefault(heading, {}).setdefault(_training(entries), entries)
     return {heading: _pooled(list(repeated.values())) for heading, repeated in of_heading.items()}

@@ -97,6 +97,7 @@ def test_a_training_that_two_experiments_show_counts_once():
     entries = {0: entry((0, 500)), 1: entry((0, 520))}
     once = {("net", "0.03"): entries, ("net", "clean"): {0: entry((0, 900))}}
     again = {("net, last", "0.03"): {0: entry((0, 300)), 1: entry((0, 500))}}
+    entries[2] = entry((0, 100), learned=False)  # says nothing
     assert spreads([once]) == spreads([once, again])
     assert spreads([once]) == {"0.03": Spread(pytest.approx(np.std([0.5, 0.52], ddof=1)), 1)}
 
