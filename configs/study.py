@@ -245,6 +245,7 @@ def _smoke(name: str, config: ConfigDict) -> ConfigDict:
             "train.num_epochs": 1,
             "data.augmentation": "none" if config.data.augmentation == "none" else "flip",
             "data.synthetic.share": 0.5 if config.data.synthetic.share else 0.0,
+            "attack.fraction": 0.5 if config.attack.fraction else 0.0,
             "attack.random_start": True,
             "attack.num_steps_start": min(config.attack.num_steps_start, 2),
             "attack.num_steps_end": min(config.attack.num_steps_end, 2),
