@@ -253,6 +253,7 @@ def _smoke(name: str, config: ConfigDict) -> ConfigDict:
             "model.name": "biggernet" if name.startswith("biggernet") else "net",
             "model.defence.pni.frozen_sigma": False,
             "model.defence.low_rank.rank": 20,
+            "model.defence.low_rank.learned": True,
             "model.defence.rse.before_norm": False,
         }
         _shrink(config.evaluation)
