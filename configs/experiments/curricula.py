@@ -35,12 +35,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "fixed_all": {**_ALL_IMAGES, "attack.num_steps_start": 11, "attack.num_steps_end": 11},
     "trades": {**_ALL_IMAGES, "attack.loss": "kl", "train.loss": "trades"},
     "n_fgsm": {
-        **_TEN_STEPS,
+        **_ALL_IMAGES,
         "attack.name": "n_fgsm",
-        "attack.fraction": 1.0,
         "attack.num_steps_start": 1,
         "attack.num_steps_end": 1,
-        "attack.eps_start": 0.03,
         "attack.step_size": 0.03,
         "train.num_epochs": 30,
     },

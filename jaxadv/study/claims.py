@@ -44,6 +44,11 @@ class Gain(NamedTuple):
     low: float
     high: float
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
 
 def spreads(experiments: Iterable[Found]) -> dict[str, Spread]:
     """Returns the spread under each heading that some training has of several seeds.
@@ -167,16 +172,15 @@ def _training(entries: Entries) -> str:
 
 
 def _word(found: Gain, kind: str) -> str:
-    told_better, told_worse = found.low > 0, found.high < 0
     if kind == "alike":
-        return FAILS if told_better or told_worse else HOLDS
+        return FAILS if found.is_told else HOLDS
     if kind == "no_gain":
         if found.low > -_NO_GAIN:
             return HOLDS
         return FAILS if found.high < -_NO_GAIN else OPEN
-    if told_better:
-        return HOLDS
-    return FAILS if told_worse else OPEN
+    if not found.is_told:
+        return OPEN
+    return HOLDS if found.low > 0 else FAILS
 
 
 def gain(more: Entries, less: Entries, spread: Spread | None) -> Gain:

@@ -14,7 +14,7 @@ from jaxadv import page
 from jaxadv.classifier import make_classifier
 from jaxadv.drawing import standalone
 from jaxadv.study import figures, records
-from jaxadv.study.claims import COMMON, Gain, Spread, from_slides, judge, spreads
+from jaxadv.study.claims import COMMON, Spread, from_slides, judge, spreads
 from jaxadv.study.evidence import AS_THERE, SCORE, Entry, Found, find, read_off
 from jaxadv.study.figures import Curve, Point
 from jaxadv.study.plan import Run
@@ -116,7 +116,7 @@ def _experiment(
     if headings and "eps" in config.figures:
         headings.append(SCORE)
     gains = from_slides(found, spread_of)
-    told = {key for key, gain in gains.items() if _leaves_out_zero(gain)}
+    told = {key for key, gain in gains.items() if gain.is_told}
     rows = [
         (label, arm_rows(label, headings, study, found, told, planned=bool(arm)))
         for label, arm in config.arms
@@ -136,10 +136,6 @@ def _experiment(
             kind.startswith("judged as there") for _, kinds in rows for kind, _ in kinds
         ),
     }
-
-
-def _leaves_out_zero(gain: Gain) -> bool:
-    return gain.low > 0 or gain.high < 0
 
 
 def _is_filled(
