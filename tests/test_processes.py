@@ -33,11 +33,11 @@ def start(job, workdir, num_processes=2, *, num_devices=2, come=None):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    devices = f"--xla_force_host_platform_device_count={num_devices}"
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
     }
     command = [sys.executable, "tests/processes_job.py", job, str(workdir)]
     together = [f"--coordinator=localhost:{port}", f"--num_processes={num_processes}"]

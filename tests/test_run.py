@@ -22,7 +22,7 @@ def run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "run.py", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **environment},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )
@@ -104,7 +104,6 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )

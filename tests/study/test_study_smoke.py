@@ -1,7 +1,6 @@
 """All experiments at scale smoke, as `python run.py --config configs/study.py:smoke` runs them."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +21,6 @@ def results(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, *command, f"--config.study.results={folder / 'results'}"],
         cwd=ROOT,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
     )
