@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jaxadv.attacks import ATTACKS, RESUMABLE, AutoAttacked, budgets
 from jaxadv.attacks.autoattack import most_queries, run_version
-from jaxadv.attacks.batches import Examples, Ledger, Model, attack_batch, search_survivors
+from jaxadv.attacks.batches import Examples, Ledger, Model, attack_in_batches, search_survivors
 from jaxadv.attacks.budgets import segment
 from jaxadv.attacks.inputs import count_classes
 from jaxadv.classifier import (
@@ -26,7 +26,6 @@ from jaxadv.classifier import (
     to_float,
     without_noise,
 )
-from jaxadv.parallel import padded_batches
 from jaxadv.prng import stream
 from jaxadv.types import Batch, LogitsFn, UserError
 
@@ -131,15 +130,19 @@ def craft(
         )
         arrays = {"distances": found.memory.distance} if attack["attack"] == "fab" else {}
         return Crafted(found.images, found.queries, arrays, {})
-    images = [examples.images[:0]]
-    for batch, padded in padded_batches(np.arange(len(ids)), batch_size):
-        if not len(ids):
-            break
-        part = attack_batch(attack_fn, key, victim, examples.rows(padded), arguments)
-        images.append(part[: len(batch)])
-        if bar is not None:
-            bar.update(len(batch) * num_queries(attack))
-    return Crafted(np.concatenate(images), np.full(len(ids), num_queries(attack)), {}, {})
+    images = attack_in_batches(
+        attack_fn,
+        key,
+        victim,
+        examples,
+        arguments,
+        queries=num_queries(attack),
+        batch_size=batch_size,
+        bar=bar,
+        ledger=ledger,
+        name=name,
+    )
+    return Crafted(images, np.full(len(ids), num_queries(attack)), {}, {})
 
 
 def num_queries(attack: Attack) -> int:

@@ -1,6 +1,8 @@
 """Attacks in batches over devices; above all that those fooled may leave."""
 
 import io
+from functools import partial
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +79,31 @@ def test_those_who_leave_change_nothing_for_those_who_stay(problem, name):
         assert len(np.unique(queries[found.success])) > 2  # they leave at different times
     assert queries[~found.success].max() > 30  # after the first segment
     assert 0 < found.success.sum() < 50
+
+
+def test_what_was_attacked_before_a_kill_is_not_attacked_again(problem, monkeypatch):
+    monkeypatch.setattr(batches, "_SECONDS_BETWEEN_SAVES", -1)  # after each batch
+    weights, split = problem
+    pgd = {"attack": "pgd", "eps": 0.05, "step_size": 0.01, "num_steps": 3}
+    attack_all = partial(craft, PLAIN, weights, split, pgd, ALL, 16, 3)
+    whole, ledger, attacked = attack_all().images, {}, []
+    dying = Mock(spec=tqdm, update=Mock(side_effect=[None, None, KeyboardInterrupt]))
+    with pytest.raises(KeyboardInterrupt):  # in the third of four batches
+        attack_all(dying, ledger, "a")
+    attack_batch = batches.attack_batch
+
+    def counted(attack_fn, key, model, examples, arguments):
+        attacked.append(examples.ids)
+        return attack_batch(attack_fn, key, model, examples, arguments)
+
+    monkeypatch.setattr(batches, "attack_batch", counted)
+    with tqdm(total=50 * 3, file=io.StringIO()) as bar:
+        np.testing.assert_array_equal(attack_all(bar, ledger, "a").images, whole)
+        assert bar.n == 50 * 3
+    np.testing.assert_array_equal(np.unique(attacked), np.arange(32, 50))
+    attacked.clear()
+    np.testing.assert_array_equal(attack_all(None, ledger, "a").images, whole)
+    assert not attacked
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])

@@ -74,6 +74,54 @@ def attack_batch(
     return step(model.context, key, traced, *examples, resume)
 
 
+def attack_in_batches(
+    attack_fn: Callable,
+    key: PRNGKey,
+    model: Model,
+    examples: Examples,
+    arguments: dict[str, Any],
+    *,
+    queries: int,
+    batch_size: int,
+    bar: tqdm | None = None,
+    ledger: Ledger | None = None,
+    name: str = "attack",
+) -> np.ndarray:
+    """Returns the images that an attack of a fixed cost makes of all examples.
+
+    Args:
+      attack_fn: one of `ATTACKS` that is not in `RESUMABLE`.
+      key: of the attack.
+      model: the classifier.
+      examples: all of them.
+      arguments: of the attack.
+      queries: what it takes of each example, by which the bar advances.
+      batch_size: over all devices together.
+      bar: advanced by the queries.
+      ledger: where the images are kept from time to time and at the end, and gone on from.
+      name: of this attack in the ledger.
+    """
+    images, done = examples.images.copy(), 0
+    if ledger is not None and name in ledger:
+        kept = ledger[name]["images"]
+        done = len(kept)
+        images[:done] = kept
+        _advance(bar, done * queries)
+    saved = time.monotonic()
+    for rows, padded in padded_batches(np.arange(done, len(images)), batch_size):
+        if not len(rows):
+            break
+        part = attack_batch(attack_fn, key, model, examples.rows(padded), arguments)
+        images[rows] = part[: len(rows)]
+        done += len(rows)
+        _advance(bar, len(rows) * queries)
+        is_due = done == len(images) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
+        if ledger is not None and is_due:
+            ledger[name] = {"images": images[:done]}
+            saved = time.monotonic()
+    return images
+
+
 def search_survivors(
     attack_fn: Callable,
     key: PRNGKey,
