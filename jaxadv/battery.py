@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxadv.attacks import GRADIENT_FREE, RESUMABLE
-from jaxadv.attacks.batches import Ledger
+from jaxadv.attacks.batches import Ledger, seconds_spent
 from jaxadv.classifier import is_declared_stochastic
 from jaxadv.crafting import Attack, expand, num_queries
 from jaxadv.export import round_inside
@@ -92,7 +92,7 @@ def run_battery(
     with progress_bar(total, "Attack", disable=not progress) as bar:
         for name, attack in attacks.items():
             bar.set_postfix_str(name)
-            began = time.monotonic()
+            began = time.monotonic() - seconds_spent(ledger, name)
             ids = attacked[attack["noise"]]
             passes = num_passes[attack["noise"]]
             found = run(attack, ids, num_passes=passes, bar=bar, ledger=ledger, name=name)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from jaxadv import checkpoint, export, terminal
 from jaxadv import config as configs
+from jaxadv.attacks.batches import seconds_spent
 from jaxadv.battery import run_battery
 from jaxadv.certification import certify_split
 from jaxadv.classifier import make_classifier
@@ -158,6 +159,7 @@ def evaluate_checkpoint(
     task = [restored.sha256, dataset.name, len(shown.labels), trained.seed, evaluation.to_dict()]
     ledger = open_ledger(workdir / f"ledger{suffix}", task)
     if len(ledger):
+        began -= seconds_spent(ledger)
         print(f"Going on from {workdir / f'ledger{suffix}'}", flush=True)
     with jax.default_matmul_precision(evaluation.precision):
         results, examples = run_battery(

@@ -130,6 +130,25 @@ def test_a_black_box_attack_shows_what_its_queries_bought(problem):
     )
 
 
+def test_the_time_of_an_attack_has_that_of_the_processes_before(problem):
+    weights, split, _ = problem
+    evaluation = battery(
+        pgd={"attack": "pgd", "step_size": 0.02, "num_steps": 1, "eps": (0.01, 0.011)},
+        square={"attack": "square", "num_queries": 20, "eps": (0.01,)},
+    )
+    ledger = {}
+    run_battery(Linear(), weights, split, evaluation, seed=0, progress=False, ledger=ledger)
+    ledger["pgd/0.01"]["seconds"] += 1000
+    ledger["square/0.01/part"] = {"seconds": np.asarray(2000)}
+    results, _ = run_battery(
+        Linear(), weights, split, evaluation, seed=0, progress=False, ledger=ledger
+    )
+    seconds = {name: result["seconds"] for name, result in results["attacks"].items()}
+    assert 1000 < seconds["pgd/0.01"] < 1100
+    assert seconds["pgd/0.011"] < 100
+    assert 2000 < seconds["square/0.01"] < 2100
+
+
 def test_an_attack_has_all_arguments_of_its_function():
     attacks = expand(batteries.standard())
     assert attacks["pgd40/0.03"] == {

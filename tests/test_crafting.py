@@ -90,6 +90,7 @@ def test_what_was_attacked_before_a_kill_is_not_attacked_again(problem, monkeypa
     dying = Mock(spec=tqdm, update=Mock(side_effect=[None, None, KeyboardInterrupt]))
     with pytest.raises(KeyboardInterrupt):  # in the third of four batches
         attack_all(dying, ledger, "a")
+    ledger["a"]["seconds"] += 1000
     attack_batch = batches.attack_batch
 
     def counted(attack_fn, key, model, examples, arguments):
@@ -101,6 +102,7 @@ def test_what_was_attacked_before_a_kill_is_not_attacked_again(problem, monkeypa
         np.testing.assert_array_equal(attack_all(bar, ledger, "a").images, whole)
         assert bar.n == 50 * 3
     np.testing.assert_array_equal(np.unique(attacked), np.arange(32, 50))
+    assert ledger["a"]["seconds"] > 1000
     attacked.clear()
     np.testing.assert_array_equal(attack_all(None, ledger, "a").images, whole)
     assert not attacked

@@ -1,6 +1,7 @@
 """An attack on many examples: in batches over all devices, which those that are fooled leave."""
 
 import inspect
+import math
 import time
 from collections.abc import Callable, MutableMapping
 from functools import cache
@@ -102,6 +103,7 @@ def attack_in_batches(
       name: of this attack in the ledger.
     """
     images, done = examples.images.copy(), 0
+    began = time.monotonic() - seconds_spent(ledger, name)
     if ledger is not None and name in ledger:
         kept = ledger[name]["images"]
         done = len(kept)
@@ -117,7 +119,8 @@ def attack_in_batches(
         _advance(bar, len(rows) * queries)
         is_due = done == len(images) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
         if ledger is not None and is_due:
-            ledger[name] = {"images": images[:done]}
+            seconds = np.asarray(time.monotonic() - began)
+            ledger[name] = {"images": images[:done], "seconds": seconds}
             saved = time.monotonic()
     return images
 
@@ -159,6 +162,7 @@ def search_survivors(
       found: where it goes on from, and what it is written to; None: it begins.
     """
     limits = [*range(segment, budget, segment), budget]
+    began = time.monotonic() - seconds_spent(ledger, name)
     if found is None:
         found = _first(attack_fn, key, model, examples, arguments)
     if ledger is not None and name in ledger:
@@ -185,9 +189,17 @@ def search_survivors(
             _advance(bar, int(spent + (budget - part.queries)[part.success].sum()))
             write_rows(found, rows, part)
         if ledger is not None and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-            ledger[name] = _pack(found, limit)
+            ledger[name] = _pack(found, limit, time.monotonic() - began)
             saved = time.monotonic()
     return found
+
+
+def seconds_spent(ledger: Ledger | None, name: str = "") -> float:
+    """Returns the time that went into what a ledger keeps: of all attacks, or of one's parts."""
+    if ledger is None:
+        return 0.0
+    parts = [kept for kept in ledger if not name or f"{kept}/".startswith(f"{name}/")]
+    return math.fsum(ledger.get(part, {}).get("seconds", 0.0) for part in parts)
 
 
 def in_batches(step: Callable, model: Model, size: int, key: PRNGKey, examples: Examples) -> Any:
@@ -227,9 +239,9 @@ def rows_of(found: Queried, rows: np.ndarray | slice) -> Queried:
     return jax.tree.map(lambda array: array[rows], found)
 
 
-def _pack(found: Queried, limit: int) -> dict[str, np.ndarray]:
+def _pack(found: Queried, limit: int, seconds: float) -> dict[str, np.ndarray]:
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(found))}
-    return {"limit": np.asarray(limit), **leaves}
+    return {"limit": np.asarray(limit), "seconds": np.asarray(seconds), **leaves}
 
 
 def _unpack(record: dict[str, np.ndarray], like: Queried) -> tuple[Queried, int]:

@@ -19,6 +19,7 @@ from jaxadv.attacks.batches import (
     rows_of,
     search_size,
     search_survivors,
+    seconds_spent,
     write_rows,
 )
 from jaxadv.attacks.expectation import Noise, expected_logits
@@ -163,8 +164,8 @@ def _attack_block(
         if bar is not None:
             bar.update(len(examples.labels) * stage.budget)
         return record
-    began = time.monotonic()
     searching = f"{name}/search"
+    began = time.monotonic() - seconds_spent(ledger, searching)
     search = partial(
         search_survivors,
         stage.attack_fn,
