@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from jaxadv.types import UserError
 
 def template(name: str) -> jinja2.Template:
     """Returns a template of this package; it knows the functions of `jaxadv.formats` as filters."""
+    return _environment().get_template(name)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxadv", ""),
         autoescape=True,
@@ -24,7 +30,7 @@ def template(name: str) -> jinja2.Template:
     )
     filters = (formats.percent, formats.interval, formats.norm, formats.eps, formats.duration)
     environment.filters |= {function.__name__: function for function in filters}
-    return environment.get_template(name)
+    return environment
 
 
 def read_json(path: Path) -> dict[str, Any]:
