@@ -2,16 +2,19 @@
 
     python run.py --config configs/evaluate.py --config.checkpoint=runs/curriculum
 
-The attacks are those that the run itself ended with; 8 min for BigNet on the 10,000 test images of
-CIFAR-10, on 2 cores of an AMD EPYC, before the last two of them were added.
+The standard battery, which the runs of configs/curriculum.py and its like end with; 8 min for
+BigNet on the 10,000 test images of CIFAR-10, on 2 cores of an AMD EPYC, before the last two of its
+attacks were added.
 
-    python run.py --config configs/evaluate.py:eot --config.checkpoint=runs/randomness_rse
+    python run.py --config configs/evaluate.py:eot --config.checkpoint=runs/randomness_rse \
+        --config.evaluation.num_examples=1000
 
 A model with noise of its own, under gradients averaged over ever more draws of it: of BigNet with
 RSE 1 draw leaves 31.1 % of 1,000 images, 20 leave 24.1 %; 4 min on 2 cores of an Intel Xeon.
-`:noise` is the battery that a random defence is trained with, `:plain` the same without noise.
+`:noise` is a battery for such models, `:plain` the same for models without noise.
 
-    python run.py --config configs/evaluate.py:autoattack --config.checkpoint=runs/curriculum
+    python run.py --config configs/evaluate.py:autoattack --config.checkpoint=runs/curriculum \
+        --config.evaluation.num_examples=1000
 
 AutoAttack at L-inf 8/255, beside PGD-40: of the first 1,000 images 26.2 % stand, after PGD-40
 31.8 %; 12 min on 2 cores of an AMD EPYC, beside other work. `:autoattack_l2` is the same at L2 .5,

@@ -9,9 +9,9 @@ writes the page results/study/index.html, with index.md beside it. A run is done
 in results/study/runs: delete that and its folder in runs/study, which holds the checkpoints, to run
 it anew.
 
-The argument is the scale: `cpu` (the default), which two cores of an AMD EPYC would take about 20
-hours for, as its dry run says, what its claims compare most with three seeds; `full`, all models
-and three seeds of each, for a GPU (not run); or `smoke`, a check of the program on the digits, with
+The argument is the scale: `cpu` (the default), about 20 hours on two cores of an AMD EPYC by its
+dry run, in which the trainings that most claims compare have three seeds; `full`, all models and
+three seeds of each, for a GPU (not run); or `smoke`, a check of the program on the digits, with
 tiny models, that takes minutes:
 
     python run.py --config configs/study.py:smoke
