@@ -58,7 +58,7 @@ def test_an_example_is_done_within_eps(norm):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_on_a_curved_model_it_finds_the_boundary(norm):
     labels = curved(None, IMAGES).argmax(axis=1)
-    found = attack(labels=labels, logits_fn=curved, norm=norm, early_stop=False, num_steps=40)
+    found = attack(labels=labels, logits_fn=curved, norm=norm, early_stop=False, num_steps=80)
     assert found.success.all()
     rays = np.asarray(found.images - IMAGES)
     for share in (0.5, 0.9):
@@ -66,7 +66,7 @@ def test_on_a_curved_model_it_finds_the_boundary(norm):
         inside = curved(None, IMAGES + share * rays).argmax(axis=1) == labels
         assert inside.mean() > 0.9
     single = attack(labels=labels, logits_fn=curved, norm=norm, early_stop=False, num_targets=1)
-    assert (found.memory.distance <= single.memory.distance * (1 + 1e-3)).all()
+    assert (found.memory.distance <= single.memory.distance * (1 + 1e-4)).all()
 
 
 @pytest.mark.parametrize(("norm", "order"), [("linf", np.inf), ("l2", 2)])
