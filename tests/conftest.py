@@ -1,5 +1,6 @@
 """Two CPU devices, and a trained net for the tests to attack."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -27,6 +28,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["XLA_FLAGS"] = (
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
+# What was traced stays: to walk over it again and again is a twentieth of the time.
+gc.set_threshold(50_000, 50, 50)
 
 
 def pytest_configure(config):

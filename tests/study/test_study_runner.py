@@ -73,6 +73,7 @@ def no_page(monkeypatch):
 def config(tmp_path):
     config = study.get_config()
     config.study.only = "optimizer"
+    config.experiments.order = ("optimizer", "activation", "model_size")  # each takes time to draw
     config.study.results = str(tmp_path / "results")
     for name in config.order:
         config.runs[name].planned = name in OPTIMIZER

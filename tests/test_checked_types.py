@@ -1,0 +1,40 @@
+"""That the tests check the shapes of what jaxadv's functions are given and return."""
+
+import jax.numpy as jnp
+import pytest
+from checked_types import checked
+from jaxtyping import Array, Float, TypeCheckError, jaxtyped
+
+from jaxadv.losses import cross_entropy
+
+
+def test_a_wrong_shape_is_refused():
+    with pytest.raises(TypeCheckError, match="labels"):
+        cross_entropy(jnp.zeros((4, 10)), jnp.zeros((3,), int))
+
+
+def test_a_function_inside_of_another_is_checked_at_each_call():
+    def outer(value):
+        @jaxtyped(typechecker=checked)
+        def inner(x: Float[Array, "n"]) -> Float[Array, "n"]:
+            return value
+
+        return inner
+
+    x = jnp.zeros(3)
+    assert outer(x)(x) is x
+    with pytest.raises(TypeCheckError):
+        outer(jnp.zeros(4))(x)
+    with pytest.raises(TypeCheckError):
+        outer(x)(jnp.zeros((3, 1)))
+
+
+def test_checks_are_made_once_for_each_signature():
+    def make(kind):
+        def inner(x: kind):
+            pass
+
+        return inner
+
+    assert checked(make(int)) is checked(make(int))
+    assert checked(make(int)) is not checked(make(str))
