@@ -47,7 +47,7 @@ def _row(
         row["state"] = f"failed: {failure}" if failure else "not run"
         estimate = estimated.get(run.name)
         if estimate and estimate["gradients"] == gradients:
-            row["time"] = f"about {formats.duration(estimate['seconds'])}, estimated"
+            row["time"] = f"about {formats.duration(estimate['seconds'])}"
             row["device"] = estimate["device"]
         return row
     row["state"] = "done"

@@ -233,5 +233,5 @@ def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
     assert (tmp_path / "results" / "figures" / "optimizer_eps.svg").read_text().startswith("<svg")
     assert "| GELU | not run |" in markdown
     assert "| net_gelu/0 | not run | 1.1e+07 |  |" in markdown
-    assert "| net_gelu/0/study | not run | 4.9e+05 | about 2 min, estimated |" in markdown
+    assert "| net_gelu/0/study | not run | 4.9e+05 | about 2 min |" in markdown
     assert "- net_sgd/0: pgd40/0.01, pgd40/0.02 is odd.\n- net_sgd/0: All is.\n" in markdown
