@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 
 INK, RULE = "#111111", "#dddddd"
 CLEAN, ROBUST = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
-SERIES = (ROBUST, CLEAN, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6b4e", "#6e6e6e")
+SERIES = (ROBUST, CLEAN, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5a3d22", "#8c8c8c")
 MARKERS = "osD^vPX*"
 _COLORS = {
     INK: "currentColor",
