@@ -10,8 +10,8 @@ in results/study/runs: delete that and its folder in runs/study, which holds the
 it anew.
 
 The argument is the scale: `cpu` (the default), about 20 hours on two cores of an AMD EPYC, in
-which the trainings that most claims compare have three seeds; `full`, all models and
-three seeds of each, for a GPU (not run); or `smoke`, a check of the program on the digits, with
+which 15 of 30 trainings have three seeds and the others one; `full`, all models and three seeds of
+each, for a GPU (not run); or `smoke`, a check of the program on the digits, with
 tiny models, that takes minutes:
 
     python run.py --config configs/study.py:smoke
@@ -85,6 +85,7 @@ TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "gan": gan.get_config,
     "net_synthetic_quarter": lambda: synthetic.get_config("quarter"),
     "net_synthetic_half": lambda: synthetic.get_config("half"),
+    "net_half_real": lambda: synthetic.get_config("half_real"),
     "narrow_wrn": lambda: wide_resnet.get_config("wrn"),
     "narrow_wrn_rse": lambda: wide_resnet.get_config("wrn_rse"),
     "vit_3_128": lambda: model_size.get_config("vit_3_128"),
@@ -105,7 +106,7 @@ _UNDER_AUTOATTACK = (
 )
 _THRICE = (  # what two cores train with three seeds
     *("net_curriculum", "net_sgd", "net_gelu", "net_standard", "net_fixed", "net_short_ramp"),
-    *("net_long_ramp", "net_fixed_all", "net_trades", "net_n_fgsm"),
+    *("net_long_ramp", "net_fixed_all", "net_trades", "net_n_fgsm", "net_half_real"),
     *("bignet_curriculum", "bignet_standard", "bignet_rse", "bignet_pni"),
 )
 _AVERAGED = ("net_input_noise", "narrow_wrn_rse", "wrn_rse")  # with columns of all eps
@@ -243,6 +244,7 @@ def _smoke(name: str, config: ConfigDict) -> ConfigDict:
         # As few kinds of training steps as will do, for each takes seconds to compile.
         changes = {
             "train.num_epochs": 1,
+            "train.batch_size": 64,
             "data.augmentation": "none" if config.data.augmentation == "none" else "flip",
             "data.synthetic.share": 0.5 if config.data.synthetic.share else 0.0,
             "attack.fraction": 0.5 if config.attack.fraction else 0.0,

@@ -12,7 +12,7 @@ from configs.experiments import shown
 
 PAGE = shown.experiment(
     "The best BigNet",
-    "`configs/curriculum.py`: every image attacked, a short ramp, a cosine schedule and an "
+    "`configs/curriculum.py`: every image attacked, a short ramp, flips, a cosine schedule and an "
     "average of the weights, for 30 epochs: 194 gradients an image, where the study's recipe "
     "takes 128 in 10 epochs. The study's own weights, trained for an unknown number of epochs, "
     "keep 55.3 % of these test images, and 29.1 % at eps .03 (results/curriculum.md).",

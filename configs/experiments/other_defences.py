@@ -24,7 +24,8 @@ ARMS["input_noise"]["model.defence.input_noise.train"] = False
 PAGE = shown.experiment(
     "What failed there",
     "`net` after standard adversarial training. The projection to 625 dimensions is learned, as "
-    "there, or fixed to the principal components. Input noise is on at test time alone, "
+    "there, or fixed to the principal components. Input noise is on at test time alone: "
+    "its weights are those of seed 0 of the plain model, and so is what it is compared with. It is "
     "met by gradients averaged over 20 draws in 10 steps, the plain model by PGD-200. The slides "
     "have no figures of it.",
     columns=shown.GRID | shown.NOISE,
@@ -37,7 +38,7 @@ PAGE = shown.experiment(
     },
     claims=[
         shown.no_gain(
-            f"{what} does not make the model more robust", ("plain", heading), (label, heading), by
+            f"{what} does not make the model more robust", (label, heading), ("plain", heading), by
         )
         for what, label, heading, by in (
             ("Spectral norm", "spectral norm", "0.03", "the study"),

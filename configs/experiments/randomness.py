@@ -6,8 +6,8 @@ The argument is none, pni, pni_frozen (as the study had it), rse, dropout or inp
 adversarial training for 10 epochs, half of each batch attacked at eps .03 with step .008, then
 attacks that average over the noise; the plain model meets as many gradients.
 
-Mean of three seeds, PGD-10 at eps .03 with one noise sample, then 20: plain 25.5 % (25.2 % under
-PGD-200), PNI 26.5 and 26.0 %, RSE 32.5 and 24.9 %; 16 to 45 min on 2 cores of an Intel Xeon or an
+Mean of three seeds, PGD-10 at eps .03 with one noise sample, then 20: plain 25.6 % (25.3 % under
+PGD-200), PNI 26.4 and 26.1 %, RSE 32.5 and 24.9 %; 16 to 45 min on 2 cores of an Intel Xeon or an
 AMD EPYC, shared. dropout, input_noise: not run. See results/study/index.md, and
 results/randomness.md for more attacks.
 """

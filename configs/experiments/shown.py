@@ -93,7 +93,7 @@ def more(text: str, more: Entry, less: Entry, by: str = "the study") -> dict[str
 
 
 def no_gain(text: str, more: Entry, less: Entry, by: str = "the study") -> dict[str, Any]:
-    """Returns the claim that one entry is more than another, or that the other gains nothing."""
+    """Returns the claim that one entry gains less than a point over another."""
     return _of_two("no_gain", text, more, less, by)
 
 

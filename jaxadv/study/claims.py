@@ -137,24 +137,22 @@ def at_most(entries: Entries, share: float) -> Verdict:
 
 
 def compare(more: Entries, less: Entries, kind: str, spread: Spread | None) -> Verdict:
-    """Returns whether one side is more accurate than another, or no less, or as accurate.
+    """Returns whether one side is more accurate than another, or hardly more, or as accurate.
 
     Args:
-      more: entries by seed of what is claimed to be better.
+      more: entries by seed of what is claimed to be better, or to gain nothing.
       less: of the other.
-      kind: "more"; "no_gain": the other gains less than a point; "alike": the two cannot be told
-        apart.
+      kind: "more"; "no_gain": less than a point more; "alike": the two cannot be told apart.
       spread: of the seeds of one config; None where none was trained twice. Two looks at the same
         trainings, or at the same weights, do without it, and are compared on the seeds that both
         have.
     """
     seeds = sorted(more.keys() & less.keys())
-    one_training = _training(more) == _training(less)
-    if one_training or _of_same_weights(more, less, seeds):
+    if _training(more) == _training(less) or _of_same_weights(more, less, seeds):
         if not seeds:
             return Verdict(NOT_RUN, "")
         more, less = ({seed: side[seed] for seed in seeds} for side in (more, less))
-        if one_training and all(more[seed].source == less[seed].source for seed in seeds):
+        if seeds == _seeds_of_one(more, less):
             return Verdict(OPEN, "The two are one: the best checkpoint is the last.")
         spread = None
     elif spread is None:
@@ -167,6 +165,15 @@ def _of_same_weights(more: Entries, less: Entries, seeds: list[int]) -> bool:
     return bool(seeds) and all(more[seed].source[0] == less[seed].source[0] for seed in seeds)
 
 
+def _seeds_of_one(more: Entries, less: Entries) -> list[int]:
+    """Returns the seeds in which both are one look at one model of one training."""
+    if _training(more) != _training(less):
+        return []
+    return [
+        seed for seed in sorted(more.keys() & less.keys()) if more[seed].source == less[seed].source
+    ]
+
+
 def _training(entries: Entries) -> str:
     return next(iter(entries.values())).training
 
@@ -175,9 +182,9 @@ def _word(found: Gain, kind: str) -> str:
     if kind == "alike":
         return FAILS if found.is_told else HOLDS
     if kind == "no_gain":
-        if found.low > -_NO_GAIN:
+        if found.high < _NO_GAIN:
             return HOLDS
-        return FAILS if found.high < -_NO_GAIN else OPEN
+        return FAILS if found.low > _NO_GAIN else OPEN
     if not found.is_told:
         return OPEN
     return HOLDS if found.low > 0 else FAILS
@@ -228,8 +235,8 @@ def _mean(entries: Entries) -> float:
 
 def _image_variance(more: Entries, less: Entries) -> float:
     """Returns the variance of the difference of two means over seeds by the choice of images."""
-    counts = {entry.n for side in (more, less) for entry in side.values()}
-    if len(counts) == 1 and counts != {0}:  # evaluations take the first images of their split
+    images = {entry.images for side in (more, less) for entry in side.values()}
+    if len(images) == 1 and images != {None}:
         better, worse = (
             np.array([entry.survived for entry in side.values()]).mean(0) for side in (more, less)
         )
@@ -248,7 +255,7 @@ def mcnemar(one: Entry, other: Entry) -> float | None:
     """
     from scipy.stats import binomtest
 
-    if one.survived is None or other.survived is None or one.n != other.n:
+    if one.survived is None or other.survived is None or one.images != other.images:
         return None
     gained = int((one.survived & ~other.survived).sum())
     lost = int((other.survived & ~one.survived).sum())
@@ -262,7 +269,9 @@ def _sentence(more: Entries, less: Entries, found: Gain) -> str:
     tested = [mcnemar(more[seed], less[seed]) for seed in sorted(more.keys() & less.keys())]
     ps = [_p(p) for p in tested if p is not None]
     tests = f"; McNemar p {', '.join(ps)}" if ps else ""
-    return f"{_sides(more, less)}: {difference} ({low} to {high}) points, {seeds}{tests}."
+    same = len(_seeds_of_one(more, less))
+    best = f" In {same} of {len(more)} seeds the best checkpoint is the last." if same else ""
+    return f"{_sides(more, less)}: {difference} ({low} to {high}) points, {seeds}{tests}.{best}"
 
 
 def _sides(more: Entries, less: Entries) -> str:
@@ -270,7 +279,8 @@ def _sides(more: Entries, less: Entries) -> str:
 
 
 def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    digits = 2 if abs(difference) < 0.001 else 1  # on which side of zero an end is can be seen
+    return f"{100 * difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _p(p: float) -> str:

@@ -14,6 +14,7 @@ from jaxadv.study.records import Record, is_of
 AS_THERE, SLIDES = "as there ", "slides "
 SCORE = "score"  # the sum of the accuracies at all eps
 _SEEDS = range(10)
+_NOT_SAID_EARLIER = {"largest_class": 0.0, "split": "test"}
 
 
 class Entry(NamedTuple):
@@ -22,11 +23,12 @@ class Entry(NamedTuple):
     Attributes:
       accuracy: share of the images classified right.
       ci95: its Wilson interval.
-      survived: which images those are; None where that was not kept.
+      survived: which images those are, in the order of their split; None where that was not kept.
       training: the run without its seed; for figures of the slides whose they are.
       source: the checksum of the weights, and the attack.
       earlier: whether it was measured before there was the study, which a note of its record tells.
       learned: whether the model is better on clean images than a guess is.
+      split: what the images are the first of.
     """
 
     accuracy: float
@@ -36,11 +38,12 @@ class Entry(NamedTuple):
     source: tuple[str, str]
     earlier: bool = False
     learned: bool = True
+    split: str = "test"
 
     @property
-    def n(self) -> int:
-        """How many images there are; 0 where that was not kept."""
-        return 0 if self.survived is None else len(self.survived)
+    def images(self) -> tuple[str, int] | None:
+        """The split and how many of it, which tell the images; None where that was not kept."""
+        return None if self.survived is None else (self.split, len(self.survived))
 
 
 Records = Mapping[str, Record]
@@ -85,9 +88,9 @@ def _record(records: Records, training: str, kind: str, which: str) -> Record | 
 def _entry(record: Record, training: str, attack: str, last: bool) -> Entry | None:
     # Where the last checkpoint is the best there is one evaluation of both.
     name = "evaluation_last" if last and "evaluation_last" in record.content else "evaluation"
-    evaluation = record.content.get(name)
-    if evaluation is None:
+    if name not in record.content:
         return None
+    evaluation = _NOT_SAID_EARLIER | record.content[name]
     if attack.startswith("clean/"):
         entry = evaluation["clean_noise"].get(attack.removeprefix("clean/"))
     else:
@@ -102,7 +105,8 @@ def _entry(record: Record, training: str, attack: str, last: bool) -> Entry | No
         training,
         (evaluation["checkpoint"]["sha256"], attack),
         earlier="note" in record.content,
-        learned=has_learned({"largest_class": 0.0} | evaluation),  # earlier ones do not say it
+        learned=has_learned(evaluation),
+        split=evaluation["split"],
     )
 
 

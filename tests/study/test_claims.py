@@ -56,6 +56,9 @@ def test_without_the_images_the_two_are_independent():
     assert pairs.high < apart.high  # pairing tells more
     other_images = gain({0: one}, {0: entry((0, 50), n=100)}, None)
     assert other_images.high > apart.high
+    held_out = other._replace(split="held_out")  # as many, but others
+    assert gain({0: one}, {0: held_out}, None) == apart
+    assert mcnemar(one, held_out) is None
 
 
 @pytest.mark.parametrize(
@@ -124,9 +127,10 @@ SMALL, LARGE = Spread(0.005, 10), Spread(0.05, 10)
         ({2: BETTER}, {0: WORSE, 1: WORSE}, "more", SMALL, HOLDS),  # of other seeds
         ({0: SAME}, {0: WORSE}, "no_gain", Spread(0.001, 10), HOLDS),  # to less than a point
         ({0: SAME}, {0: WORSE}, "no_gain", SMALL, OPEN),
-        ({0: WORSE}, {0: BETTER}, "no_gain", SMALL, FAILS),
-        ({0: WORSE}, {0: SLIGHTLY}, "no_gain", Spread(0.0005, 10), HOLDS),  # .1 to .9 points
-        ({0: WORSE}, {0: BY_A_POINT}, "no_gain", Spread(0.0005, 10), OPEN),  # .4 to 1.6
+        ({0: BETTER}, {0: WORSE}, "no_gain", SMALL, FAILS),
+        ({0: WORSE}, {0: BETTER}, "no_gain", SMALL, HOLDS),
+        ({0: SLIGHTLY}, {0: WORSE}, "no_gain", Spread(0.0005, 10), HOLDS),  # .1 to .9 points
+        ({0: BY_A_POINT}, {0: WORSE}, "no_gain", Spread(0.0005, 10), OPEN),  # .4 to 1.6
         ({0: SAME}, {0: WORSE}, "alike", SMALL, HOLDS),
         ({0: BETTER}, {0: WORSE}, "alike", SMALL, FAILS),
         ({0: WORSE}, {0: BETTER}, "alike", SMALL, FAILS),
@@ -143,6 +147,8 @@ def test_two_looks_at_one_training_need_no_spread():
     one = compare({0: best}, {0: best}, "more", None)
     assert one.word == OPEN
     assert one.sentence == "The two are one: the best checkpoint is the last."
+    both = compare({0: best, 1: best}, {0: last, 1: best}, "more", None)
+    assert both.sentence.endswith(" In 1 of 2 seeds the best checkpoint is the last.")
 
 
 def test_two_trainings_that_left_the_same_weights_need_no_spread():
@@ -174,6 +180,13 @@ def test_the_sentence_has_the_numbers():
     assert compare({0: BETTER}, {0: WORSE}, "more", SMALL).sentence == (
         "56.0 % against 50.0 %: +6.0 (+3.9 to +8.1) points, one seed each; McNemar p < .001."
     )
+
+
+def test_the_sentence_shows_on_which_side_of_zero_an_end_is():
+    many = 100_000
+    one = {0: entry((0, 200), n=many)}
+    other = {0: entry((0, 160), n=many, training="other", weights="v")}
+    assert "+0.04 (+0.03 to +0.05) points" in compare(one, other, "more", Spread(1e-9, 3)).sentence
 
 
 def test_at_most_looks_at_the_end_of_the_interval():
