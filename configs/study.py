@@ -10,7 +10,7 @@ in results/study/runs: delete that and its folder in runs/study, which holds the
 it anew.
 
 The argument is the scale: `cpu` (the default), about 20 hours on two cores of an AMD EPYC, in
-which 15 of 30 trainings have three seeds and the others one; `full`, all models and three seeds of
+which 16 of 30 trainings have three seeds and the others one; `full`, all models and three seeds of
 each, for a GPU (not run); or `smoke`, a check of the program on the digits, with
 tiny models, that takes minutes:
 
@@ -107,7 +107,7 @@ _UNDER_AUTOATTACK = (
 _THRICE = (  # what two cores train with three seeds
     *("net_curriculum", "net_sgd", "net_gelu", "net_standard", "net_fixed", "net_short_ramp"),
     *("net_long_ramp", "net_fixed_all", "net_trades", "net_n_fgsm", "net_half_real"),
-    *("bignet_curriculum", "bignet_standard", "bignet_rse", "bignet_pni"),
+    *("bignet_curriculum", "bignet_standard", "bignet_rse", "bignet_pni", "bignet_best"),
 )
 _AVERAGED = ("net_input_noise", "narrow_wrn_rse", "wrn_rse")  # with columns of all eps
 _UNDER_NES = ("net_natural", "net_standard", "net_curriculum")
