@@ -32,9 +32,16 @@ def test_an_entry_is_looked_for_by_seed_and_kind():
     assert accuracies("net:last", "nes:b") == {1: 0.2}  # of seed 0 the best was attacked
     assert accuracies("net", "a", "nes:b") == {0: 0.1, 1: 0.2}  # the first that is there
     assert accuracies("bignet", "clean") == {}
-    assert find(records, "net", ("clean",))[1].n == 3
+    assert find(records, "net", ("clean",))[1].images == ("test", 3)
+    assert find(records, "net", ("clean",))[0].images is None
     assert find(records, "net", ("nothing",)) == {}
     assert find(records, "net", ("clean/training",)) == {}
+
+
+def test_images_are_those_of_their_split():
+    evaluation = record(0.5) | {"split": "held_out"}
+    records = {"net/0": Record({"evaluation": evaluation}, {"evaluation/clean": np.ones(3, bool)})}
+    assert find(records, "net", ("clean",))[0].images == ("held_out", 3)
 
 
 def test_an_entry_tells_which_weights_and_attack_it_is_of():
