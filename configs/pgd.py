@@ -2,7 +2,10 @@
 
     python run.py --config configs/pgd.py
 
-Expected result and time: not run.
+BigNet on TFDS's CIFAR-10, JPEG copy: 52.6 % clean, 32.5 % under PGD-40 at eps .03 and 30.4 % under
+PGD-20 on the margin with 5 restarts, on the full test split, of the best checkpoint (epoch 23; the
+last has 53.2 and 32.7 %). One seed; 33 min of training and 8 min of evaluation on 2 cores of an
+Intel Xeon. See results/pgd/evaluation.json.
 """
 
 from ml_collections import ConfigDict
