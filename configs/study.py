@@ -9,10 +9,10 @@ writes the page results/study/index.html, with index.md beside it. A run is done
 in results/study/runs: delete that and its folder in runs/study, which holds the checkpoints, to run
 it anew.
 
-The argument is the scale: `cpu` (the default), about 21 hours on two cores of an AMD EPYC, in
-which 16 of 30 trainings have three seeds and the others one; `full`, all models and three seeds of
-each, for a GPU (not run); or `smoke`, a check of the program on the digits, with
-tiny models, that takes minutes:
+The argument is the scale: `cpu` (the default), about 21 hours on two cores of an AMD EPYC (the last
+of it on an Intel Xeon), in which 16 of 30 trainings have three seeds and the others one; `full`,
+all models and three seeds of each, for a GPU (not run); or `smoke`, a check of the program on the
+digits, with tiny models, that takes minutes:
 
     python run.py --config configs/study.py:smoke
 """

@@ -25,7 +25,7 @@ PAGE = shown.experiment(
     "What failed there",
     "`net` after standard adversarial training. The projection to 625 dimensions is learned, as "
     "there, or fixed to the principal components. Input noise is on at test time alone: "
-    "its weights are those of seed 0 of the plain model, and so is what it is compared with. It is "
+    "its weights are those of the plain model of the same seed, with which it is compared. It is "
     "met by gradients averaged over 20 draws in 10 steps, the plain model by PGD-200. The slides "
     "have no figures of it.",
     columns=shown.GRID | shown.NOISE,

@@ -147,7 +147,7 @@ def compare(more: Entries, less: Entries, kind: str, spread: Spread | None) -> V
         trainings, or at the same weights, do without it, and are compared on the seeds that both
         have.
     """
-    seeds = sorted(more.keys() & less.keys())
+    seeds = _common_seeds(more, less)
     if _training(more) == _training(less) or _of_same_weights(more, less, seeds):
         if not seeds:
             return Verdict(NOT_RUN, "")
@@ -161,6 +161,10 @@ def compare(more: Entries, less: Entries, kind: str, spread: Spread | None) -> V
     return Verdict(_word(found, kind), _sentence(more, less, found))
 
 
+def _common_seeds(more: Entries, less: Entries) -> list[int]:
+    return sorted(more.keys() & less.keys())
+
+
 def _of_same_weights(more: Entries, less: Entries, seeds: list[int]) -> bool:
     return bool(seeds) and all(more[seed].source[0] == less[seed].source[0] for seed in seeds)
 
@@ -169,9 +173,7 @@ def _seeds_of_one(more: Entries, less: Entries) -> list[int]:
     """Returns the seeds in which both are one look at one model of one training."""
     if _training(more) != _training(less):
         return []
-    return [
-        seed for seed in sorted(more.keys() & less.keys()) if more[seed].source == less[seed].source
-    ]
+    return [seed for seed in _common_seeds(more, less) if more[seed].source == less[seed].source]
 
 
 def _training(entries: Entries) -> str:
@@ -266,7 +268,7 @@ def _sentence(more: Entries, less: Entries, found: Gain) -> str:
     difference, low, high = (_points(share) for share in found)
     counts = len(more), len(less)
     seeds = "one seed each" if counts == (1, 1) else f"{counts[0]} and {counts[1]} seeds"
-    tested = [mcnemar(more[seed], less[seed]) for seed in sorted(more.keys() & less.keys())]
+    tested = [mcnemar(more[seed], less[seed]) for seed in _common_seeds(more, less)]
     ps = [_p(p) for p in tested if p is not None]
     tests = f"; McNemar p {', '.join(ps)}" if ps else ""
     same = len(_seeds_of_one(more, less))

@@ -222,7 +222,8 @@ def test_the_page_says_what_the_records_say(jobs, config, tmp_path):
         "80.0 % against 60.0 %: +20.0 (+12.2 to +27.8) points, 2 and 2 seeds; "
         "McNemar p &lt; .001, &lt; .001."
     )
-    assert f"SGD (at one learning rate): holds.</strong> {sentence}" in html
+    claim = "AdamW trains better than SGD (at one learning rate)"
+    assert f"<strong>{claim}: holds.</strong> {sentence}" in html
     assert f"holds.** {sentence.replace('&lt;', '<')}" in markdown
     assert "| SGD | judged as there | 60.0 (50.2\N{EN DASH}69.1) |" in markdown
     assert "| SGD | judged right | 60.0 (± 0.0 [2]) |" in markdown
