@@ -13,13 +13,15 @@ from jaxtyping import Float, UInt8
 from jaxadv import formats
 from jaxadv.attacks.threat import THREATS
 from jaxadv.files import written_whole
+from jaxadv.types import UserError
 
 _DATASETS = {"CIFAR-10": "cifar10"}  # as RobustBench names them
 
 
 def round_inside(
     adversarial: Float[np.ndarray, "n height width channels"],
-    clean: UInt8[np.ndarray, "n height width channels"],
+    clean: UInt8[np.ndarray, "n height width channels"]
+    | Float[np.ndarray, "n height width channels"],
     eps: float,
     norm: str,
 ) -> UInt8[np.ndarray, "n height width channels"]:
@@ -33,7 +35,15 @@ def round_inside(
       clean: the images that they were made of.
       eps: radius of the ball in units of the pixel range.
       norm: "linf" or "l2".
+
+    Raises:
+      UserError: the clean images are floats, around which no byte need be inside of the ball.
     """
+    if clean.dtype != np.uint8:
+        raise UserError(
+            f"the images are {clean.dtype}, and config.evaluation.export writes bytes: "
+            "pass the images as uint8, or leave config.evaluation.export empty"
+        )
     change = 255 * adversarial.astype(np.float64) - clean
     nearest, inward = np.rint(change), np.trunc(change + np.sign(change) * 1e-3)
     if norm == "linf":
@@ -77,7 +87,7 @@ def write_record(folder: Path, name: str, evaluation: Mapping[str, Any], suffix:
         "provenance": evaluation["provenance"],
     }
     path = _path(folder, name, f"{suffix}.json")
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
 
 

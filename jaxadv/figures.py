@@ -228,12 +228,16 @@ def margin_histogram(margins: Mapping[str, Float[np.ndarray, "n"]]) -> str:
 
     Args:
       margins: name of the condition -> largest other logit minus the true one, for each example;
-        above 0 the example is misclassified. The outer half per cent is drawn in the end bins.
+        above 0 the example is misclassified. The outer half per cent is drawn in the end bins,
+        as are infinite margins, and NaN as misclassified.
 
     Returns:
       An `<svg>` element.
     """
-    low, high = np.quantile(np.concatenate(list(margins.values())), (0.005, 0.995))
+    margins = {name: np.where(np.isnan(values), np.inf, values) for name, values in margins.items()}
+    together = np.concatenate(list(margins.values()))
+    finite = together[np.isfinite(together)]
+    low, high = np.quantile(finite, (0.005, 0.995)) if len(finite) else (0.0, 0.0)
     bins = np.linspace(min(low, -1e-3), max(high, 1e-3), 61).tolist()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")

@@ -34,7 +34,7 @@ def write(workdir: str | os.PathLike) -> Path:
         config=json.dumps(page.read_json(folder / "config.json"), indent=2),
         result=page.read_json(folder / "gan.json"),
         metrics=metrics,
-        train_seconds=sum(line["seconds"] for line in metrics),
+        train_seconds=sum((line["seconds"] for line in metrics), 0.0),
         training=metrics and figures.gan_curves(metrics),
         grids=_grids(folder, metrics),
         neighbours={name: _row(images) for name, images in neighbours.items()},

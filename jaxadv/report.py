@@ -206,7 +206,8 @@ def _pictures(
     name = max(drawn, key=lambda key: (len(drawn[key]), -sum(e["accuracy"] for e in drawn[key])))
     ids = examples["sample/ids"][:_NUM_PICTURES]
     images = examples["sample/images"][: len(ids)]
-    class_names = examples["class_names"]
+    # The last name is that of class -1, which no logits name: some of them were not finite.
+    class_names = np.append(examples["class_names"], "no class (NaN or infinite logits)")
     columns = []
     for entry in drawn[name]:
         adversarial = examples[f"sample/adversarial/{entry['key']}"][: len(ids)]
@@ -216,8 +217,8 @@ def _pictures(
             {
                 "eps": entry["eps"],
                 "factor": factor,
-                "images": [pictures.data_uri(image) for image in adversarial],
-                "perturbations": [pictures.data_uri(image) for image in perturbations],
+                "images": _shown(adversarial),
+                "perturbations": _shown(perturbations),
                 "predictions": class_names[predictions].tolist(),
             }
         )
@@ -225,10 +226,14 @@ def _pictures(
         "name": name,
         "ids": ids.tolist(),
         "labels": class_names[examples["labels"][ids]].tolist(),
-        "images": [pictures.data_uri(image) for image in images],
+        "images": _shown(images),
         "predictions": class_names[examples["predictions/clean"][ids]].tolist(),
         "columns": columns,
     }
+
+
+def _shown(images: np.ndarray) -> list[str]:
+    return [pictures.data_uri(pictures.thumbnail(image)) for image in images]
 
 
 def _either(evaluation: Mapping[str, Any], key: str, config: Mapping[str, Any], part: str) -> str:

@@ -2,14 +2,16 @@ import numpy as np
 import pytest
 
 from jaxadv.export import round_inside
+from jaxadv.types import UserError
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 3), (5, 3, 1), (1, 1, 4)])
 @pytest.mark.parametrize(
     ("norm", "eps", "order"), [("linf", 8 / 255, np.inf), ("linf", 0.03, np.inf), ("l2", 0.05, 2)]
 )
-def test_bytes_stay_inside_of_the_ball_and_near_the_floats(norm, eps, order):
+def test_bytes_stay_inside_of_the_ball_and_near_the_floats(norm, eps, order, shape):
     generator = np.random.default_rng(0)
-    clean = generator.integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    clean = generator.integers(0, 256, (20, *shape), dtype=np.uint8)
     delta = generator.uniform(-1, 1, clean.shape)
     sizes = np.linalg.norm(delta.reshape(20, -1), order, axis=1)
     adversarial = np.clip(clean / 255 + eps * delta / sizes[:, None, None, None], 0, 1)
@@ -28,3 +30,9 @@ def test_in_linf_only_the_pixels_that_leave_the_ball_are_pulled_inwards():
     rounded = round_inside((clean + change).astype(np.float32) / 255, clean, 0.03, "linf")
     assert rounded[0, 0, 0, 0] == 107
     assert (rounded[0, 1] == 104).all()
+
+
+def test_float_images_cannot_be_written_as_bytes():
+    clean = np.full((1, 2, 2, 1), 0.5, np.float32)
+    with pytest.raises(UserError, match=r"^the images are float32, [^\n]* pass [^\n]* uint8"):
+        round_inside(clean, clean, 0.1, "linf")

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from jaxadv import figures
 
@@ -111,6 +112,22 @@ def test_training_marks_the_best_epoch_and_skips_what_was_not_measured():
 def test_margins_all_on_one_side_still_show_the_boundary():
     svg = figures.margin_histogram({"clean": np.full(20, -2.0)})
     assert "misclassified →" in texts(svg)
+
+
+@pytest.mark.parametrize("values", [[-1.0, 2.0, np.inf, np.nan, -np.inf], [np.nan, np.inf]])
+def test_margins_that_are_not_finite_are_in_the_end_bins(values, monkeypatch):
+    drawn, hist = [], Axes.hist
+
+    def recorded(self, values, bins, **style):
+        drawn.append((values, bins))
+        return hist(self, values, bins, **style)
+
+    monkeypatch.setattr(Axes, "hist", recorded)
+    figures.margin_histogram({"clean": np.array(values)})
+    ends = {np.inf: drawn[0][1][-1], -np.inf: drawn[0][1][0]}
+    expected = [ends.get(np.inf if np.isnan(value) else value, value) for value in values]
+    np.testing.assert_array_equal(drawn[0][0], np.clip(expected, ends[-np.inf], ends[np.inf]))
+    assert np.isfinite(drawn[0][0]).all()
 
 
 def test_accuracy_over_distance_falls_where_an_example_does():

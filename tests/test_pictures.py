@@ -1,5 +1,9 @@
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxadv import pictures
 
@@ -19,3 +23,47 @@ def test_no_perturbation_is_grey():
     images, factor = pictures.amplify(np.zeros((1, 2, 2, 3)))
     assert factor == 1.0
     assert images == pytest.approx(0.5)
+
+
+def decoded(uri):
+    png = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_one_channel_is_a_grey_picture():
+    picture = decoded(pictures.data_uri(np.array([[0.0, 0.2, 1.0]])[..., None]))
+    np.testing.assert_array_equal(picture, np.repeat([[[0], [51], [255]]], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "shown"),
+    [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2]), (5, [0, 1, 2])],
+)
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 2)])
+def test_every_shape_of_image_is_a_picture(num_channels, shown, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, num_channels)).astype(np.uint8)
+    np.testing.assert_array_equal(decoded(pictures.data_uri(image / 255)), image[..., shown])
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_a_mosaic_holds_each_image_and_white_lines(num_channels):
+    images = np.random.default_rng(0).integers(0, 255, (6, 3, 5, num_channels)).astype(np.uint8)
+    whole = pictures.mosaic(images, 2)
+    assert whole.shape == (3 * 4, 2 * 6, 3)
+    for number, image in enumerate(images):
+        row, column = divmod(number, 2)
+        tile = whole[4 * row : 4 * row + 4, 6 * column : 6 * column + 6]
+        np.testing.assert_array_equal(tile[:3, :5], pictures.as_rgb(image))
+        assert (tile[3] == 255).all()
+        assert (tile[:, 5] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((1, 1), (1, 1)), ((256, 256), (256, 256)), ((257, 10), (129, 5)), ((300, 1024), (75, 256))],
+)
+def test_a_thumbnail_is_at_most_256_pixels_a_side(size, expected):
+    image = np.random.default_rng(0).random((*size, 1))
+    small = pictures.thumbnail(image)
+    assert small.shape == (*expected, 1)
+    assert np.isin(small, image).all()  # no pixel is a mean

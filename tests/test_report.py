@@ -79,9 +79,9 @@ def metrics_line(epoch):
     return {"epoch": epoch, "step": epoch, **budget, **train, **validation, "seconds": 3700.0}
 
 
-def make_examples():
+def make_examples(image_shape=(32, 32, 3)):
     rng = np.random.default_rng(0)
-    images = np.full((2, 32, 32, 3), 0.5, np.float32)
+    images = np.full((2, *image_shape), 0.5, np.float32)
     arrays = {
         "labels": np.zeros(N, int),
         "class_names": np.array(["cat", "dog", "ship"]),
@@ -248,6 +248,30 @@ def test_pictures_show_the_stronger_of_two_attacks_with_as_many_radii(undrawn):
         arrays[f"sample/{kind}/fgsm/0.1"] = arrays[f"sample/{kind}/pgd40/0.1"]
     np.savez(undrawn / "examples.npz", **arrays)
     assert "not selected further, under pgd40." in render(undrawn).text
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "shown"),
+    [((8, 8, 1), (8, 8)), ((5, 9, 2), (5, 9)), ((1, 1, 4), (1, 1)), ((600, 300, 3), (200, 100))],
+)
+def test_pictures_of_every_shape_of_image(undrawn, image_shape, shown):
+    np.savez(undrawn / "examples.npz", **make_examples(image_shape))
+    images = render(undrawn).images
+    assert len(images) == 10
+    for uri in images:
+        png = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+        picture = np.asarray(Image.open(io.BytesIO(png)))
+        assert picture.shape == (*shown, 3)
+        if image_shape[-1] < 3:
+            assert (picture == picture[..., :1]).all(), "grey"
+
+
+def test_class_minus_one_is_not_the_last_class(undrawn):
+    arrays = make_examples()
+    arrays["sample/predictions/pgd40/0.03"] = np.array([-1, 2])
+    np.savez(undrawn / "examples.npz", **arrays)
+    none = "→ no class (NaN or infinite logits)"
+    assert ["cat→ cat", none, "→ dog"] in render(undrawn).rows
 
 
 def test_no_picture_where_nothing_was_sampled(undrawn):

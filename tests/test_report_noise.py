@@ -69,6 +69,18 @@ def test_the_page_shows_the_certificates(page):
     assert "<svg" in section
 
 
+def test_the_page_says_what_rounding_and_broken_passes_do_to_certificates(evaluation, tmp_path):
+    evaluation["certified"] |= {"rounding_allowance": 4.6e-5, "nonfinite_passes": 0}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    page = report.write(tmp_path).read_text()
+    assert "an allowance for float32 rounding of at most 5e-05" in page
+    assert "NaN" not in page
+    evaluation["certified"] |= {"nonfinite_passes": 1234, "nonfinite_examples": 7}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    broken = "1,234 forward passes, on 7 images, had NaN or infinite logits"
+    assert broken in report.write(tmp_path).read_text()
+
+
 def test_curves_are_those_of_the_model_with_its_noise(page):
     curves = page[page.index("<h2>Accuracy over eps") : page.index("<h2>Training")]
     assert ">eot20<" in curves

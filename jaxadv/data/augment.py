@@ -24,7 +24,8 @@ def make_augment(name: str) -> AugmentFn:
     - "flip": mirrored left to right with probability 1/2.
     - "flip_crop_jitter": flip; a crop of the original size out of the image with 4 black
       pixels around it; brightness shifted by up to 0.2, contrast and saturation
-      multiplied by up to 1 ± 0.2; clipped to [0, 1].
+      multiplied by up to 1 ± 0.2; clipped to [0, 1]. Saturation is one of RGB images alone: with
+      another number of channels, grey images among them, it is left as it is.
 
     What an example becomes depends on its key alone, not on the rest of the batch.
 
@@ -59,7 +60,8 @@ def _jitter(key: PRNGKey, image: Image) -> Image:
     brightness_key, contrast_key, saturation_key = jax.random.split(key, 3)
     image = pix.random_brightness(brightness_key, image, _JITTER)
     image = pix.random_contrast(contrast_key, image, 1 - _JITTER, 1 + _JITTER)
-    image = pix.random_saturation(saturation_key, image, 1 - _JITTER, 1 + _JITTER)
+    if image.shape[-1] == 3:
+        image = pix.random_saturation(saturation_key, image, 1 - _JITTER, 1 + _JITTER)
     return jnp.clip(image, 0, 1)
 
 

@@ -4,7 +4,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -118,18 +119,13 @@ def _cifar10(data_dir: str | None) -> _Source:
 
 
 def _read_prepared(directory: Path) -> _Source:
-    file_format = json.loads((directory / "dataset_info.json").read_text()).get("fileFormat")
-    if file_format != "array_record":
-        raise UserError(
-            f"{directory} holds CIFAR-10 as {file_format or 'tfrecord'}, which only TensorFlow "
-            "reads: set --config.data.data_dir=DIR to another directory"
-        )
-    features = json.loads((directory / "features.json").read_text())["featuresDict"]["features"]
+    described = json.loads((directory / "features.json").read_text(encoding="utf-8"))
+    features = described["featuresDict"]["features"]
     is_jpeg = features["image"]["image"].get("encodingFormat") == "jpeg"
     arrays = _cached_arrays(directory)
     return (
         "CIFAR-10, JPEG copy" if is_jpeg else "CIFAR-10",
-        tuple((directory / "label.labels.txt").read_text().split()),
+        tuple((directory / "label.labels.txt").read_text(encoding="utf-8").split()),
         Batch(arrays["train_images"], arrays["train_labels"]),
         Batch(arrays["test_images"], arrays["test_labels"]),
     )
@@ -172,20 +168,69 @@ def _write_cache(path: Path, arrays: dict[str, Any]) -> None:
 def _decode(directory: Path) -> dict[str, Any]:
     import tensorflow_datasets as tfds
 
+    read = _reader(directory)
     builder = tfds.builder_from_directory(directory)
-    # PIL decodes everywhere: TFDS takes OpenCV where it is installed, whose JPEGs differ.
-    decoders = {"image": tfds.decode.SkipDecoding()}
     arrays: dict[str, Any] = {}
     for split in ("train", "test"):
-        source = builder.as_data_source(split, decoders=decoders)
-        images = np.empty((len(source), 32, 32, 3), np.uint8)
-        labels = np.empty(len(source), np.int32)
-        with tqdm(total=len(source), desc=f"Decode CIFAR-10 {split}", unit=" images") as progress:
-            for start in range(0, len(source), 1000):
-                examples = source.__getitems__(range(start, min(start + 1000, len(source))))
-                for index, example in enumerate(examples, start):
-                    images[index] = np.asarray(Image.open(io.BytesIO(example["image"])))
-                    labels[index] = example["label"]
-                progress.update(len(examples))
+        n = builder.info.splits[split].num_examples
+        images, labels = np.empty((n, 32, 32, 3), np.uint8), np.empty(n, np.int32)
+        examples = tqdm(read(builder, split), f"Decode CIFAR-10 {split}", n, unit=" images")
+        num_read = 0
+        for num_read, example in enumerate(examples, start=1):
+            images[num_read - 1] = np.asarray(Image.open(io.BytesIO(example["image"])))
+            labels[num_read - 1] = example["label"]
+        if num_read < n:
+            raise OSError(f"its {split} split has {num_read} of {n} examples")
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
     return arrays
+
+
+def _reader(directory: Path) -> Callable[[Any, str], Iterator[dict[str, Any]]]:
+    """Returns the function that reads a split in the format of a prepared directory, in order."""
+    # TFDS wrote no format before it had a choice of them.
+    info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
+    file_format = info.get("fileFormat", "tfrecord")
+    if file_format == "array_record":
+        return _read_by_index
+    if file_format != "tfrecord":
+        raise UserError(
+            f"{directory} holds CIFAR-10 as {file_format}: prepare it as array_record or tfrecord, "
+            "or set --config.data.data_dir=DIR to another directory"
+        )
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise UserError(
+            f"{directory} holds CIFAR-10 as tfrecord, which only TensorFlow reads: "
+            "`pip install tensorflow` (it is needed once), or set --config.data.data_dir=DIR to a "
+            "directory without CIFAR-10, where it is prepared as array_record"
+        ) from error
+    return partial(_read_with_tensorflow, tensorflow)
+
+
+def _read_by_index(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    source = builder.as_data_source(split, decoders=_encoded_images())
+    for start in range(0, len(source), 1000):
+        yield from source.__getitems__(range(start, min(start + 1000, len(source))))
+
+
+def _read_with_tensorflow(tf: Any, builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    import tensorflow_datasets as tfds
+
+    tf.config.set_visible_devices([], "GPU")  # else it takes the memory of all of them from JAX
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)
+    dataset = builder.as_dataset(split, decoders=_encoded_images(), read_config=in_order)
+    try:
+        yield from tfds.as_numpy(dataset)
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from error
+
+
+def _encoded_images() -> dict[str, Any]:
+    """Returns what keeps TFDS from decoding: PIL does it alike everywhere.
+
+    TFDS takes OpenCV where it is installed, whose JPEGs differ, or TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    return {"image": tfds.decode.SkipDecoding()}

@@ -3,11 +3,17 @@
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-Bytes = UInt8[np.ndarray, "n height width channels"] | UInt8[Array, "n height width channels"]
+Pixels = (
+    UInt8[np.ndarray, "n height width channels"]
+    | UInt8[Array, "n height width channels"]
+    | Float[np.ndarray, "n height width channels"]
+    | Float[Array, "n height width channels"]
+)
+"""Images as bytes, or as floats in [0, 1]."""
 
 
 def principal_components(
-    images: Bytes, rank: int
+    images: Pixels, rank: int
 ) -> tuple[Float[np.ndarray, "pixels"], Float[np.ndarray, "rank pixels"]]:
     """Returns the mean image and the first principal components, for pixels in [0, 1]."""
     from sklearn.decomposition import PCA  # takes a second, and few models need it
@@ -19,7 +25,7 @@ def principal_components(
     return pca.mean_.astype(np.float32), pca.components_.astype(np.float32)
 
 
-def effective_rank(images: Bytes) -> float:
+def effective_rank(images: Pixels) -> float:
     """Returns the effective rank of a data set (Roy & Vetterli 2007).
 
     It is the exponential of the entropy of the singular values, divided by their sum, of the
@@ -34,5 +40,6 @@ def effective_rank(images: Bytes) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _flat(images: Bytes) -> Float[np.ndarray, "n pixels"]:
-    return np.asarray(images).reshape(len(images), -1).astype(np.float32) / 255
+def _flat(images: Pixels) -> Float[np.ndarray, "n pixels"]:
+    flat = np.asarray(images).reshape(len(images), -1).astype(np.float32)
+    return flat / 255 if images.dtype == np.uint8 else flat

@@ -119,7 +119,7 @@ def open_synthetic(
 
 def _open_shards(folder: Path) -> tuple[list[_Mapped], np.ndarray]:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         digests = manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} has no {_MANIFEST} that can be read ({error})") from None

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxadv.models.convolution import Outputs
 from jaxadv.models.layers import Conv
-from jaxadv.types import Images, Labels, PerExample
+from jaxadv.types import Images, Labels, PerExample, UserError
 
 Latents = Float[Array, "batch latent"]
 Maps = Float[Array, "batch height width channels"]
@@ -221,4 +221,9 @@ def _double(maps: Maps) -> Outputs:
 def _halve(maps: Maps) -> Outputs:
     """Returns maps of half the side: the means of 2x2 windows."""
     batch, height, width, channels = maps.shape
+    if height % 2 or width % 2:
+        raise UserError(
+            f"the discriminator cannot halve maps of {height} x {width}: use images whose height "
+            "and width are multiples of 4, or of 8 with attention"
+        )
     return maps.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))

@@ -11,7 +11,7 @@ from jaxadv.models.convolution import Outputs, Padding, convolution
 from jaxadv.models.pooling import pooled_convolution
 from jaxadv.parallel import positions
 from jaxadv.prng import example_keys
-from jaxadv.types import Images
+from jaxadv.types import Images, UserError
 
 
 class Conv(nn.Module):
@@ -46,6 +46,22 @@ class Conv(nn.Module):
             assert self.strides == 1, "a pooled convolution has a stride of 1"
             return pooled_convolution(images, kernel, bias, self.pooled, padding=self.padding)
         return convolution(images, kernel, strides=self.strides, padding=self.padding) + bias
+
+
+def check_size(model: nn.Module, images: Images, smallest: int) -> None:
+    """Raises a UserError if images are no batch, or have fewer pixels a side than a model takes."""
+    name = type(model).__name__
+    if images.ndim != 4:
+        raise UserError(
+            f"{name} takes images of shape (batch, height, width, channels), not {images.shape}: "
+            "add a batch or a channel axis"
+        )
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest:
+        raise UserError(
+            f"{name} takes images of {smallest} x {smallest} pixels or more, not {height} x "
+            f"{width}: use larger images, or a wrn model, which takes every size"
+        )
 
 
 class Dropout(nn.Module):

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from jaxadv.models.activations import ACTIVATIONS, Activation
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
-from jaxadv.models.layers import Conv, Dropout
+from jaxadv.models.layers import Conv, Dropout, check_size
 from jaxadv.types import Images, Logits
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -20,12 +20,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "dropout": 0.3,
     },
 }
+_KERNEL = 5  # pixels a side
 
 
 class ConvNet(nn.Module):
     """5x5 convolutions, each followed by a 2x2 max pool, then dense layers.
 
-    Convolutions start He normal, dense layers LeCun normal, biases at zero.
+    The convolutions are not padded, so two of them need images of 16x16 pixels or more. A pool
+    drops an odd last row or column. Convolutions start He normal, dense layers LeCun normal, biases
+    at zero.
 
     Attributes:
       num_classes: number of logits.
@@ -48,13 +51,14 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
+        check_size(self, images, _smallest_side(len(self.channels)))
         conv_activation, dense_activation = self.activations
         axis_name = self.axis_name if train else None
         layer = partial(defended, self.defence, train=train, axis_name=axis_name)
         dropout = Dropout(self.dropout, not drops_out(self.defence, train), axis_name)
         hidden = defended_input(self.defence, images, train=train, axis_name=axis_name)
         for index, features in enumerate(self.channels):
-            conv = Conv(features, size=5, padding="VALID", pooled=conv_activation)
+            conv = Conv(features, size=_KERNEL, padding="VALID", pooled=conv_activation)
             hidden = layer(conv, hidden, first=index == 0)
             if index == 0:
                 hidden = dropout(hidden)
@@ -62,3 +66,11 @@ class ConvNet(nn.Module):
         for width in self.widths:
             hidden = ACTIVATIONS[dense_activation](layer(nn.Dense(width), hidden))
         return layer(nn.Dense(self.num_classes), hidden)
+
+
+def _smallest_side(num_convolutions: int) -> int:
+    """Returns the number of pixels a side of which the last pool leaves one."""
+    side = 1
+    for _ in range(num_convolutions):
+        side = 2 * side + _KERNEL - 1
+    return side

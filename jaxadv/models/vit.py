@@ -8,20 +8,22 @@ from jaxtyping import Array, Float
 
 from jaxadv.models.activations import ACTIVATIONS, Activation
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
-from jaxadv.models.layers import Conv, Dropout
+from jaxadv.models.layers import Conv, Dropout, check_size
 from jaxadv.types import Images, Logits
 
 Tokens = Float[Array, "batch tokens width"]
 
 HEAD_WIDTH = 32
 _MLP_RATIO = 4
+_TOKEN_SIDE = 4  # pixels that the two pools make one of
 
 
 class VisionTransformer(nn.Module):
     """Convolutional tokenizer, pre-norm transformer blocks, mean of the tokens, dense.
 
     Two 3x3 convolutions with 2x2 max pools make a token of every 4x4 pixels (Xiao et al.
-    2021: early convolutions help transformers see better); positions are learned. Convolutions
+    2021: early convolutions help transformers see better), of images of 4x4 pixels or more; what a
+    side has beyond a multiple of 4 makes no token. Positions are learned. Convolutions
     start He normal, dense layers LeCun normal, positions normal with deviation 0.02.
 
     Attributes:
@@ -45,6 +47,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
+        check_size(self, images, smallest=_TOKEN_SIDE)
         axis_name = self.axis_name if train else None
         layer = partial(defended, self.defence, train=train, axis_name=axis_name)
         hidden = defended_input(self.defence, images, train=train, axis_name=axis_name)

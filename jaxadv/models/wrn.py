@@ -15,7 +15,7 @@ from jaxadv.models.defences import (
     defended_norm_input,
     drops_out,
 )
-from jaxadv.models.layers import Conv, Dropout
+from jaxadv.models.layers import Conv, Dropout, check_size
 from jaxadv.types import Images, Logits
 
 
@@ -46,6 +46,7 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Returns the logits of images in [0, 1]; `train` (static) as in Flax."""
+        check_size(self, images, smallest=1)
         activation = ACTIVATIONS[self.activation]
         axis_name = self.axis_name if train else None
         norm = partial(

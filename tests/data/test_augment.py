@@ -90,6 +90,24 @@ def test_images_stay_finite_and_in_the_unit_range(name):
     assert np.all((augmented >= 0) & (augmented <= 1))
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 9, 2), (1, 1, 4), (9, 5, 3)])
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_every_shape_are_augmented(name, shape):
+    images = jnp.asarray(np.random.default_rng(0).random((NUM, *shape), np.float32))
+    augmented = compiled(name)(keys(), images)
+    assert augmented.shape == images.shape
+    assert np.all((augmented >= 0) & (augmented <= 1))
+    assert name == "none" or shape[:2] == (1, 1) or not np.array_equal(augmented, images)
+
+
+def test_grey_images_are_augmented_as_their_rgb_copies():
+    grey = random_images()[..., :1]
+    of_grey = compiled("flip_crop_jitter")(keys(), grey)
+    of_rgb = compiled("flip_crop_jitter")(keys(), jnp.broadcast_to(grey, (NUM, 8, 8, 3)))
+    # No saturation to scale: brightness and contrast are all that the jitter changes.
+    np.testing.assert_allclose(jnp.broadcast_to(of_grey, of_rgb.shape), of_rgb, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_depends_on_its_own_key_alone(name):
     images, augment_fn = random_images(), compiled(name)

@@ -1,9 +1,11 @@
 import os
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from jaxadv.data.datasets import load
 from jaxadv.types import UserError
@@ -165,10 +167,102 @@ def test_a_damaged_cache_is_rebuilt(data_dir, damage):
     assert len(cache.read_bytes()) == len(intact)
 
 
-def test_a_directory_prepared_for_tensorflow_is_refused(data_dir):
+def say_format(data_dir, file_format):
+    """Has a prepared directory say that it is in another format than array_record."""
     info = prepared(data_dir) / "dataset_info.json"
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(UserError, match=r"^[^\n]*as tfrecord, which only TensorFlow[^\n]*$"):
+    info.write_text(info.read_text().replace("array_record", file_format))
+
+
+class DataLossError(Exception):
+    """Stands in for an error of TensorFlow's own."""
+
+    message = "corrupted record at 0"
+
+
+@pytest.fixture
+def tensorflow(monkeypatch):
+    """A stand-in for TensorFlow and for what TFDS reads with it; the examples are its `splits`."""
+    module = types.SimpleNamespace(
+        splits={},
+        hidden=[],
+        config=types.SimpleNamespace(
+            set_visible_devices=lambda devices, kind: module.hidden.append((devices, kind))
+        ),
+        errors=types.SimpleNamespace(OpError=DataLossError),
+    )
+
+    def as_dataset(self, split, decoders, read_config):
+        assert isinstance(decoders["image"], type(tfds.decode.SkipDecoding()))
+        assert read_config == {"interleave_cycle_length": 1}
+        return module.splits[split]
+
+    monkeypatch.setitem(sys.modules, "tensorflow", module)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_dataset", as_dataset)
+    monkeypatch.setattr(tfds, "ReadConfig", dict)
+    monkeypatch.setattr(tfds, "as_numpy", iter)
+    return module
+
+
+def examples_of(data_dir):
+    builder = tfds.builder_from_directory(prepared(data_dir))
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return {
+        split: list(builder.as_data_source(split, decoders=decoders)) for split in ("train", "test")
+    }
+
+
+def test_a_directory_prepared_by_tfds_itself_is_read_with_tensorflow(data_dir, tensorflow):
+    expected = load_cifar10(data_dir)
+    tensorflow.splits = examples_of(data_dir)
+    caches(prepared(data_dir))[0].unlink()
+    say_format(data_dir, "tfrecord")
+    assert_same(load_cifar10(data_dir), expected)
+    assert tensorflow.hidden == [([], "GPU")] * 2  # JAX keeps the memory of every GPU
+
+
+def test_once_read_it_needs_no_tensorflow(data_dir, tensorflow, monkeypatch):
+    tensorflow.splits = examples_of(data_dir)
+    say_format(data_dir, "tfrecord")
+    first = load_cifar10(data_dir)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert_same(first, load_cifar10(data_dir))
+
+
+def test_a_format_that_is_not_named_is_tfrecord(data_dir, tensorflow):
+    tensorflow.splits = examples_of(data_dir)
+    info = prepared(data_dir) / "dataset_info.json"
+    info.write_text(info.read_text().replace('"fileFormat": "array_record",', ""))
+    assert len(load_cifar10(data_dir).test.labels) == 4
+
+
+def test_without_tensorflow_one_line_says_how_to_read_it(data_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    say_format(data_dir, "tfrecord")
+    says = r"as tfrecord, which only TensorFlow reads: `pip install tensorflow` .* as array_record"
+    with pytest.raises(UserError, match=rf"^[^\n]*{says}$"):
+        load_cifar10(data_dir)
+
+
+def test_another_format_is_refused(data_dir):
+    say_format(data_dir, "riegeli")
+    with pytest.raises(UserError, match=r"^[^\n]* as riegeli: prepare it as array_record[^\n]*$"):
+        load_cifar10(data_dir)
+
+
+def corrupt(examples):
+    yield examples[0]
+    raise DataLossError
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(corrupt, "corrupted record at 0"), (lambda examples: examples[:-1], "has 19 of 20 examples")],
+)
+def test_damaged_or_missing_records_are_one_clear_error(data_dir, tensorflow, damage, says):
+    tensorflow.splits = examples_of(data_dir)
+    tensorflow.splits["train"] = damage(tensorflow.splits["train"])
+    say_format(data_dir, "tfrecord")
+    with pytest.raises(UserError, match=rf"^[^\n]*3.0.2 cannot be read [^\n]*{says}[^\n]*$"):
         load_cifar10(data_dir)
 
 

@@ -36,3 +36,11 @@ def test_principal_components_restore_images_of_their_rank():
     np.testing.assert_allclose(mean + (flat - mean) @ components.T @ components, flat, atol=1e-5)
     mean, components = principal_components(images, 2)
     assert np.abs(mean + (flat - mean) @ components.T @ components - flat).max() > 0.1
+
+
+def test_float_images_are_those_of_their_bytes():
+    images = images_of_rank(4)[..., :1]
+    floats = (images / 255).astype(np.float32)
+    assert effective_rank(floats) == pytest.approx(effective_rank(images), rel=1e-5)
+    (mean, _), (expected, _) = principal_components(floats, 1), principal_components(images, 1)
+    np.testing.assert_allclose(mean, expected, atol=1e-6)
