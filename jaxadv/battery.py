@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from jaxadv.attacks import GRADIENT_FREE, RESUMABLE
 from jaxadv.attacks.batches import Ledger, seconds_spent
-from jaxadv.classifier import is_declared_stochastic
+from jaxadv.classifier import check_images, is_declared_stochastic
 from jaxadv.crafting import Attack, expand, num_queries
 from jaxadv.export import round_inside
 from jaxadv.masking import signs_of_masking
 from jaxadv.metrics import proportion
 from jaxadv.outcomes import Outcome, attack_examples
 from jaxadv.query_budget import accuracy_over_queries, cost_of_success
-from jaxadv.types import Batch
+from jaxadv.types import Batch, UserError
 
 _NUM_SAMPLES = 8  # examples whose adversarial images are kept
 
@@ -57,6 +57,11 @@ def run_battery(
       `worst_case`, `aggregated_score` and `warnings` of evaluation.json, and the arrays of
       examples.npz.
     """
+    check_images(split.images)
+    if write_images and evaluation.export and split.images.dtype != np.uint8:
+        raise UserError(
+            f"config.evaluation.export needs images as bytes: these are {split.images.dtype}"
+        )
     attacks = expand(evaluation.attacks)
     labels, n = np.asarray(split.labels), len(split.labels)
     stochastic = is_declared_stochastic(model)
@@ -104,6 +109,7 @@ def run_battery(
                 "queries": num_queries(attack),
                 "attacked": len(ids),
                 "unmoved": int(found.unmoved.sum()),
+                "nonfinite_logits": int(whole.nonfinite.sum()),
                 "seconds": time.monotonic() - began,
                 **found.summary,
             }
@@ -125,6 +131,7 @@ def run_battery(
         "clean": {
             **_accuracies(clean["on"], labels, num_passes["on"]),
             "varying": int(clean["on"].varies.sum()),
+            "nonfinite_logits": int(clean["on"].nonfinite.sum()),
         },
         "clean_noise": {
             noise: _accuracies(outcome, labels, 1)
@@ -186,7 +193,8 @@ def _accuracies(outcome: Outcome, labels: np.ndarray, num_passes: int) -> dict[s
     if num_passes == 1:
         return accuracy
     single = (outcome.passes == labels[:, None]).mean(axis=0)
-    votes = (outcome.passes[:, :, None] == np.arange(int(outcome.passes.max()) + 1)).sum(axis=1)
+    classes = np.arange(max(int(outcome.passes.max()), 0) + 1)
+    votes = (outcome.passes[:, :, None] == classes).sum(axis=1)
     return {
         **accuracy,
         "single_pass": {"mean": float(single.mean()), "std": float(single.std(ddof=1))},

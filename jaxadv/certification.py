@@ -12,12 +12,12 @@ from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.classifier import check_certifiable, make_logits_fn, to_float
+from jaxadv.classifier import check_certifiable, check_images, make_logits_fn, to_float
 from jaxadv.metrics import proportion
 from jaxadv.parallel import padded_batches, pmap_batches
 from jaxadv.prng import stream
 from jaxadv.smoothing import ABSTAIN, certified, certify, count_predictions
-from jaxadv.types import Batch, ByteImages
+from jaxadv.types import Batch, ByteImages, Images
 
 _PASSES_AT_ONCE = 100  # between two moves of the progress bar
 
@@ -37,7 +37,7 @@ def certify_split(
     Args:
       model: the classifier, whose defence puts Gaussian noise on the images.
       weights: its variables.
-      split: bytes and labels.
+      split: images, as uint8 or as floats in [0, 1], and labels.
       certification: `config.evaluation.certification`.
       batch_size: over all devices together.
       seed: of the noise.
@@ -45,13 +45,18 @@ def certify_split(
 
     Returns:
       The entry `certified` of evaluation.json, and the arrays `certified/predictions` (-1 where
-      it abstains) and `certified/radii` of examples.npz.
+      it abstains) and `certified/radii` of examples.npz. In the entry, `rounding_allowance` is the
+      largest L2 distance by which a radius was reduced for float32 rounding (see
+      `smoothing.certify`), and `nonfinite_passes` and `nonfinite_examples` count the forward passes
+      with NaN or infinite logits, and the examples that they belong to.
 
     Raises:
-      UserError: the model has no Gaussian noise on its images.
+      UserError: the model has no Gaussian noise on its images, or the images are no bytes and no
+        floats in [0, 1].
     """
     began = time.monotonic()
     sigma = check_certifiable(model)
+    check_images(split.images)
     n = min(certification.num_examples, len(split.labels))
     batch_size = min(batch_size, -(-n // jax.device_count()) * jax.device_count())
     options = {key: certification[key] for key in ("num_selection", "num_estimation", "failure")}
@@ -63,13 +68,16 @@ def certify_split(
         def counts_fn(stage: int, num_samples: int) -> Int[np.ndarray, "n classes"]:
             return _counts(model, weights, split, n, stage, num_samples, batch_size, seed, bar)
 
-        certificate = certify(counts_fn, sigma, **options)
+        certificate = certify(counts_fn, sigma, image_shape=split.images.shape[1:], **options)
     labels = np.asarray(split.labels[:n])
     return {
         "sigma": sigma,
         **options,
         "n": n,
         "abstained": int((certificate.predictions == ABSTAIN).sum()),
+        "rounding_allowance": float(certificate.allowances.max()),
+        "nonfinite_passes": int(certificate.num_nonfinite.sum()),
+        "nonfinite_examples": int((certificate.num_nonfinite > 0).sum()),
         "radii": [
             {"radius": radius, **proportion(certified(certificate, labels, radius).sum(), n)}
             for radius in sorted(certification.radii)
@@ -107,7 +115,7 @@ def _counts(
 @cache
 def _count_step(model: nn.Module, passes: int) -> Callable:
     def step(
-        weights: PyTree, place: tuple, images: ByteImages, ids: Int[Array, "share"]
+        weights: PyTree, place: tuple, images: ByteImages | Images, ids: Int[Array, "share"]
     ) -> Int[Array, "share classes"]:
         seed, stage, first = place
         key = stream(seed, "smoothing", stage)

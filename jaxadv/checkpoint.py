@@ -4,7 +4,6 @@ They are the folders `checkpoints/<epoch>` of its workdir, and `interrupted/<epo
 of an epoch. Only the first process of several touches them.
 """
 
-import json
 import math
 import re
 import shutil
@@ -17,7 +16,16 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from jaxadv.checkpoint_io import Restored, damage, delete, first_line, read, write
+from jaxadv.checkpoint_io import (
+    DamagedError,
+    Restored,
+    damage,
+    delete,
+    first_line,
+    read,
+    read_record,
+    write,
+)
 from jaxadv.processes import from_first, is_first
 from jaxadv.types import UserError
 
@@ -25,7 +33,8 @@ METRICS = {"validation_accuracy_robust": 1, "judge_frechet_distance": -1}
 """What makes a checkpoint the best, of a classifier or of a GAN: the most, or the least."""
 
 _NUM_LATEST = 2
-_HALF_DONE = re.compile(r"\d+\.(partial|deleted)")
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
+_HALF_DONE = re.compile(r"[0-9]+\.(partial|deleted)")
 
 
 class Begun(NamedTuple):
@@ -96,7 +105,7 @@ def restore(workdir: Path, which: str, targets: dict[str, PyTree]) -> Restored |
       targets: trees of arrays or shapes of the items to restore.
 
     Raises:
-      UserError: all checkpoints are damaged.
+      UserError: all checkpoints are damaged, or one does not fit the targets.
     """
     return _shared(lambda: _find(_directory(workdir), which, targets), targets)
 
@@ -110,7 +119,7 @@ def resume(workdir: Path, targets: dict[str, PyTree], unit: str = "epoch") -> Be
       unit: what the checkpoints count.
 
     Raises:
-      UserError: all checkpoints are damaged.
+      UserError: all checkpoints are damaged, or one does not fit the targets.
     """
     last = restore(workdir, "last", targets)
     epoch = last.epoch if last else 0
@@ -135,7 +144,7 @@ def _restore_interrupted(workdir: Path, epoch: int, targets: dict[str, PyTree]) 
         path = _interrupted(workdir) / str(epoch)
         try:
             return read(path, targets) if path.exists() else None
-        except Exception as error:  # Orbax raises bare exceptions for what is damaged.
+        except DamagedError as error:
             told = f"{path} is damaged ({first_line(error)}); epoch {epoch + 1} begins anew"
             warnings.warn(told, stacklevel=2)
             return None
@@ -152,8 +161,8 @@ def _set_aside_after(workdir: Path, epoch: int) -> None:
     if not is_first() or not directory.exists():
         return
     for path in directory.iterdir():
-        if not path.name.isdigit():
-            if _HALF_DONE.match(path.name):
+        if not _is_checkpoint(path):
+            if path.is_dir() and _HALF_DONE.match(path.name):
                 shutil.rmtree(path)
             continue
         what = damage(path)
@@ -178,7 +187,7 @@ def _find(directory: Path, which: str, targets: dict[str, PyTree]) -> Restored |
     for epoch in epochs:
         try:
             restored = read(directory / str(epoch), targets)
-        except Exception as error:  # Orbax raises bare exceptions for what is damaged.
+        except DamagedError as error:
             damaged.append(f"epoch {epoch} is damaged ({first_line(error)})")
             continue
         if damaged:
@@ -214,13 +223,18 @@ def _outlived(directory: Path) -> list[Path]:
 
 def _epochs(directory: Path) -> list[int]:
     """Returns the numbers of the checkpoints, the last first."""
-    return sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
+    return sorted((int(p.name) for p in directory.glob("*") if _is_checkpoint(p)), reverse=True)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Returns whether a path is the folder of a checkpoint, and not a stray file beside them."""
+    return path.is_dir() and _NUMBER.fullmatch(path.name) is not None
 
 
 def _metric(path: Path) -> float:
     """Returns what makes a checkpoint the best, the higher the better."""
     try:
-        metrics = json.loads((path / "record" / "metadata").read_text())["metrics"]
+        metrics = read_record(path)["metrics"]
         (name,) = METRICS.keys() & metrics.keys()
         return METRICS[name] * metrics[name]
     except (OSError, ValueError, LookupError, TypeError):  # damaged since the run began

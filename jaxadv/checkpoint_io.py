@@ -4,6 +4,7 @@ The folder holds the checksums of its files in `SHA256SUMS`, as `sha256sum` writ
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from jaxtyping import PyTree
 from jaxadv.types import UserError
 
 _SUMS = "SHA256SUMS"
+_RECORD = "record/metadata"
 
 
 class Restored(NamedTuple):
@@ -57,7 +59,7 @@ def write(directory: Path, epoch: int, items: dict[str, PyTree], metrics: dict[s
                 force=True,
             )
         sums = "".join(f"{_sha256(file)}  {name}\n" for name, file in _files(partial))
-        (partial / _SUMS).write_text(sums)
+        (partial / _SUMS).write_text(sums, encoding="utf-8")
         delete(directory / str(epoch))
         partial.rename(directory / str(epoch))
     except Exception as error:  # Orbax raises bare exceptions for what it cannot write.
@@ -70,6 +72,10 @@ def write(directory: Path, epoch: int, items: dict[str, PyTree], metrics: dict[s
         ) from error
 
 
+class DamagedError(Exception):
+    """The files of a checkpoint are not those that were written."""
+
+
 def read(path: Path, targets: dict[str, PyTree]) -> Restored:
     """Reads and verifies one checkpoint.
 
@@ -80,44 +86,59 @@ def read(path: Path, targets: dict[str, PyTree]) -> Restored:
       targets: trees of arrays or shapes of the items to read.
 
     Raises:
-      Exception: it is damaged, whatever Orbax makes of that.
+      DamagedError: a file is missing or changed.
+      UserError: its files are those that were written, but the items do not fit the targets.
     """
     if what := damage(path):
-        raise ValueError(what)
+        raise DamagedError(what)
     targets = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), targets)
-    with _checkpointer(targets) as checkpointer:
-        stored = checkpointer.restore(
-            path,
-            args=ocp.args.Composite(
-                record=ocp.args.JsonRestore(),
-                **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()},
-            ),
-        )
-    items = {name: stored[name] for name in targets}
-    sha256 = stored["record"]["sha256"]
-    for name, tree in items.items():
-        if _digest(tree) != sha256[name]:
-            raise ValueError(f"the checksum of {name} does not match")
-        if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, targets[name]):
-            raise ValueError(f"{name} belongs to another model")
-    return Restored(int(path.name), items, stored["record"]["metrics"], sha256)
+    try:
+        with _checkpointer(targets) as checkpointer:
+            stored = checkpointer.restore(
+                path,
+                args=ocp.args.Composite(
+                    record=ocp.args.JsonRestore(),
+                    **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()},
+                ),
+            )
+        items = {name: stored[name] for name in targets}
+        metrics, sha256 = stored["record"]["metrics"], stored["record"]["sha256"]
+        for name, tree in items.items():
+            if jax.tree.map(np.shape, tree) != jax.tree.map(np.shape, targets[name]):
+                raise ValueError(f"the shapes of {name} differ")
+            if _digest(tree) != sha256[name]:
+                raise ValueError(f"the types of {name} differ")
+    except Exception as error:  # Orbax raises bare exceptions for what does not fit.
+        raise UserError(
+            f"{path} belongs to another model ({first_line(error)}): use the config, the data set "
+            "and the JAX settings, such as jax_enable_x64, that it was trained with"
+        ) from error
+    return Restored(int(path.name), items, metrics, sha256)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Returns what was written beside the items of a checkpoint: `metrics` and `sha256`."""
+    return json.loads((path / _RECORD).read_text(encoding="utf-8"))
 
 
 def damage(path: Path) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, if anything is."""
-    sums = {}
+    """Returns what is wrong with the files of a checkpoint, if anything is.
+
+    Files that were not written with it, such as those of a file manager, are ignored.
+    """
     try:
-        for line in (path / _SUMS).read_text().splitlines():
-            digest, name = line.split("  ", 1)
-            sums[name] = digest
+        lines = (path / _SUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError):
         return f"{_SUMS} cannot be read"
-    files = dict(_files(path))
-    if changed := files.keys() ^ sums.keys():
-        return f"{min(changed)} is missing or new"
-    for name, file in files.items():
-        if _sha256(file) != sums[name]:
-            return f"the checksum of {name} does not match"
+    if _RECORD not in sums:
+        return f"{_SUMS} is cut short"
+    for name, digest in sums.items():
+        try:
+            if _sha256(path / name) != digest:
+                return f"the checksum of {name} does not match"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 

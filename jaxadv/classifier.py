@@ -2,14 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
+from jaxadv.attacks.inputs import outside_of_range
 from jaxadv.models import make_model
 from jaxadv.models.defences import DEFENCES, Defence, is_stochastic, smoothing_sigma
 from jaxadv.parallel import AXIS
-from jaxadv.types import ByteImages, Images, Logits, LogitsFn, PRNGKey, UserError
+from jaxadv.types import Images, Logits, LogitsFn, PRNGKey, UserError
 
 
 def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
@@ -75,15 +77,18 @@ def make_logits_fn(model: nn.Module, weights: PyTree, example_ids: Int[Array, "b
     return logits_fn
 
 
-def make_training_logits_fn(model: nn.Module, weights: PyTree) -> LogitsFn:
+def make_training_logits_fn(
+    model: nn.Module, weights: PyTree, example_ids: Int[Array, "batch"]
+) -> LogitsFn:
     """Returns the classifier as it is in training: with dropout, and statistics of the batch.
 
     The study evaluated its models so. What becomes of an image depends on the batch it sits in.
+    Its noise follows from the number of the first example, so that two devices draw their own.
     """
     alone = model.clone(axis_name=None)  # each device has statistics of its own share
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
-        rngs = noise_keys(key, 0)
+        rngs = noise_keys(key, example_ids[0])
         return alone.apply(weights, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]
 
     return logits_fn
@@ -96,6 +101,35 @@ def noise_keys(key: PRNGKey, place: int | Int[Array, ""]) -> dict[str, PRNGKey]:
     return {"weight_noise": weight_key, "noise": noise_key, "dropout": dropout_key}
 
 
-def to_float(images: ByteImages) -> Images:
-    """Returns bytes as floats in [0, 1]."""
-    return images.astype(jnp.float32) / 255
+def to_float(images: Array) -> Images:
+    """Converts images to float32 in [0, 1]: uint8 is divided by 255, floats are taken as they are.
+
+    Raises:
+      UserError: images of another type, or floats outside of [0, 1]; see `check_images`.
+    """
+    check_images(images)
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return jnp.clip(images.astype(jnp.float32), 0, 1)  # of what rounding adds: see `check_images`
+
+
+def check_images(images: Array | np.ndarray) -> None:
+    """Raises a UserError if these are not images: uint8, or floats in [0, 1] but for rounding.
+
+    The range is checked where the values are known, that is outside of compiled functions.
+    """
+    dtype = images.dtype
+    if images.ndim != 4:
+        raise UserError(
+            f"the images have shape {images.shape}: use (n, height, width, channels), with one "
+            "channel for grey images"
+        )
+    if dtype == jnp.uint8:
+        return
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"the images are {dtype}: use uint8 from 0 to 255, or floats from 0 to 1")
+    if outside := outside_of_range(images):
+        raise UserError(
+            f"the images are {dtype} with values from {outside[0]:.9g} to {outside[1]:.9g}: use "
+            "floats from 0 to 1, or uint8 from 0 to 255"
+        )

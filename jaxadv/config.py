@@ -3,33 +3,57 @@
 import errno
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
+from jaxadv.attacks import CHECKS
+from jaxadv.attacks.arguments import RADIUS
 from jaxadv.classifier import check_certifiable, make_classifier
 from jaxadv.crafting import expand
-from jaxadv.files import written_whole
+from jaxadv.files import user_path, written_whole
 from jaxadv.processes import from_first, is_first
 from jaxadv.rules import (
     ATTACK_CHOICES,
-    ATTACK_RULES,
     CLASSIFIER_CHOICES,
     CLASSIFIER_RULES,
     GAN_CHOICES,
     GAN_RULES,
-    RADIUS,
     check_rule,
     check_values,
 )
 from jaxadv.types import UserError
 
+_NUM_CLASSES = 10  # of every data set that a config can name
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system that has none
 # What another machine may change without changing the experiment.
 _LOCAL = ("data.data_dir", "compilation_cache")
+# Keys that hold a path, in configs of any mode.
+_PATHS = (
+    "checkpoint",
+    "data.data_dir",
+    "data.synthetic.path",
+    "judge.checkpoint",
+    "judge.classifier.data.data_dir",
+    "judge.classifier.data.synthetic.path",
+    "sampling.path",
+    "study.results",
+)
+# Files that a run leaves in its workdir once it has computed something.
+_RESULTS = (
+    "checkpoints/*/SHA256SUMS",
+    "interrupted/*/SHA256SUMS",
+    "damaged_checkpoints/*",
+    "judge/checkpoints/*/SHA256SUMS",
+    "ledger*/*.npz",
+    "evaluation*.json",
+    "gan.json",
+    "synthetic/manifest.json",
+)
 
 
 def check(config: ConfigDict, num_devices: int) -> None:
@@ -40,7 +64,9 @@ def check(config: ConfigDict, num_devices: int) -> None:
         _check_training(config, num_devices)
     for name, attack in config.evaluation.attacks.items():
         _check_attack(f"evaluation.attacks.{name}", attack)
-    expand(config.evaluation.attacks)
+    for name, attack in expand(config.evaluation.attacks).items():
+        _check_arguments(f"evaluation.attacks.{name.rsplit('/', 1)[0]}", attack["attack"], attack)
+    _check_radii_differ(config.evaluation.attacks)
     for name in config.evaluation.export:
         if name not in config.evaluation.attacks:
             raise UserError(
@@ -66,7 +92,7 @@ def check_gan(config: ConfigDict, num_devices: int) -> None:
 
 def check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
     """Raises a UserError for a model that cannot be made, or not be evaluated as asked."""
-    classifier = make_classifier(model, num_classes=10)
+    classifier = make_classifier(model, num_classes=_NUM_CLASSES)
     if evaluation.certification.num_examples:
         check_certifiable(classifier)
 
@@ -97,8 +123,11 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
                 raise UserError(f"config.attack.name n_fgsm needs config.attack.{key}={value}")
         if attack.loss == "kl":
             raise UserError("config.attack.name n_fgsm knows no config.attack.loss kl")
-    if attack.loss == "kl" and attack.fraction > 0 and not attack.random_start:
-        raise UserError("config.attack.loss kl needs config.attack.random_start=True")
+    if attack.fraction > 0:
+        choices = {key: attack[key] for key in ("norm", "loss", "random_start")}
+        _check_arguments("attack", "pgd", choices)
+    validation = {**config.validation, "norm": attack.norm, "random_start": False}
+    _check_arguments("validation", "pgd", validation)
 
 
 def _check_divisible(key: str, batch_size: int, num_devices: int) -> None:
@@ -113,11 +142,45 @@ def _check_attack(name: str, attack: ConfigDict) -> None:
     for key in ("attack", "eps"):
         if key not in attack:
             raise UserError(f"config.{name} lacks {key}")
-    check_values(dict(attack), ATTACK_RULES, ATTACK_CHOICES, f"{name}.")
+    check_values(dict(attack), {}, ATTACK_CHOICES, f"{name}.")
     if not isinstance(attack.eps, tuple | list) or not attack.eps:
         raise UserError(f"config.{name}.eps is {attack.eps}: it must be a tuple of radii")
     for eps in attack.eps:
         check_rule(f"{name}.eps", eps, RADIUS)
+
+
+def _check_arguments(name: str, attack: str, arguments: Mapping[str, Any]) -> None:
+    """Raises a UserError for what the attack itself would refuse."""
+    try:
+        CHECKS[attack](dict(arguments), _NUM_CLASSES)
+    except ValueError as error:
+        raise UserError(f"config.{name}.{error}") from None
+
+
+def _check_radii_differ(attacks: ConfigDict) -> None:
+    """Raises a UserError where two radii of an attack would have one name in the results."""
+    for name, attack in attacks.items():
+        named: dict[str, float] = {}
+        for eps in attack.eps:
+            key = f"{eps:.4g}"  # as `crafting.expand` names results
+            if key in named:
+                raise UserError(
+                    f"config.evaluation.attacks.{name}.eps has {named[key]!r} and {eps!r}, which "
+                    f"are both {key} in the results: keep one of them"
+                )
+            named[key] = eps
+
+
+def expand_paths(config: ConfigDict) -> None:
+    """Expands `~` in all paths of a config.
+
+    Raises:
+      UserError: a home directory is not known.
+    """
+    flat = _flatten(config)
+    for key in _PATHS:
+        if path := flat.get(key):
+            config.update_from_flattened_dict({key: str(user_path(path))})
 
 
 def read(workdir: Path, mode: str | None = None) -> ConfigDict:
@@ -132,14 +195,24 @@ def read(workdir: Path, mode: str | None = None) -> ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        stored = ConfigDict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise UserError(f"{workdir} is not the workdir of a run: it has no config.json") from None
+        stored = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(_no_workdir(workdir)) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{path} cannot be read ({error}): give another workdir") from None
     if mode not in (None, stored.get("mode")):
         raise UserError(f"{workdir} holds a run of mode {stored.get('mode')}, not of mode {mode}")
     return stored
+
+
+def _no_workdir(path: Path) -> str:
+    """Returns in words what a path is that is not the workdir of a run."""
+    if not path.exists():
+        return f"{path} is not the workdir of a run: it does not exist"
+    for parent in path.absolute().parents[:2]:
+        if (parent / "config.json").exists() and (parent / "checkpoints").exists():
+            return f"{path} lies in the workdir of a run, which is {parent}: give that"
+    return f"{path} is not the workdir of a run: it has no config.json"
 
 
 @contextmanager
@@ -180,7 +253,9 @@ def locked(workdir: Path) -> Iterator[None]:
         ) from None
     except (OSError, NotImplementedError) as error:  # the latter is filelock's word for ENOSYS
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise UserError(f"{workdir} cannot be written ({error.strerror})") from None
+            raise UserError(
+                f"{workdir} cannot be written ({error.strerror}): give another --workdir"
+            ) from None
         warnings.warn(f"{workdir} cannot be locked: start no second run there", stacklevel=2)
     try:
         yield
@@ -189,7 +264,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _claim(workdir: Path, config: ConfigDict) -> None:
-    if (workdir / "config.json").exists():
+    if (workdir / "config.json").exists() and has_results(workdir):
         different = differences(read(workdir), config)
         if different:
             raise UserError(
@@ -198,18 +273,32 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
             )
         return
     with written_whole(workdir / "config.json") as partial:
-        partial.write_text(config.to_json(indent=2) + "\n")
+        partial.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+
+
+def has_results(workdir: Path) -> bool:
+    """Returns whether a run left anything in its workdir that follows from its config."""
+    metrics = workdir / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size:  # it is created before the first epoch ends
+        return True
+    return any(any(workdir.glob(pattern)) for pattern in _RESULTS)
 
 
 def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
     """Returns in words where two configs differ, but for what each machine has of its own."""
-    old = _flatten(stored)
-    new = _flatten(ConfigDict(json.loads(asked.to_json())))
+    old, new = _stored_values(stored), _stored_values(asked)
     return [
         f"config.{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
         for key in sorted(old.keys() | new.keys())
         if key not in _LOCAL and old.get(key) != new.get(key)
     ]
+
+
+def _stored_values(config: ConfigDict) -> dict:
+    """Returns the values of a config as JSON keeps them, by their keys."""
+    plain = ConfigDict(json.loads(config.to_json()))
+    expand_paths(plain)  # runs of before kept `~` as it was written
+    return _flatten(plain)
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> dict:

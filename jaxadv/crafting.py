@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -16,9 +15,15 @@ from tqdm import tqdm
 
 from jaxadv.attacks import ATTACKS, RESUMABLE, AutoAttacked, budgets
 from jaxadv.attacks.autoattack import most_queries, run_version
-from jaxadv.attacks.batches import Examples, Ledger, Model, attack_in_batches, search_survivors
+from jaxadv.attacks.batches import (
+    Examples,
+    Ledger,
+    Model,
+    attack_in_batches,
+    count_classes,
+    search_survivors,
+)
 from jaxadv.attacks.budgets import segment
-from jaxadv.attacks.inputs import count_classes
 from jaxadv.classifier import (
     is_declared_stochastic,
     make_logits_fn,
@@ -106,7 +111,7 @@ def craft(
         np.asarray(to_float(jnp.asarray(split.images[ids]))), np.asarray(split.labels)[ids], ids
     )
     if attack["attack"] == "autoattack":
-        num_classes = _count_classes(victim, examples)
+        num_classes = count_classes(victim, examples, batch_size)
         return _from_autoattack(
             run_version(
                 key, victim, examples, num_classes, **arguments, batch_size=batch_size, bar=bar,
@@ -129,8 +134,8 @@ def craft(
             name=name,
         )
         arrays = {"distances": found.memory.distance} if attack["attack"] == "fab" else {}
-        return Crafted(found.images, found.queries, arrays, {})
-    images = attack_in_batches(
+        return Crafted(found.images, found.queries, arrays, _count_nonfinite(found))
+    ascent: Any = attack_in_batches(
         attack_fn,
         key,
         victim,
@@ -142,7 +147,16 @@ def craft(
         ledger=ledger,
         name=name,
     )
-    return Crafted(images, np.full(len(ids), num_queries(attack)), {}, {})
+    queries = np.full(len(ids), num_queries(attack))
+    return Crafted(ascent.images, queries, {}, _count_nonfinite(ascent))
+
+
+def _count_nonfinite(found: Any) -> dict[str, int]:
+    """Returns how many gradients were not finite, and of how many images."""
+    return {
+        "nonfinite_gradients": int(found.nonfinite.sum()),
+        "nonfinite_gradient_images": int((found.nonfinite > 0).sum()),
+    }
 
 
 def num_queries(attack: Attack) -> int:
@@ -158,11 +172,6 @@ def _logits_fn_maker(model: nn.Module, noise: str) -> Callable:
     return lambda context, ids: noisy_logits_fn(model, context[0], ids, noise, context[1])
 
 
-def _count_classes(victim: Model, examples: Examples) -> int:
-    images, ids = jnp.zeros((1, *examples.images.shape[1:])), jnp.zeros(1, jnp.int32)
-    return count_classes(victim.make_logits_fn(victim.context, ids), jax.random.key(0), images)
-
-
 def _from_autoattack(found: AutoAttacked) -> Crafted:
     stages = [
         {
@@ -176,7 +185,8 @@ def _from_autoattack(found: AutoAttacked) -> Crafted:
     arrays = {
         name: getattr(found, name) for name in ("broken_by", "steps", "gradients", "distances")
     }
-    return Crafted(found.images, found.queries, arrays, {"stages": stages, "flags": found.flags})
+    summary = {"stages": stages, "flags": found.flags, **_count_nonfinite(found)}
+    return Crafted(found.images, found.queries, arrays, summary)
 
 
 def noisy_logits_fn(
@@ -191,7 +201,7 @@ def noisy_logits_fn(
     With "training" it is the model as in training, dropout and batch statistics included.
     """
     if noise == "training":
-        return make_training_logits_fn(model, weights)
+        return make_training_logits_fn(model, weights, ids)
     if noise == "off":
         model = without_noise(model)
     logits_fn = make_logits_fn(model, weights, ids)

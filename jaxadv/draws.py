@@ -53,7 +53,7 @@ def uniform(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
 def rademacher(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Returns 1 or -1 with equal probability, 32 of them from each word that is drawn."""
     size = math.prod(shape)
-    words = jax.random.bits(key, ((size + 31) // 32, 1))
+    words = jax.random.bits(key, ((size + 31) // 32, 1), dtype=jnp.uint32)
     return _sign(words << jnp.arange(32, dtype=jnp.uint32)).reshape(-1)[:size].reshape(shape)
 
 
@@ -65,7 +65,7 @@ def _words(
     A key of another generator is left to JAX.
     """
     if str(jax.random.key_impl(key)) != "threefry2x32":
-        first, second = jax.random.bits(key, (2, num_blocks))
+        first, second = jax.random.bits(key, (2, num_blocks), dtype=jnp.uint32)
         return first, second
     first, second = jax.random.key_data(key)
     schedule = (first, second, first ^ second ^ _PARITY)

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from jaxadv import checkpoint, export, terminal
 from jaxadv import config as configs
@@ -22,10 +21,13 @@ from jaxadv.classifier import make_classifier
 from jaxadv.data import Dataset, is_prepared, load
 from jaxadv.files import write_json, written_whole
 from jaxadv.ledger import open_ledger
+from jaxadv.masking import certificate_warnings
 from jaxadv.parallel import replicate
 from jaxadv.processes import first_goes_before, from_first, is_first
 from jaxadv.provenance import note_source, provenance
 from jaxadv.types import Batch, UserError
+
+_DATASET = "dataset.json"
 
 
 def run(config: ConfigDict, workdir: Path) -> list[str]:
@@ -51,6 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     trained = trained_config(source, "train", config.data.data_dir)
     configs.check_model(trained.model, config.evaluation)
     dataset = load_dataset(trained.data)
+    check_dataset(source, dataset)
     with configs.claimed(workdir, config):
         warnings = evaluate_checkpoint(
             trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir
@@ -105,14 +108,84 @@ def load_dataset(data: ConfigDict) -> Dataset:
     )
 
 
+def claim_dataset(workdir: Path, dataset: Dataset) -> None:
+    """Records which data set the run of a workdir is trained on, or checks that it is still that.
+
+    Raises:
+      UserError: the run has results on another data set.
+    """
+    if from_first(lambda: configs.has_results(workdir)):
+        check_dataset(workdir, dataset)
+        return
+
+    def write_here() -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / _DATASET, _describe_dataset(dataset))
+
+    from_first(write_here)
+
+
+def check_dataset(workdir: Path, dataset: Dataset) -> None:
+    """Checks that a data set is the one that the run of a workdir was trained on.
+
+    Runs from before this was recorded pass.
+
+    Raises:
+      UserError: it is another one.
+    """
+    given = _describe_dataset(dataset)
+    recorded = from_first(lambda: _read_record(workdir / _DATASET, given))
+    if recorded is None:
+        return
+    # What follows a comma tells copies of a data set apart, as in "CIFAR-10, JPEG copy".
+    names = {described["name"].partition(",")[0] for described in (recorded, given)}
+    if len(names) > 1 or {**recorded, "name": ""} != {**given, "name": ""}:
+        raise UserError(
+            f"the run in {workdir} was trained on {_dataset_in_words(recorded)}, this is "
+            f"{_dataset_in_words(given)}: use the data set of the run, from Python if it has no "
+            "config.data.name"
+        )
+
+
+def _read_record(path: Path, like: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the record of a data set, which may have been written by anyone; None: no record."""
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        if {key: type(value) for key, value in recorded.items()} != {
+            key: type(value) for key, value in like.items()
+        }:
+            raise ValueError("other keys or types than those of a record")
+    except FileNotFoundError:
+        return None
+    except (AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it if the run had the data set of its config"
+        ) from None
+    return recorded
+
+
+def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "image_shape": [int(size) for size in dataset.train.images.shape[1:]],
+        "class_names": [str(name) for name in dataset.class_names],
+    }
+
+
+def _dataset_in_words(described: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, described["image_shape"]))
+    return f"{described['name']!r} ({len(described['class_names'])} classes, images of {shape})"
+
+
 def restore_classifier(
     trained: ConfigDict, dataset: Dataset, source: Path, which: str
 ) -> tuple[nn.Module, checkpoint.Restored]:
     """Returns the model of a run, and its best or last checkpoint with the item `weights`.
 
     Raises:
-      UserError: no checkpoint can be restored.
+      UserError: no checkpoint can be restored, or the run had another data set.
     """
+    check_dataset(source, dataset)
     model = make_classifier(trained.model, len(dataset.class_names))
     image = jax.ShapeDtypeStruct((1, *dataset.test.images.shape[1:]), np.float32)
     target = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -183,6 +256,7 @@ def evaluate_checkpoint(
                 trained.seed,
                 progress=is_first(),
             )
+            results["warnings"] += certificate_warnings(results["certified"])
             examples |= certificates
     results = {
         "checkpoint": {
@@ -205,7 +279,7 @@ def evaluate_checkpoint(
         ledger.close()
 
     from_first(write_here)
-    Console().print(terminal.table(results))
+    terminal.show(results)
     for warning in results["warnings"] if is_first() else ():
         print(f"warning: {warning}", file=sys.stderr)
     return results["warnings"]

@@ -8,10 +8,26 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from jaxadv.types import UserError
+
 
 def cache_folder() -> Path:
     """Returns the folder of what can be made again, in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxadv"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxadv"
+
+
+def user_path(path: str) -> Path:
+    """Returns a path that a user wrote, in which `~` is a home directory.
+
+    Raises:
+      UserError: that home directory is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"the home directory in {path} is not known: set HOME, or write the whole path"
+        ) from None
 
 
 @contextmanager
@@ -33,4 +49,4 @@ def written_whole(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Writes a file of JSON, whole or not at all."""
     with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

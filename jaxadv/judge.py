@@ -18,7 +18,7 @@ from jaxadv.quality import (
     num_duplicates,
     precision_and_recall,
 )
-from jaxadv.types import Batch, ByteImages
+from jaxadv.types import Batch, ByteImages, Images
 
 _BATCH = 256
 # Root mean square over the pixels: what differs by less is the same picture to the eye.
@@ -64,7 +64,7 @@ def look(judge: Judge, images: Any) -> Seen:
 
 @cache
 def _look_step(model: nn.Module) -> Callable:
-    def step(weights: PyTree, images: ByteImages) -> tuple[Array, Array]:
+    def step(weights: PyTree, images: ByteImages | Images) -> tuple[Array, Array]:
         # At full precision, as scores are.
         with jax.default_matmul_precision("highest"):
             logits, features = logits_and_features(model, weights, to_float(images))

@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 from zipfile import BadZipFile
@@ -18,6 +19,7 @@ from jaxadv.types import UserError
 Record = dict[str, np.ndarray]
 
 _TASK = "task.json"
+_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")  # of Windows; those of others are hidden
 _FORMAT = 2  # of the records: to be raised whenever an older one can no longer be gone on from
 
 
@@ -47,10 +49,10 @@ class DiskLedger(MutableMapping[str, Record]):
         description = json.dumps([_FORMAT, task], sort_keys=True)
         path = self._folder / _TASK
         try:
-            if path.exists() and path.read_text() != description:
+            if path.exists() and path.read_bytes() != description.encode():
                 warnings.warn(f"{folder} is of another task: it begins anew", stacklevel=2)
                 self.close()
-            elif self._folder.exists() and not path.exists() and any(self._folder.iterdir()):
+            elif self._folder.exists() and not path.exists() and self._is_used():
                 raise UserError(f"{folder} is no ledger and not empty: give another folder")
             self._folder.mkdir(parents=True, exist_ok=True)
             _write(path, description.encode())
@@ -79,7 +81,7 @@ class DiskLedger(MutableMapping[str, Record]):
 
     def __iter__(self) -> Iterator[str]:
         """Yields the names of the records."""
-        return (unquote(path.stem) for path in sorted(self._folder.glob("*.npz")))
+        return (unquote(path.stem) for path in sorted(self._folder.glob("[!.]*.npz")))
 
     def __len__(self) -> int:
         """Returns how many there are."""
@@ -88,14 +90,24 @@ class DiskLedger(MutableMapping[str, Record]):
     def close(self) -> None:
         """Deletes the ledger: the task is done."""
         # The description goes last: without it the rest would be taken for a folder of others.
-        for path in self._folder.iterdir():
-            if path.name != _TASK:
+        for pattern in ("[!.]*.npz", "[!.]*.partial", _TASK):
+            for path in self._folder.glob(pattern):
                 path.unlink()
-        (self._folder / _TASK).unlink()
-        self._folder.rmdir()
+        with suppress(OSError):  # not empty: files of others stay
+            self._folder.rmdir()
+
+    def _is_used(self) -> bool:
+        """Returns whether the folder holds more than what a file manager leaves in any folder."""
+        return any(
+            not path.name.startswith(".") and path.name not in _FILE_MANAGERS
+            for path in self._folder.iterdir()
+        )
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"{quote(name, safe='')}.npz"
+        quoted = quote(name, safe="")
+        if quoted.startswith("."):  # no record is a hidden file: those are a file manager's
+            quoted = f"%2E{quoted[1:]}"
+        return self._folder / f"{quoted}.npz"
 
 
 class SharedLedger(dict[str, Record]):

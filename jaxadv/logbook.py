@@ -33,7 +33,7 @@ def open_logbook(workdir: Path, num_epochs: int) -> Iterator[Callable[..., None]
     _keep(path, num_epochs)
     with (
         SummaryWriter(str(workdir / "tensorboard"), purge_step=num_epochs + 1) as writer,
-        path.open("a") as file,
+        path.open("a", encoding="utf-8") as file,
     ):
 
         def write(line: Mapping[str, Any], images: Mapping[str, Image] | None = None) -> None:
@@ -50,6 +50,6 @@ def open_logbook(workdir: Path, num_epochs: int) -> Iterator[Callable[..., None]
 
 def _keep(path: Path, num_lines: int) -> None:
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         with written_whole(path) as partial:
-            partial.write_text("".join(lines[:num_lines]))
+            partial.write_text("".join(lines[:num_lines]), encoding="utf-8")

@@ -8,6 +8,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxadv.logits import at_least_single, finite_logits
 from jaxadv.types import Labels, Logits, PerExample
 
 _TINY = 1e-12
@@ -15,17 +16,20 @@ _TINY = 1e-12
 
 def cross_entropy(logits: Logits, labels: Labels) -> PerExample:
     """Returns -log p(label), in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(at_least_single(logits), labels)
 
 
 def margin(logits: Logits, labels: Labels) -> PerExample:
     """Returns the largest other logit minus the label's (Carlini & Wagner 2017, eq. 6).
 
-    Positive means misclassified. Ties count for the label, as `argmax` would not always.
+    Positive means misclassified, as logits that are not finite do. Ties count for the label, as
+    `argmax` would not always.
     """
+    logits = finite_logits(logits)
     label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    is_label = jnp.arange(logits.shape[-1]) == labels[:, None]
-    return jnp.where(is_label, -jnp.inf, logits).max(axis=-1) - label_logit
+    is_label = jnp.arange(logits.shape[-1], dtype=labels.dtype) == labels[:, None]
+    ahead = jnp.where(is_label, -jnp.inf, logits).max(axis=-1) - label_logit
+    return jnp.where(jnp.isnan(ahead), jnp.inf, ahead)
 
 
 def probability(logits: Logits, labels: Labels) -> PerExample:
@@ -41,6 +45,7 @@ def dlr(logits: Logits, labels: Labels) -> PerExample:
     """
     if logits.shape[-1] < 3:
         return margin(logits, labels)
+    logits = finite_logits(logits)
     largest, _ = lax.top_k(logits, 3)
     return margin(logits, labels) / (largest[:, 0] - largest[:, 2] + _TINY)
 
@@ -52,13 +57,14 @@ def smoothed_cross_entropy(
 
     `smoothing` is the share of the latter, for each example (Szegedy et al. 2016).
     """
-    uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
+    uniform = -jax.nn.log_softmax(at_least_single(logits)).mean(axis=-1)
     return (1 - smoothing) * cross_entropy(logits, labels) + smoothing * uniform
 
 
 def divergence(reference: Logits, logits: Logits) -> PerExample:
     """Returns the Kullback-Leibler divergence of the second prediction from the first, in nats."""
-    expected, actual = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
+    expected = jax.nn.log_softmax(at_least_single(reference))
+    actual = jax.nn.log_softmax(at_least_single(logits))
     return (jnp.exp(expected) * (expected - actual)).sum(axis=-1)
 
 
@@ -83,6 +89,7 @@ def make_targeted_objective(
         return make_objective(loss, labels, targets)
 
     def difference(logits: Logits) -> PerExample:
+        logits = finite_logits(logits)
         pair = jnp.take_along_axis(logits, jnp.stack([targets, labels], axis=1), axis=-1)
         ahead = pair[:, 0] - pair[:, 1]
         if loss == "margin" or logits.shape[-1] < 4:

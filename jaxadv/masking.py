@@ -40,10 +40,51 @@ def signs_of_masking(evaluation: dict[str, Any]) -> list[str]:
         partial(_survives_any_perturbation, largest_class=evaluation["largest_class"]),
         _more_keeps_helping,
         _nothing_moves,
+        _nonfinite_gradients,
     ]
-    signs = _guesses(evaluation) + [sign for check in checks for sign in check(attacks)]
+    signs = (
+        _nonfinite_logits(evaluation)
+        + _guesses(evaluation)
+        + [sign for check in checks for sign in check(attacks)]
+    )
     signs += _noise_ends_the_search(evaluation) + _noise_not_averaged(evaluation)
     return signs + _undeclared_noise(evaluation) + _flags(attacks)
+
+
+def _nonfinite_logits(evaluation: dict[str, Any]) -> list[str]:
+    entries = {"clean": evaluation["clean"], **evaluation["attacks"]}
+    return [
+        f"{name}: the logits of {entry['nonfinite_logits']} of {entry['n']} images are NaN or "
+        "infinite, which counts as misclassified. Find where the model overflows."
+        for name, entry in entries.items()
+        if entry.get("nonfinite_logits")  # records of before have no such key
+    ]
+
+
+def _nonfinite_gradients(attacks: Attacks) -> list[str]:
+    return [
+        f"{name} met {attack['nonfinite_gradients']} gradients that are NaN or infinite, of "
+        f"{attack['nonfinite_gradient_images']} images: they count as zero, so that it is weaker "
+        "than it seems. Find the operation (a root or a division at 0), and make it smooth."
+        for name, attack in attacks.items()
+        if attack.get("nonfinite_gradients") and attack["attack"] != "autoattack"  # has its flag
+    ]
+
+
+def certificate_warnings(certified: dict[str, Any]) -> list[str]:
+    """Returns a sentence where passes of a certification had logits that are not finite.
+
+    Args:
+      certified: the entry of evaluation.json.
+    """
+    if not certified["nonfinite_passes"]:
+        return []
+    return [
+        f"certification: {certified['nonfinite_passes']} forward passes, on "
+        f"{certified['nonfinite_examples']} of {certified['n']} images, have NaN or infinite "
+        "logits. They count for no class and lower the certified radii. Find where the model "
+        "overflows."
+    ]
 
 
 def has_learned(evaluation: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from jaxadv.attacks.batches import Ledger
 from jaxadv.classifier import to_float
 from jaxadv.crafting import Attack, Crafted, craft, noisy_logits_fn
+from jaxadv.logits import finite_logits, predicted_class
 from jaxadv.losses import margin
 from jaxadv.parallel import padded_batches, pmap_batches
 from jaxadv.prng import stream
@@ -27,10 +28,12 @@ class Outcome(NamedTuple):
     A pass is the model with one draw of its noise; a deterministic model needs one.
 
     Attributes:
-      predictions: (n,) classes predicted by the mean softmax of all passes.
+      predictions: (n,) classes predicted by the mean softmax of all passes; -1 where the logits of
+        one of them are not finite, which counts as misclassified.
       margins: (n,) largest other logit minus the label's, of the logarithm of that mean; positive
         is misclassified.
-      passes: (n, num_passes) classes predicted by each pass.
+      passes: (n, num_passes) classes predicted by each pass, or -1.
+      nonfinite: (n,) whether the logits of a pass are not finite.
       varies: (n,) whether the margin differs between passes at all.
       unmoved: (n,) whether the adversarial image is the clean one.
       images: (n, height, width, channels) adversarial images.
@@ -42,6 +45,7 @@ class Outcome(NamedTuple):
     predictions: np.ndarray
     margins: np.ndarray
     passes: np.ndarray
+    nonfinite: np.ndarray
     varies: np.ndarray
     unmoved: np.ndarray
     images: np.ndarray
@@ -100,13 +104,13 @@ def attack_examples(
 
 @cache
 def _score_step(model: nn.Module, noise: str, num_passes: int) -> Callable:
-    """Returns the compiled scoring of images: the first five attributes of an `Outcome`."""
+    """Returns the compiled scoring of images: the first six attributes of an `Outcome`."""
 
     def step(
         weights: PyTree,
         seed: Int[Array, ""],
         images: Images,
-        clean: ByteImages,
+        clean: ByteImages | Images,
         labels: Labels,
         ids: Int[Array, "share"],
     ) -> tuple[Array, ...]:
@@ -117,9 +121,10 @@ def _score_step(model: nn.Module, noise: str, num_passes: int) -> Callable:
         mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0)
         of_passes = jax.vmap(margin, in_axes=(0, None))(logits, labels)
         return (
-            mean.argmax(axis=-1),
+            predicted_class(mean),
             margin(mean, labels),
-            logits.argmax(axis=-1).T,
+            predicted_class(logits).T,
+            jnp.isnan(mean).any(axis=-1),
             (of_passes != of_passes[0]).any(axis=0),
             (images == to_float(clean)).all(axis=(1, 2, 3)),
         )
@@ -130,5 +135,12 @@ def _score_step(model: nn.Module, noise: str, num_passes: int) -> Callable:
 def _logits_of_passes(
     seed: Int[Array, ""], logits_fn: LogitsFn, images: Images, num_passes: int
 ) -> jax.Array:
-    """Returns the logits (num_passes, batch, classes), each pass under noise of its own."""
-    return lax.map(lambda i: logits_fn(stream(seed, "score", i), images), jnp.arange(num_passes))
+    """Returns the logits (num_passes, batch, classes), each pass under noise of its own.
+
+    Those of an image that are not finite are NaN.
+    """
+
+    def one_pass(i: Int[Array, ""]) -> jax.Array:
+        return finite_logits(logits_fn(stream(seed, "score", i), images))
+
+    return lax.map(one_pass, jnp.arange(num_passes))

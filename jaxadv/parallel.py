@@ -1,6 +1,7 @@
 """Devices and pmap: the only file that knows how many devices there are."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,10 +12,47 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
-from jaxadv.files import cache_folder
+from jaxadv.files import cache_folder, user_path
+from jaxadv.types import UserError
 
 AXIS = "device"
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+_ARITHMETIC = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
+
+
+def set_up_arithmetic() -> None:
+    """Gives JAX the types that runs are defined in, whatever its environment variables ask for.
+
+    With `JAX_ENABLE_X64` a run would neither continue nor restore the checkpoints of one without.
+    """
+    for name, value in _ARITHMETIC.items():
+        if getattr(jax.config, name) != value:
+            asked = getattr(jax.config, name)
+            warnings.warn(f"{name.upper()} is {asked}: runs ignore it", stacklevel=2)
+            jax.config.update(name, value)
+
+
+def check_devices() -> None:
+    """Starts JAX's devices.
+
+    Raises:
+      UserError: there are none of the platform that is asked for.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises bare assertions for some platforms
+        reason = (str(error).splitlines() or ["no such device was found"])[0]
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise UserError(
+            f"JAX_PLATFORMS is {asked}, but JAX cannot use it ({reason}): set JAX_PLATFORMS=cpu, "
+            "or unset it"
+            if asked
+            else f"JAX cannot start its devices ({reason}): set JAX_PLATFORMS=cpu to use the CPU"
+        ) from error
 
 
 def set_up_cpu() -> None:
@@ -23,10 +61,11 @@ def set_up_cpu() -> None:
     XLA runs a convolution on about one core, so a batch split over devices uses them all. Its
     convolutions and matrix products by YNNPACK are slower than its own: PGD takes .88 to .94 of
     the time without, on any model. Accelerators are not affected. What is already asked for
-    through XLA_FLAGS stands.
+    through XLA_FLAGS or JAX_NUM_CPU_DEVICES stands.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" not in flags:
+    asked = "xla_force_host_platform_device_count" in flags or "JAX_NUM_CPU_DEVICES" in os.environ
+    if not asked:
         affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
         num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", num_cores)
@@ -40,7 +79,9 @@ def keep_compilations() -> None:
 
     A directory already asked for through JAX_COMPILATION_CACHE_DIR stands.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if asked := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(user_path(asked)))
+    elif asked is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         # Also what takes little: an operation that runs outside of a step is compiled by itself.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -65,7 +106,7 @@ def describe_devices() -> str:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as info:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
             names = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
     except OSError:
         names = []
@@ -157,6 +198,30 @@ def positions(share: int, axis_name: str | None = AXIS) -> Int[Array, "share"]:
     if axis_name is None:
         return jnp.arange(share)
     return jnp.arange(share) * lax.axis_size(axis_name) + lax.axis_index(axis_name)
+
+
+def vary_alike(tree: PyTree) -> PyTree:
+    """Returns the arrays, each of them varying over every axis of a mesh that one of them does.
+
+    Inside of `jax.shard_map` loops and branches ask this of what they carry; elsewhere it changes
+    nothing.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    axes = {axis for leaf in leaves for axis in _varying(leaf)}
+    if axes:
+        leaves = [_vary(leaf, axes) for leaf in leaves]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _varying(array: Array) -> frozenset[Any]:
+    """Returns the axes of a mesh along which an array differs."""
+    aval: Any = jax.typeof(array)
+    return aval.mat.varying if hasattr(aval, "mat") else aval.vma  # as it was until JAX 0.9
+
+
+def _vary(array: Array, axes: set[Any]) -> Array:
+    missing = tuple(axes - _varying(array))
+    return lax.pcast(array, missing, to="varying") if missing else array
 
 
 def _gathered(fn: Callable) -> Callable:

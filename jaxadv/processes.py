@@ -68,7 +68,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     )
     _listener.start()
     if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _as_the_cluster_says(
@@ -90,7 +90,7 @@ def _as_the_cluster_says(
 
 def _be_quiet() -> None:
     """Keeps what the library of CPU collectives writes to stdout from the user."""
-    shown = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    shown = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.stdout = shown
 
@@ -198,6 +198,6 @@ def _exit(code: int, text: str) -> NoReturn:
         with suppress(RuntimeError, OSError, ValueError):
             sys.stdout.flush()
         with suppress(OSError):
-            os.write(2, f"{text}\n".encode())
+            os.write(2, f"{text}\n".encode(errors="backslashreplace"))
     finally:
         os._exit(code)

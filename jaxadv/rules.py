@@ -1,19 +1,15 @@
 """What each key of a config may hold."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxadv.attacks import ATTACKS
-from jaxadv.attacks.autoattack import VERSIONS
-from jaxadv.attacks.expectation import AVERAGES
-from jaxadv.attacks.finite_difference import DIRECTIONS
+from jaxadv.attacks.arguments import COUNT, DECAY, POSITIVE, RADIUS, SHARE, STEPS
 from jaxadv.attacks.gradient import PGD_LOSSES
 from jaxadv.attacks.threat import THREATS
 from jaxadv.crafting import NOISES
 from jaxadv.data.augment import AUGMENTATIONS
 from jaxadv.data.datasets import SOURCES
-from jaxadv.losses import LOSSES
 from jaxadv.optimizer import OPTIMIZERS, SCHEDULES
 from jaxadv.sampling import LABELS, SAMPLERS
 from jaxadv.types import UserError
@@ -21,41 +17,34 @@ from jaxadv.types import UserError
 Number = int | float
 Rule = tuple[Callable[[Number], bool], str]
 
-_COUNT: Rule = (lambda value: isinstance(value, int) and value >= 1, "an integer, at least 1")
-_STEPS: Rule = (lambda value: isinstance(value, int) and value >= 0, "an integer, 0 or more")
-RADIUS: Rule = (lambda value: 0 <= value < math.inf, "0 or more")
-_POSITIVE: Rule = (lambda value: 0 < value < math.inf, "above 0")
-_SHARE: Rule = (lambda value: 0 <= value <= 1, "from 0 to 1")
-_DECAY: Rule = (lambda value: 0 <= value < 1, "from 0 to below 1")
-
 CLASSIFIER_RULES: dict[str, Rule] = {
-    "seed": _STEPS,
+    "seed": STEPS,
     "data.validation_fraction": (lambda value: 0 < value < 1, "between 0 and 1"),
-    "data.synthetic.share": _SHARE,
-    "data.synthetic.label_smoothing": _SHARE,
+    "data.synthetic.share": SHARE,
+    "data.synthetic.label_smoothing": SHARE,
     "train.trades_beta": RADIUS,
-    "model.dropout": _DECAY,
-    "train.num_epochs": _COUNT,
-    "train.batch_size": _COUNT,
-    "train.ema_decay": _DECAY,
-    "optimizer.learning_rate": _POSITIVE,
+    "model.dropout": DECAY,
+    "train.num_epochs": COUNT,
+    "train.batch_size": COUNT,
+    "train.ema_decay": DECAY,
+    "optimizer.learning_rate": POSITIVE,
     "optimizer.warmup_epochs": RADIUS,
     "optimizer.weight_decay": RADIUS,
-    "optimizer.momentum": _DECAY,
-    "attack.fraction": _SHARE,
+    "optimizer.momentum": DECAY,
+    "attack.fraction": SHARE,
     "attack.step_size": RADIUS,
     "attack.eps_start": RADIUS,
     "attack.eps_end": RADIUS,
-    "attack.num_steps_start": _STEPS,
-    "attack.num_steps_end": _STEPS,
+    "attack.num_steps_start": STEPS,
+    "attack.num_steps_end": STEPS,
     "validation.eps": RADIUS,
     "validation.step_size": RADIUS,
-    "validation.num_steps": _STEPS,
-    "evaluation.batch_size": _COUNT,
-    "evaluation.num_examples": _COUNT,
-    "evaluation.certification.num_examples": _STEPS,
-    "evaluation.certification.num_selection": _COUNT,
-    "evaluation.certification.num_estimation": _COUNT,
+    "validation.num_steps": STEPS,
+    "evaluation.batch_size": COUNT,
+    "evaluation.num_examples": COUNT,
+    "evaluation.certification.num_examples": STEPS,
+    "evaluation.certification.num_selection": COUNT,
+    "evaluation.certification.num_estimation": COUNT,
     "evaluation.certification.failure": (lambda value: 0 < value < 1, "between 0 and 1"),
     "evaluation.num_passes": (lambda value: value >= 2, "at least 2"),
 }
@@ -76,39 +65,8 @@ CLASSIFIER_CHOICES = {
     "evaluation.split": ("test", "held_out"),
 }
 
-ATTACK_RULES: dict[str, Rule] = {
-    "step_size": RADIUS,
-    "num_steps": _STEPS,
-    "num_restarts": _COUNT,
-    "num_targets": _STEPS,
-    "num_noise_samples": _COUNT,
-    "noise_chunk_size": _COUNT,
-    "num_queries": _STEPS,
-    "samples_per_gradient": (
-        lambda value: isinstance(value, int) and value >= 2 and value % 2 == 0,
-        "even, at least 2",
-    ),
-    "chunk_size": _COUNT,
-    "sigma": _POSITIVE,
-    "momentum": _DECAY,
-    "plateau_length": _STEPS,
-    "min_step_size": RADIUS,
-    "share": _SHARE,
-    "label_samples": _COUNT,
-    "label_radius": RADIUS,
-}
-
-ATTACK_CHOICES = {
-    "attack": ATTACKS,
-    "norm": THREATS,
-    "loss": LOSSES,
-    "noise": NOISES,
-    "noise_average": AVERAGES,
-    "directions": DIRECTIONS,
-    "random_start": (True, False),
-    "early_stop": (True, False),
-    "version": VERSIONS,
-}
+# Of the keys of an attack that are not arguments of its function; those know their own rules.
+ATTACK_CHOICES = {"attack": ATTACKS, "noise": NOISES}
 
 _JUDGED: Rule = (
     lambda value: isinstance(value, int) and value >= 10,
@@ -116,36 +74,36 @@ _JUDGED: Rule = (
 )
 
 GAN_RULES: dict[str, Rule] = {
-    "seed": _STEPS,
+    "seed": STEPS,
     "data.validation_fraction": CLASSIFIER_RULES["data.validation_fraction"],
-    "latent_size": _COUNT,
-    "generator.features": _COUNT,
-    "generator.num_blocks": _COUNT,
-    "discriminator.features": _COUNT,
+    "latent_size": COUNT,
+    "generator.features": COUNT,
+    "generator.num_blocks": COUNT,
+    "discriminator.features": COUNT,
     "discriminator.num_blocks": (
         lambda value: isinstance(value, int) and value >= 2,
         "an integer, at least 2",
     ),
-    "train.num_steps": _COUNT,
-    "train.steps_per_round": _COUNT,
-    "train.batch_size": _COUNT,
-    "train.num_discriminator_steps": _COUNT,
-    "train.ema_decay": _DECAY,
-    "optimizer.generator_learning_rate": _POSITIVE,
-    "optimizer.discriminator_learning_rate": _POSITIVE,
-    "optimizer.beta1": _DECAY,
-    "optimizer.beta2": _DECAY,
+    "train.num_steps": COUNT,
+    "train.steps_per_round": COUNT,
+    "train.batch_size": COUNT,
+    "train.num_discriminator_steps": COUNT,
+    "train.ema_decay": DECAY,
+    "optimizer.generator_learning_rate": POSITIVE,
+    "optimizer.discriminator_learning_rate": POSITIVE,
+    "optimizer.beta1": DECAY,
+    "optimizer.beta2": DECAY,
     "judge.num_samples": (
         lambda value: isinstance(value, int) and value >= 80,
         "an integer, at least 80, which the pictures show",
     ),
     "sampling.num_images": _JUDGED,
-    "sampling.ddls.step_size": _POSITIVE,
-    "sampling.ddls.num_steps": _STEPS,
-    "sampling.truncation": _POSITIVE,
-    "sampling.min_probability": _DECAY,
-    "sampling.batch_size": _COUNT,
-    "sampling.shard_size": _COUNT,
+    "sampling.ddls.step_size": POSITIVE,
+    "sampling.ddls.num_steps": STEPS,
+    "sampling.truncation": POSITIVE,
+    "sampling.min_probability": DECAY,
+    "sampling.batch_size": COUNT,
+    "sampling.shard_size": COUNT,
 }
 
 GAN_CHOICES = {

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jaxadv import config as configs
 from jaxadv.data.synthetic import ShardWriter, pack
-from jaxadv.evaluate import load_dataset, trained_config
+from jaxadv.evaluate import check_dataset, load_dataset, trained_config
 from jaxadv.judging import collect, judge_on_test, make_judge, num_judged, summary
 from jaxadv.provenance import note_source, provenance
 from jaxadv.sampling import judged_samples, make_sampler, samples
@@ -43,6 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     own = trained.judge.checkpoint or str(workdir / "judge")
     trained.judge.checkpoint = config.judge.checkpoint or own
     dataset = load_dataset(trained.data)
+    check_dataset(workdir, dataset)
     recipe, networks, number = restore(trained, dataset, workdir, sampling.which)
     folder = Path(sampling.path or workdir / "synthetic")
     writer = ShardWriter(folder, sampling.shard_size)

@@ -1,6 +1,5 @@
 """Adversarial training: the host loop, its checkpoints, and the evaluation that ends it."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,15 +14,16 @@ from ml_collections import ConfigDict
 
 from jaxadv import checkpoint, stopping
 from jaxadv import config as configs
-from jaxadv.classifier import is_declared_stochastic
+from jaxadv.classifier import check_images, is_declared_stochastic
 from jaxadv.curriculum import Budget, durations, linear_budget
 from jaxadv.data import Dataset
 from jaxadv.data.order import endless_order, epoch_order
 from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
-from jaxadv.evaluate import evaluate_checkpoint, load_dataset, report
+from jaxadv.evaluate import claim_dataset, evaluate_checkpoint, load_dataset, report
 from jaxadv.logbook import open_logbook
 from jaxadv.optimizer import make_schedule
 from jaxadv.outcomes import attack_examples
+from jaxadv.page import read_json
 from jaxadv.parallel import own_rows, pmap_batches, replicate
 from jaxadv.processes import any_process, from_first
 from jaxadv.provenance import note_source
@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
 
 def _warnings_of(evaluation: Path) -> list[str] | None:
     """Returns the warnings of an evaluation; None where it is not done."""
-    return json.loads(evaluation.read_text())["warnings"] if evaluation.exists() else None
+    return read_json(evaluation).get("warnings")
 
 
 def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
@@ -188,6 +188,8 @@ def _start(
     recipe: Recipe, dataset: Dataset, workdir: Path
 ) -> tuple[TrainState, int, list[Metrics]]:
     """Returns the state to go on from, the epochs that led to it, and the steps of one begun."""
+    check_images(dataset.train.images)
+    claim_dataset(workdir, dataset)
     state = init_state(recipe, dataset.train.images.shape[1:])
     begun = checkpoint.resume(workdir, _to_items(state))
     if begun.items:
@@ -232,6 +234,12 @@ def _validate(recipe: Recipe, weights: PyTree, split: Batch, config: ConfigDict)
     robust = 0
     with jax.default_matmul_precision(config.evaluation.precision):
         clean = run({}, everything, size, recipe.seed)
+        if clean.nonfinite.any():
+            raise UserError(
+                f"the logits of {int(clean.nonfinite.sum())} of {len(split.labels)} held-out "
+                "images are NaN or infinite; the last checkpoint is kept. Lower "
+                "config.optimizer.learning_rate, in a new --workdir"
+            )
         standing = np.flatnonzero(clean.predictions == split.labels)
         if standing.size:
             attacked = run(attack, standing, size, recipe.seed)

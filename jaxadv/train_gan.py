@@ -14,9 +14,10 @@ from PIL import Image
 
 from jaxadv import checkpoint, stopping
 from jaxadv import config as configs
+from jaxadv.classifier import check_images
 from jaxadv.data import Dataset
 from jaxadv.data.order import endless_order
-from jaxadv.evaluate import load_dataset
+from jaxadv.evaluate import claim_dataset, load_dataset
 from jaxadv.files import write_json
 from jaxadv.gan import (
     GanRecipe,
@@ -67,13 +68,15 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     note_source()
     configs.check_gan(config, jax.device_count())
     dataset = load_dataset(config.data)
+    check_images(dataset.train.images)
     _check_side(config, dataset)
     with configs.claimed(workdir, config):
+        claim_dataset(workdir, dataset)
         judge = make_judge(config, dataset, workdir)
         train(config, dataset, judge, workdir)
         if not (workdir / "gan.json").exists():
             _judge_best(config, dataset, judge, workdir)
-        print(summary(json.loads((workdir / "gan.json").read_text())["samples"]))
+        print(summary(json.loads((workdir / "gan.json").read_text(encoding="utf-8"))["samples"]))
         from jaxadv import gan_report  # Matplotlib takes a second, which no start waits for
 
         print(f"Report: {gan_report.write(workdir)}")

@@ -19,7 +19,7 @@ from jaxadv.classifier import (
     without_noise,
 )
 from jaxadv.curriculum import Budget
-from jaxadv.data.spectrum import Bytes, principal_components
+from jaxadv.data.spectrum import Pixels, principal_components
 from jaxadv.losses import cross_entropy, divergence, smoothed_cross_entropy
 from jaxadv.models.defences import InputNoise
 from jaxadv.optimizer import moving_average
@@ -86,7 +86,7 @@ def init_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
     return jit_once(init)()
 
 
-def fit_projection(state: TrainState, images: Bytes) -> TrainState:
+def fit_projection(state: TrainState, images: Pixels) -> TrainState:
     """Returns the state with the principal components of the images, where its model uses them."""
     if "pca" not in state.variables:
         return state
@@ -146,7 +146,7 @@ def make_train_step(recipe: Recipe) -> Callable:
 
 def _mixed(
     recipe: Recipe, data: Batch, indices: Int[Array, "real"], synthetic: Batch
-) -> tuple[ByteImages, Labels, PerExample]:
+) -> tuple[ByteImages | Images, Labels, PerExample]:
     """Returns the examples of a batch, those to be attacked first, and their label smoothing."""
     share = len(indices) + recipe.num_synthetic
     made = round(recipe.num_attacked * recipe.num_synthetic / share)

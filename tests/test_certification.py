@@ -1,6 +1,7 @@
 """Certified accuracy over a split, on a linear model whose radii are known."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -25,11 +26,13 @@ CERTIFICATION = ConfigDict(
 
 class Noisy(nn.Module):
     defence: InputNoise | RSE | None = InputNoise(sigma=SIGMA)
+    breaks: bool = False  # of about half of its passes
 
     @nn.compact
     def __call__(self, images, train=False):
         noise = jax.random.normal(self.make_rng("noise"), images.shape)
-        return Linear(name="linear")(images + SIGMA * noise)
+        logits = Linear(name="linear")(images + SIGMA * noise)
+        return jnp.where(noise[0, 0, 0, 0] > 0, jnp.nan, logits) if self.breaks else logits
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,9 @@ def certified():
     return certify_noisy(batch_size=16)
 
 
-def certify_noisy(batch_size, model=None):
+def certify_noisy(batch_size, model=None, as_dtype=np.asarray):
     weights, split, _ = make_problem()
+    split = split._replace(images=as_dtype(split.images))
     nested = {"params": {"linear": weights["params"]}}
     return certify_split(
         model or Noisy(), nested, split, CERTIFICATION, batch_size, seed=0, progress=False
@@ -58,6 +62,8 @@ def test_certified_accuracy_is_below_that_of_the_known_radii(certified):
     assert results["abstained"] == (arrays["certified/predictions"] == -1).sum()
     assert (arrays["certified/radii"] <= np.abs(distances) + 1e-6).all()
     assert arrays["certified/radii"].max() > 0.15
+    assert results["nonfinite_passes"] == results["nonfinite_examples"] == 0
+    assert 0 < results["rounding_allowance"] < 1e-4
 
 
 def test_the_batch_size_changes_nothing(certified):
@@ -70,3 +76,19 @@ def test_a_model_without_noise_on_its_images_is_refused():
     for defence in (None, RSE(sigma_init=0.0)):
         with pytest.raises(UserError, match="only input_noise and rse can be certified"):
             certify_noisy(16, Noisy(defence=defence))
+
+
+def test_passes_that_are_not_finite_are_counted_and_certify_nothing():
+    results, arrays = certify_noisy(16, Noisy(breaks=True))
+    assert results["nonfinite_examples"] == 30
+    assert 0.45 < results["nonfinite_passes"] / (30 * 1300) < 0.55
+    assert results["abstained"] == 30
+    assert not arrays["certified/radii"].any()
+
+
+def test_float_images_are_those_of_their_bytes(certified):
+    _, arrays = certify_noisy(16, as_dtype=lambda images: images.astype(np.float32) / 255)
+    for name, array in certified[1].items():
+        np.testing.assert_allclose(arrays[name], array, atol=1e-3)
+    with pytest.raises(UserError, match="use floats from 0 to 1, or uint8"):
+        certify_noisy(16, as_dtype=lambda images: images.astype(np.float32))

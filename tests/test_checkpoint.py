@@ -146,9 +146,47 @@ def test_all_damaged_is_an_error_in_one_line(workdir):
     assert "\n" not in str(error.value)
 
 
-def test_another_model_is_not_restored(workdir):
-    with pytest.raises(UserError, match="no checkpoint can be restored"):
-        checkpoint.restore(workdir, "last", {"weights": {"kernel": np.zeros((4, 4), np.float32)}})
+@pytest.mark.parametrize(
+    "kernel", [np.zeros((4, 4), np.float32), np.zeros((3, 4), np.float64), None]
+)
+def test_another_model_is_no_damage(workdir, kernel):
+    """Nothing is set aside, and no earlier checkpoint takes the place of the last."""
+    targets = {"weights": {"other": np.zeros(2)} if kernel is None else {"kernel": kernel}}
+    with pytest.raises(UserError, match=r"5 belongs to another model .*jax_enable_x64") as error:
+        checkpoint.resume(workdir, {**targets, "training": {"step": np.int32(0)}})
+    assert "damaged" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (workdir / "damaged_checkpoints").exists()
+
+
+STRAYS = (".DS_Store", "Thumbs.db", "._metadata", "metadata~", "notes.txt")
+
+
+def test_stray_files_are_ignored(workdir):
+    """What a file manager or an editor leaves in any folder is no damage, and no checkpoint."""
+    checkpoint.save_interrupted(workdir, 5, items := {"weights": weights(9)}, [{"loss": 1.0}])
+    folders = [path for path in workdir.rglob("*") if path.is_dir()]
+    for folder in folders:
+        for name in STRAYS:
+            (folder / name).write_text("stray")
+    for name in ("7", "6.partial", "8 (copy)", "05", "\N{SUPERSCRIPT TWO}"):
+        (workdir / "checkpoints" / name).touch()
+    begun = checkpoint.resume(workdir, {"weights": weights(0)})
+    assert (begun.epoch, begun.history) == (5, [{"loss": 1.0}])
+    np.testing.assert_array_equal(begun.items["weights"]["kernel"], items["weights"]["kernel"])
+    assert restore(workdir, "best").epoch == 2
+    assert not (workdir / "damaged_checkpoints").exists()
+    checkpoint.save(workdir, 6, items, {ROBUST: 0.1})
+    folders = {p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()}
+    assert folders == {"2", "5", "6"}
+
+
+@pytest.mark.parametrize("lines", [slice(0, 0), slice(0, 2)])
+def test_checksums_that_are_cut_short_are_damage(workdir, lines):
+    sums = workdir / "checkpoints" / "5" / "SHA256SUMS"
+    sums.write_text("".join(sums.read_text().splitlines(keepends=True)[lines]))
+    with pytest.warns(UserWarning, match="epoch 5 is damaged .*cut short"):
+        assert restore(workdir, "last").epoch == 4
 
 
 def test_a_run_sets_aside_what_it_cannot_use(workdir):

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from jaxadv.classifier import (
+    check_images,
     make_logits_fn,
     make_training_logits_fn,
     to_float,
@@ -14,6 +16,7 @@ from jaxadv.classifier import (
 from jaxadv.models import make_model
 from jaxadv.models.defences import PNI, RSE, Dropout, InputNoise
 from jaxadv.prng import stream
+from jaxadv.types import UserError
 
 
 class Noisy(nn.Module):
@@ -69,7 +72,7 @@ def test_a_model_as_in_training_has_statistics_of_its_batch_and_drops_out():
     images = jnp.linspace(0, 1, 8 * 2 * 2 * 3).reshape(8, 2, 2, 3)
     model = Normed(axis_name="devices")
     variables = Normed().init(jax.random.key(0), images)
-    logits_fn = make_training_logits_fn(model, variables)
+    logits_fn = make_training_logits_fn(model, variables, jnp.arange(8))
     found = logits_fn(stream(0, "score"), images)
     dropped = found == 0
     assert 0.2 < dropped.mean() < 0.8
@@ -77,3 +80,46 @@ def test_a_model_as_in_training_has_statistics_of_its_batch_and_drops_out():
     normed = (images - images.mean((0, 1, 2))) / jnp.sqrt(images.var((0, 1, 2)) + 1e-5)
     expected = jnp.where(dropped, 0, 2 * normed.mean((1, 2)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+BYTES = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+
+
+def test_bytes_are_divided_by_255():
+    np.testing.assert_array_equal(to_float(jnp.asarray(BYTES)), jnp.asarray(BYTES, "float32") / 255)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("convert", [to_float, jax.jit(to_float)], ids=["host", "compiled"])
+def test_floats_are_taken_as_they_are(dtype, convert):
+    images = jnp.asarray(BYTES / 255, dtype)
+    np.testing.assert_array_equal(convert(images), images.astype("float32"))
+    assert convert(images).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("convert", [to_float, jax.jit(to_float)], ids=["host", "compiled"])
+def test_what_rounding_adds_is_clipped(convert):
+    images = jnp.asarray([-3e-8, 0.5, 1.0000001]).reshape(1, 1, 3, 1)
+    np.testing.assert_array_equal(convert(images).ravel(), [0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (BYTES.astype(np.float32), "float32 with values from 0 to 255: use floats from 0 to 1"),
+        (BYTES / 127.5 - 1, "with values from -1 to 1: "),
+        (np.full((1, 2, 2, 1), np.nan), "with values from nan to nan: "),
+        (BYTES.astype(np.int32), "the images are int32: use uint8 from 0 to 255"),
+        (BYTES > 100, "the images are bool: "),
+        (BYTES[..., 0], r"shape \(4, 8, 8\): .* one channel for grey images"),
+    ],
+)
+def test_images_of_another_kind_are_refused_in_one_line(images, says):
+    for refuse in (check_images, lambda images: to_float(jnp.asarray(images))):
+        with pytest.raises(UserError, match=rf"^[^\n]*{says}[^\n]*$"):
+            refuse(images)
+
+
+def test_compiled_functions_refuse_the_type_too():
+    with pytest.raises(UserError, match="the images are int32"):
+        jax.jit(to_float)(jnp.asarray(BYTES, "int32"))

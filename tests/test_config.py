@@ -57,15 +57,15 @@ def test_the_digits_are_a_variant_of_the_main_job():
         ("model.dropout", 1.0, "dropout"),
         ("optimizer.name", "adam", "adamw, sgd"),
         ("optimizer.learning_rate", float("nan"), "above 0"),
-        ("train.num_epochs", 0, "at least 1"),
+        ("train.num_epochs", 0, "from 1 to"),
         ("train.batch_size", 63, "not divisible by the 2 devices: take 62"),
         ("evaluation.batch_size", 1, "not divisible by the 2 devices: take 2"),
-        ("evaluation.num_examples", 0, "at least 1"),
+        ("evaluation.num_examples", 0, "from 1 to"),
         ("data.synthetic.share", 1.2, "data.synthetic.share is 1.2: it must be from 0 to 1"),
         ("data.synthetic.share", 0.5, "data.synthetic.path is not set"),
         ("data.synthetic.label_smoothing", -0.1, "from 0 to 1"),
         ("train.loss", "mart", "cross_entropy, trades"),
-        ("attack.loss", "kl", "attack.loss kl needs config.attack.random_start=True"),
+        ("attack.loss", "kl", "attack.loss is 'kl': it needs random_start"),
         ("attack.name", "n_fgsm", "n_fgsm needs config.attack.num_steps_start=1"),
         ("evaluation.split", "train", "it must be one of test, held_out"),
     ],
@@ -87,6 +87,15 @@ def test_an_impossible_attack_of_the_battery_is_named():
         configs.check(config, num_devices=2)
 
 
+@pytest.mark.parametrize("radii", [(0.0300001, 0.03), (0.05, 0.03, 0.03), (0, 0.0)])
+def test_radii_of_one_name_in_the_results_are_refused(radii):
+    config = default.get_config()
+    config.evaluation.attacks.pgd40.eps = radii
+    both = f"{radii[-2]!r} and {radii[-1]!r}"
+    with pytest.raises(UserError, match=rf"pgd40\.eps has {re.escape(both)}, .*keep one"):
+        configs.check(config, num_devices=2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -97,9 +106,9 @@ def test_an_impossible_attack_of_the_battery_is_named():
         ({"num_queries": 1e4}, "num_queries is 10000.0: it must be an integer"),
         ({"num_querys": 10}, "num_querys is no argument of nes_label_only: did you mean num_quer"),
         ({"num_queries": "10"}, "num_queries is '10': it must be an integer"),
-        ({"label_samples": 0}, "label_samples is 0: it must be an integer, at least 1"),
+        ({"label_samples": 0}, "label_samples is 0: it must be an integer from 1"),
         ({"label_radius": -1.0}, "label_radius is -1.0: it must be 0 or more"),
-        ({"early_stop": "no"}, "early_stop is 'no': it must be one of True, False"),
+        ({"attack": "nes", "step_size": 0.1, "early_stop": "no"}, "early_stop is 'no': it must"),
     ],
 )
 def test_an_impossible_black_box_of_the_battery_is_named(changes, message):
@@ -155,6 +164,7 @@ def test_a_workdir_keeps_its_config(tmp_path):
 def test_a_workdir_of_another_config_is_refused_and_left_alone(tmp_path):
     config = default.get_config()
     claim(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     before = (tmp_path / "config.json").read_text()
     config.train.num_epochs = 3
     config.attack.eps_end = 0.2
@@ -165,12 +175,71 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+RESULTS = (
+    "checkpoints/1/SHA256SUMS",
+    "interrupted/0/SHA256SUMS",
+    "damaged_checkpoints/0_epoch_1",
+    "ledger_last/x.npz",
+    "evaluation.json",
+    "judge/checkpoints/1/SHA256SUMS",
+)
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_each_result_of_a_run_keeps_its_config(tmp_path, result):
+    config = default.get_config()
+    claim(tmp_path, config)
+    (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / result).touch()
+    config.seed = 7
+    with pytest.raises(UserError, match=r"config\.seed was 0, is 7"):
+        claim(tmp_path, config)
+
+
+def test_a_workdir_without_results_takes_a_corrected_config(tmp_path):
+    config = default.get_config()
+    claim(tmp_path, config)
+    # What is there of a run that ended before its first result.
+    (tmp_path / "metrics.jsonl").touch()
+    for folder in ("checkpoints/1.partial", "tensorboard", "ledger", "checkpoints/.DS_Store"):
+        (tmp_path / folder).mkdir(parents=True)
+    config.seed = 7
+    claim(tmp_path, config)
+    assert configs.read(tmp_path).seed == 7
+
+
 def test_the_place_of_the_data_may_change(tmp_path):
     config = default.get_config()
     claim(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     config.data.data_dir = "elsewhere"
     config.compilation_cache = False
     claim(tmp_path, config)
+
+
+def test_a_path_that_was_kept_with_its_home_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = default.get_config()
+    config.data.synthetic.path = "~/samples"
+    claim(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    config.data.synthetic.path = "/home/me/samples"
+    claim(tmp_path, config)
+
+
+@pytest.mark.parametrize("inside", ["checkpoints", "checkpoints/5", "config.json"])
+def test_a_path_inside_of_a_workdir_is_told_from_the_workdir(tmp_path, inside):
+    claim(tmp_path, default.get_config())
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"lies in the workdir of a run, which is {tmp_path}:"):
+        configs.read(tmp_path / inside)
+
+
+def test_a_workdir_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        UserError, match=f"{tmp_path}/x is not the workdir of a run: it does not exist"
+    ):
+        configs.read(tmp_path / "x")
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
@@ -183,8 +252,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
-        claim(tmp_path / "file" / "run", default.get_config())
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=r"cannot be written .*: give another --workdir"):
+            claim(workdir, default.get_config())
 
 
 def test_evaluation_shares_the_battery_of_training():

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from jaxadv.curriculum import linear_budget
+from jaxadv.curriculum import durations, gradient_evaluations, linear_budget
 
 
 def attack(eps=(0.01, 0.1), num_steps=(10, 40)):
@@ -58,3 +58,17 @@ def test_equal_start_and_end_stay_exactly_fixed(num_epochs, eps):
 def test_a_curriculum_may_fall():
     budget = linear_budget(attack(eps=(0.1, 0.0), num_steps=(40, 0)), 5, 10)
     assert budget == (pytest.approx(0.05), 0.01, 20)
+
+
+@pytest.mark.parametrize(("loss", "update"), [("cross_entropy", 1.0), ("trades", 1.25)])
+def test_gradients_and_time_of_an_epoch(loss, update):
+    """A quarter of the images is attacked, with 4 steps, then 6; TRADES sees these twice."""
+    config = ConfigDict(
+        {
+            "attack": {**attack(num_steps=(4, 8)), "fraction": 0.25},
+            "train": {"num_epochs": 2, "loss": loss},
+        }
+    )
+    gradients = [update + 0.25 * num_steps for num_steps in (4, 6)]
+    assert gradient_evaluations(config) == gradients
+    assert durations(config) == [gradient + 2 for gradient in gradients]

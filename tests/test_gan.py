@@ -8,14 +8,23 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 
 from configs import gan as gan_config
 from jaxadv import checkpoint, sample, stopping, train_gan
 from jaxadv import config as configs
 from jaxadv.data import load
 from jaxadv.data.synthetic import open_synthetic
-from jaxadv.gan import draw_latents, init_state, make_averaging, make_gan_step, make_recipe
+from jaxadv.gan import (
+    _drawn,
+    draw_latents,
+    init_state,
+    make_averaging,
+    make_gan_step,
+    make_recipe,
+)
 from jaxadv.judge import Judge, logits_and_features, look
 from jaxadv.judging import make_judge
 from jaxadv.models import make_model
@@ -105,6 +114,78 @@ def test_a_step_moves_both_networks(stepped):
     chex.assert_trees_all_close(jax.device_get(new.ema), jax.device_get(average), atol=1e-6)
 
 
+class OneValue(nn.Module):
+    """A generator whose pixels all have the value of its only parameter."""
+
+    num_classes: int = 3
+
+    @nn.compact
+    def __call__(self, latents, labels, train=False):
+        value = self.param("value", nn.initializers.constant(0.5), ())
+        return jnp.broadcast_to(value, (len(latents), 2, 2, 1))
+
+
+CLASS_WEIGHTS = np.array([4.0, -4.0, 1.0], np.float32)
+
+
+class ByClass(nn.Module):
+    """A discriminator whose logit is the mean of the image times the weight of the class."""
+
+    @nn.compact
+    def __call__(self, images, labels, train=False):
+        weights = self.param("weights", lambda key: jnp.asarray(CLASS_WEIGHTS))
+        return weights[labels] * images.mean((1, 2, 3))
+
+
+def test_a_step_descends_the_hinge_loss_and_raises_the_logits_of_the_samples():
+    """Against the gradients of Lim & Ye 2017 worked out by hand, with plain gradient descent."""
+    rates = {"discriminator": 0.5, "generator": 0.1}
+    recipe = make_recipe(tiny_config(**{"train.num_discriminator_steps": 1}), 3)._replace(
+        generator=OneValue(),
+        discriminator=ByClass(),
+        **{f"{name}_optimizer": optax.sgd(rate) for name, rate in rates.items()},
+    )
+    reals = np.array([230, 20, 200, 40, 250, 128, 10, 60], np.uint8)
+    labels = np.array([0, 0, 1, 1, 2, 2, 0, 1], np.int32)
+    data = Batch(np.broadcast_to(reals[:, None, None, None], (8, 2, 2, 1)), labels)
+    state = init_state(recipe, (2, 2, 1))
+    step = pmap_batches(make_gan_step(recipe), num_replicated=2, num_batches=1)
+    new, metrics = step(state, data, np.arange(8))
+
+    first, second = (np.asarray(_drawn(recipe, jnp.int32(i), jnp.arange(8))[1]) for i in (0, 1))
+    assert set(first) == set(second) == {0, 1, 2}
+    x, value = reals / 255, 0.5
+    of_real, of_fake = CLASS_WEIGHTS[labels] * x, CLASS_WEIGHTS[first] * value
+    for logits in (of_real, of_fake):  # on both sides of the hinge
+        assert logits.min() < -1
+        assert logits.max() > 1
+    hinge = np.maximum(1 - of_real, 0).mean() + np.maximum(1 + of_fake, 0).mean()
+    one_hot = np.eye(3)
+    gradient = ((of_fake > -1)[:, None] * one_hot[first] * value).mean(axis=0)
+    gradient -= ((of_real < 1)[:, None] * one_hot[labels] * x[:, None]).mean(axis=0)
+    weights = CLASS_WEIGHTS - 0.5 * gradient
+    np.testing.assert_allclose(metrics["discriminator_loss"], hinge, rtol=1e-5)
+    np.testing.assert_allclose(metrics["logit_real"], of_real.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["logit_fake"], of_fake.mean(), rtol=1e-5)
+    np.testing.assert_allclose(new.discriminator["params"]["weights"], weights, rtol=1e-5)
+    # The generator descends -D(G(z)), by the discriminator after its step.
+    slope = weights[second].mean()
+    np.testing.assert_allclose(metrics["generator_loss"], -slope * value, rtol=1e-5)
+    np.testing.assert_allclose(new.generator["params"]["value"], value + 0.1 * slope, rtol=1e-5)
+
+
+def test_each_network_has_its_own_learning_rate():
+    """Without a first moment the first step of Adam is the rate times the gradient's sign."""
+    changes = {"generator": 0.01, "discriminator": 0.03}
+    rates = {f"optimizer.{name}_learning_rate": rate for name, rate in changes.items()}
+    recipe = make_recipe(tiny_config(**rates), 10)
+    gradient = jnp.array([-2.0, 5.0])
+    for name, rate in changes.items():
+        optimizer = getattr(recipe, f"{name}_optimizer")
+        update, _ = optimizer.update(gradient, optimizer.init(gradient))
+        np.testing.assert_allclose(update, [rate, -rate], rtol=1e-5)
+
+
 def test_the_moving_average_against_a_loop():
     values = np.random.default_rng(0).normal(size=60)
     average, expected = {"w": jnp.float32(values[0])}, values[0]
@@ -156,6 +237,59 @@ def test_a_sample_follows_from_its_number(recipe, stepped):
         assert np.abs(whole[:6].astype(int) - some).max() <= 1
     labels = np.concatenate([b.labels for b in samples(make, networks, 12, 10, 8)])
     np.testing.assert_array_equal(labels, [*range(10), 0, 1])
+
+
+class LatentsAsPixels(nn.Module):
+    """A generator that shows its four latents as the pixels of a 2x2 image."""
+
+    num_classes: int = 3
+
+    def __call__(self, latents, labels, train=False):
+        return 0.5 + 0.08 * latents.reshape(-1, 2, 2, 1)
+
+
+PULLS = np.array([0.8, -0.8, 0.2], np.float32)
+
+
+class Pull(nn.Module):
+    """A discriminator whose logit is linear in the latents, with a slope of the class."""
+
+    def __call__(self, images, labels, train=False):
+        return jnp.asarray(PULLS)[labels] * ((images - 0.5) / 0.08).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("sampler", ["prior", "ddls"])
+def test_ddls_samples_the_density_of_its_energy(sampler):
+    """With E(z) = |z|^2 / 2 - a sum(z) that is the Gaussian of mean a and variance 1.
+
+    Che et al. 2020: E(z) = -log p_0(z) - d(G(z)). Steps of size s leave the variance at
+    1 / (1 - s / 4).
+    """
+    n, step_size = 6000, 0.4
+    changes = {
+        "sampling.sampler": sampler,
+        "sampling.ddls.step_size": step_size,
+        "sampling.ddls.num_steps": 40,
+    }
+    config = tiny_config(**changes)
+    recipe = make_recipe(config, 3)._replace(generator=LatentsAsPixels(), discriminator=Pull())
+    numbers, labels = np.arange(n), np.arange(n, dtype=np.int32) % 3
+    images = make_sampler(recipe, config.sampling)(({}, {}), numbers, labels)
+    latents = (np.asarray(images) / 255 - 0.5) / 0.08
+    is_prior = sampler == "prior"
+    for label, pull in enumerate(PULLS):
+        values = latents[labels == label]
+        assert values.mean() == pytest.approx(0 if is_prior else pull, abs=0.05)
+        assert values.var() == pytest.approx(1 if is_prior else 1 / (1 - step_size / 4), rel=0.06)
+
+
+def test_pixels_are_rounded_to_the_nearest_byte():
+    config = tiny_config()
+    recipe = make_recipe(config, 3)._replace(generator=OneValue())
+    weights = {"params": {"value": jnp.float32(0.999)}}  # 254.7 of 255
+    sampler = make_sampler(recipe, config.sampling)
+    images = sampler((weights, {}), np.arange(4), np.zeros(4, np.int32))
+    np.testing.assert_array_equal(images, 255)
 
 
 @pytest.mark.parametrize("name", ["net", "wrn_7_1", "vit_1_32"])

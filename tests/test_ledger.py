@@ -39,3 +39,36 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="no ledger and not empty"):
         DiskLedger(tmp_path, "one")
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_stray_files_are_no_records_and_stay(tmp_path):
+    """What a file manager leaves in a folder neither blocks the ledger nor is deleted."""
+    folder = tmp_path / "l"
+    folder.mkdir()
+    strays = (".DS_Store", "Thumbs.db", "desktop.ini", "._x.npz", ".hidden")
+    for name in strays[:3]:
+        (folder / name).touch()
+    DiskLedger(folder, "one")["x"] = {"a": np.arange(3)}
+    for name in strays:
+        (folder / name).touch()
+    (folder / ".Trash").mkdir()
+    ledger = DiskLedger(folder, "one")
+    assert list(ledger) == ["x"]
+    ledger.close()
+    assert {path.name for path in folder.iterdir()} == {*strays, ".Trash"}
+    assert len(DiskLedger(folder, "another")) == 0
+
+
+def test_a_ledger_of_another_task_leaves_the_files_of_others(tmp_path):
+    DiskLedger(tmp_path, "one")["x"] = {"a": np.arange(3)}
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.warns(UserWarning, match="of another task"):
+        assert len(DiskLedger(tmp_path, "another")) == 0
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_name_may_begin_with_a_dot(tmp_path):
+    ledger = DiskLedger(tmp_path / "l", "one")
+    ledger[".x"] = {"a": np.arange(3)}
+    assert list(ledger) == [".x"]
+    assert ".x" in ledger

@@ -7,7 +7,11 @@ from jaxadv.losses import (
     LOSSES,
     cross_entropy,
     divergence,
+    dlr,
+    make_objective,
+    make_targeted_objective,
     margin,
+    probability,
     smoothed_cross_entropy,
 )
 
@@ -34,6 +38,52 @@ def test_margin_is_positive_where_the_prediction_is_wrong():
     logits = jax.random.normal(jax.random.key(0), (200, 5))
     labels = jax.random.randint(jax.random.key(1), (200,), 0, 5)
     np.testing.assert_array_equal(margin(logits, labels) > 0, logits.argmax(axis=1) != labels)
+
+
+def test_probability_is_minus_that_of_the_label():
+    logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]])) + 5
+    np.testing.assert_allclose(probability(logits, jnp.array([0, 2])), [-0.7, -0.1], rtol=1e-5)
+
+
+def test_dlr_is_the_margin_over_the_first_minus_the_third_logit():
+    """Equation 6 of Croce & Hein 2020; the labels have ranks 1, 2 and 4."""
+    logits = jnp.array([[5.0, 3.0, 1.0, 0.0], [5.0, 3.0, 1.0, 0.0], [5.0, 3.0, 1.0, 0.0]])
+    np.testing.assert_allclose(dlr(logits, jnp.array([0, 1, 3])), [-2 / 4, 2 / 4, 5 / 4])
+
+
+def test_targeted_dlr_divides_by_the_first_minus_the_mean_of_the_third_and_fourth_logit():
+    """Equation 7 of Croce & Hein 2020."""
+    logits = jnp.array([[5.0, 3.0, 1.0, 0.0], [3.0, 5.0, 0.0, 1.0]])
+    objective = make_targeted_objective("dlr", jnp.array([0, 0]), jnp.array([3, 1]))
+    np.testing.assert_allclose(objective(logits), [-5 / 4.5, 2 / 4.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_dlr_of_few_classes_is_the_margin(num_classes):
+    """Two classes have no third logit, and three have no fourth, which the targeted one needs."""
+    logits = jnp.array([[4.0, 1.0, -2.0], [1.0, 4.0, -2.0]])[:, :num_classes]
+    labels, targets = jnp.array([0, 0]), jnp.array([1, 1])
+    np.testing.assert_allclose(
+        make_targeted_objective("dlr", labels, targets)(logits), [-3, 3], rtol=1e-6
+    )
+    scale = {2: 1, 3: 6}[num_classes]
+    np.testing.assert_allclose(dlr(logits, labels), np.array([-3, 3]) / scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ascending_an_objective_leads_from_the_label_to_the_target(loss):
+    """A gradient step lowers the label's logit without a target, and raises the target's with."""
+    logits = jnp.array([[1.0, 0.5, 0.2, -0.3, -1.0]])
+    label, target = jnp.array([0]), jnp.array([2])
+    away = jax.grad(lambda logits: make_objective(loss, label, None)(logits).sum())(logits)
+    assert away[0, 0] < 0
+    for objective in (
+        make_objective(loss, label, target),
+        make_targeted_objective(loss, label, target),
+    ):
+        towards = jax.grad(lambda logits, fn=objective: fn(logits).sum())(logits)
+        assert towards[0, 2] > 0
+        assert towards[0, 0] < 0
 
 
 def test_gradient_of_margin_is_on_two_logits():

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -90,6 +91,18 @@ def test_adamw_decays_apart_from_the_moments():
         direction = (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
         weights = weights * (1 - PEAK * 0.01) - PEAK * direction
         np.testing.assert_allclose(found, weights, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_scale_of_a_weights_noise_does_not_decay(name):
+    """PNI's alpha (He, Rakin & Fan 2019), beside a kernel and a parameter of a similar name."""
+    optimizer = make_optimizer(config(name=name), lambda step: PEAK)
+    params = {"layer": {"alpha": jnp.ones(2), "kernel": jnp.ones(2)}, "decayed_alpha": jnp.ones(2)}
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["layer"]["alpha"], 0)
+    np.testing.assert_allclose(updates["layer"]["kernel"], -PEAK * 0.01, rtol=1e-6)
+    np.testing.assert_allclose(updates["decayed_alpha"], -PEAK * 0.01, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -68,6 +68,19 @@ def test_precision_and_recall_of_a_generator_that_knows_one_of_two_modes():
     assert precision == recall == 0
 
 
+def test_precision_and_recall_of_points_on_a_line():
+    """Balls to the third neighbour: the real ones reach from -7 to 29, those of the fakes far."""
+    real = np.array([0.0, 1, 3, 7, 15])[:, None]
+    fake = np.array([-8.0, -5, 28, 30])[:, None]
+    assert precision_and_recall(real, fake) == (0.5, 1)
+
+
+def test_duplicates_are_within_the_distance_itself():
+    points = np.array([0.0, 1.9, 10])[:, None]  # 1.9 squared is more than 2
+    assert num_duplicates(points, 2.0) == 1
+    assert num_duplicates(points, 1.8) == 0
+
+
 def test_nearest_and_duplicates():
     others = GENERATOR.normal(size=(700, 3))
     rows, squared = nearest(others[[5, 600]] + 1e-3, others)

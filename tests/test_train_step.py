@@ -1,6 +1,7 @@
 """The training step on a tiny model: what it learns from, and that devices do not matter."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import chex
@@ -215,6 +216,23 @@ def test_the_fraction_decides_which_metrics_there_are(data):
         recipe = make_recipe(fraction=fraction)
         _, metrics = train(two_device_step(recipe), recipe, data, num_steps=1)
         assert metrics.keys() == names
+
+
+def test_every_step_attacks_with_a_key_of_its_own(data):
+    """The same weights on the same batch have another loss at another step, and the same at one."""
+
+    def attack(key, logits_fn, images, labels, **_):
+        return jax.random.uniform(key, images.shape)
+
+    recipe = make_recipe(fraction=1.0, attack=attack)
+    state = init_state(recipe, data.images.shape[1:])
+    step = two_device_step(recipe)
+    losses = [
+        float(step(replace(state, step=jnp.int32(i)), data, BUDGET, np.arange(8), NONE)[1]["loss"])
+        for i in (0, 1, 0)
+    ]
+    assert losses[0] == losses[2]
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_no_budget_is_natural_training(data):

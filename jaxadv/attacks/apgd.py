@@ -8,19 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from jaxadv.attacks.arguments import (
+    Arguments,
+    check_arguments,
+    check_at_least_one,
+    check_total,
+)
 from jaxadv.attacks.attempt import Attempt, begin_attempt, look_back, move, window_lengths
-from jaxadv.attacks.expectation import (
-    AVERAGES,
-    Noise,
-    expected_value_and_gradient,
-)
-from jaxadv.attacks.inputs import (
-    as_inputs,
-    check_at_least,
-    check_count,
-    check_inputs,
-    count_classes,
-)
+from jaxadv.attacks.expectation import Noise, expected_value_and_gradient
+from jaxadv.attacks.inputs import Inputs, prepare
 from jaxadv.attacks.queries import (
     Queried,
     begin,
@@ -29,8 +25,9 @@ from jaxadv.attacks.queries import (
     go_on,
     select,
 )
-from jaxadv.attacks.targets import check_targets, choose_targets
+from jaxadv.attacks.targets import choose_targets
 from jaxadv.attacks.threat import THREATS, random_on_sphere
+from jaxadv.attacks.tracing import TracedModel
 from jaxadv.losses import make_objective, make_targeted_objective
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
 
@@ -77,7 +74,7 @@ def apgd(
       key: randomness of the starts and of the model's noise.
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
       images: clean images in [0, 1], shape (batch, height, width, channels); half precision is
-        searched in single.
+        cast to single, and so is the result.
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range.
       num_steps: steps of each attempt, after its start.
@@ -103,43 +100,32 @@ def apgd(
     Raises:
       ValueError: a shape, a range or a name that is not as above.
     """
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    num_classes = count_classes(logits_fn, key, images)
-    check_inputs(images, labels, None, example_ids, num_classes=num_classes, norm=norm, loss=loss)
-    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    check_at_least(0, eps=eps)
-    check_count(0, num_targets=num_targets)
-    if num_queries is not None:
-        check_count(0, num_queries=num_queries)
-    check_count(
-        1,
-        num_steps=num_steps,
-        num_restarts=num_restarts,
-        num_noise_samples=num_noise_samples,
-        noise_chunk_size=noise_chunk_size,
-    )
+    arguments = {
+        "eps": eps, "num_steps": num_steps, "norm": norm, "loss": loss, "num_targets": num_targets,
+        "num_restarts": num_restarts, "num_noise_samples": num_noise_samples,
+        "noise_chunk_size": noise_chunk_size, "noise_average": noise_average,
+        "num_queries": num_queries,
+    }  # fmt: skip
+    check_apgd(arguments)
+    model, inputs = prepare(logits_fn, key, images, labels, None, example_ids)
+    check_arguments(arguments, model.num_classes)
     if num_queries is None:
         num_queries = whole_budget(num_steps, num_targets, num_restarts, num_noise_samples)
-    if noise_average not in AVERAGES:
-        raise ValueError(f"noise_average {noise_average!r} is not one of {', '.join(AVERAGES)}")
-    check_targets(num_targets, num_classes)
+    images = inputs.images
     eps = jnp.asarray(eps, images.dtype)
-    nothing = jnp.zeros(len(images), images.dtype)
-    no_targets = jnp.zeros((len(images), num_targets), jnp.int32)
+    nothing = jnp.zeros_like(images[:, 0, 0, 0])
+    no_targets = jnp.zeros_like(inputs.labels, shape=(len(images), num_targets))
     first = begin(images, _Memory(no_targets, begin_attempt(images, nothing, images, eps)))
     found = go_on(resume, first, eps, norm)
     if buys_nothing(num_queries):
         return found
     return _apgd(
-        key,
-        images,
-        labels,
-        example_ids,
+        model,
+        inputs,
         found,
         eps,
         jnp.asarray(num_noise_samples, jnp.int32),
         jnp.asarray(num_queries, jnp.int32),
-        logits_fn=logits_fn,
         num_steps=num_steps,
         norm=norm,
         loss=loss,
@@ -150,6 +136,15 @@ def apgd(
     )
 
 
+def check_apgd(arguments: Arguments, num_classes: int | None = None) -> None:
+    """Raises a ValueError that names what `apgd` cannot be asked."""
+    check_arguments(arguments, num_classes)
+    given = {"num_steps": 100, "num_targets": 0, "num_restarts": 1, "num_noise_samples": 1}
+    given |= {name: value for name, value in arguments.items() if name in given}
+    check_at_least_one(num_steps=given["num_steps"])
+    check_total(whole_budget(**given), "num_steps, targets, restarts and noise samples")
+
+
 def whole_budget(
     num_steps: int, num_targets: int, num_restarts: int, num_noise_samples: ArrayLike
 ) -> ArrayLike:
@@ -158,7 +153,6 @@ def whole_budget(
 
 
 _STATIC = (
-    "logits_fn",
     "num_steps",
     "norm",
     "loss",
@@ -171,16 +165,13 @@ _STATIC = (
 
 @partial(jax.jit, static_argnames=_STATIC)
 def _apgd(
-    key: PRNGKey,
-    images: Images,
-    labels: Labels,
-    example_ids: Int[Array, "batch"],
+    model: TracedModel,
+    inputs: Inputs,
     found: Queried,
     eps: Float[Array, ""],
     num_noise_samples: Int[Array, ""],
     num_queries: Int[Array, ""],
     *,
-    logits_fn: LogitsFn,
     num_steps: int,
     norm: str,
     loss: str,
@@ -189,6 +180,7 @@ def _apgd(
     noise_chunk_size: int,
     noise_average: str,
 ) -> Queried:
+    key, images, labels, _, example_ids = inputs
     threat = THREATS[norm]
     noise = Noise(num_noise_samples, noise_chunk_size, noise_average)
     margin = make_objective("margin", labels, None)
@@ -196,15 +188,17 @@ def _apgd(
     windows = window_lengths(num_steps)
     length = num_steps + 1  # of an attempt, its start included
     last = num_restarts * max(num_targets, 1) * length
-    found = choose_targets(found, rank_key, logits_fn, images, labels, noise)
+    found = choose_targets(found, rank_key, model, images, labels, noise)
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         affordable = found.queries + num_noise_samples <= num_queries
         return ~found.success & (found.steps < last) & affordable
 
     def advance(found: Queried) -> Queried:
-        rows = active(found)
-        step = earliest_step(found, rows)
+        # Rows that are behind first catch up: each takes its steps as it would alone.
+        ready = active(found)
+        step = earliest_step(found, ready)
+        rows = ready & (found.steps == step)
         number, i = step // length, step % length
         memory = found.memory
         if num_targets:
@@ -219,8 +213,8 @@ def _apgd(
 
         before = memory.attempt
         here = lax.cond(i == 0, start, lambda: move(threat, images, eps, before, i))
-        losses, margins, gradient = expected_value_and_gradient(
-            jax.random.fold_in(noise_key, step), logits_fn, objective, margin, here, noise
+        losses, margins, gradient, nonfinite = expected_value_and_gradient(
+            jax.random.fold_in(noise_key, step), model, objective, margin, here, noise
         )
         attempt = lax.cond(
             i == 0,
@@ -232,6 +226,7 @@ def _apgd(
             success=margins > 0,
             queries=found.queries + num_noise_samples,
             gradients=found.gradients + num_noise_samples,
+            nonfinite=found.nonfinite + nonfinite,
             steps=found.steps + 1,
             memory=memory._replace(attempt=attempt),
         )

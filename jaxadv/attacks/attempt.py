@@ -68,11 +68,11 @@ def begin_attempt(
         best=here,
         best_gradient=gradient,
         best_loss=losses,
-        step_size=jnp.full_like(losses, 2 * eps),
-        rises=jnp.zeros(len(here), jnp.int32),
+        step_size=jnp.zeros_like(losses) + 2 * eps,
+        rises=jnp.zeros_like(losses, jnp.int32),
         checked_loss=losses,
         # There is no window before the first: only the rises count at its end.
-        halved=jnp.ones(len(here), bool),
+        halved=jnp.ones_like(losses, bool),
     )
 
 
@@ -81,11 +81,12 @@ def look_back(
 ) -> Attempt:
     """Returns the attempt after a step; `window` is the length of the one that it ends, or 0."""
     now, ends = (here, gradient, losses), window > 0
-    rises = attempt.rises + (losses > attempt.loss)
+    rises = attempt.rises + (losses > attempt.loss).astype(jnp.int32)
     best = attempt.best, attempt.best_gradient, attempt.best_loss
     best = select(losses > attempt.best_loss, now, best)
     stuck = ~attempt.halved & (attempt.checked_loss >= best[2])
-    halve = ends & ((rises <= _RISES * window) | stuck)
+    few = rises.astype(jnp.float32) <= _RISES * window.astype(jnp.float32)
+    halve = ends & (few | stuck)
     before = attempt.here
     here, gradient, loss = select(halve, best, now)
     return Attempt(

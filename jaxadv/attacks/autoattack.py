@@ -5,25 +5,26 @@ from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 from tqdm import tqdm
 
 from jaxadv.attacks.apgd import apgd
-from jaxadv.attacks.batches import Examples, Ledger, Model, in_batches, search_size
+from jaxadv.attacks.arguments import check_arguments, known
+from jaxadv.attacks.batches import (
+    Examples,
+    Ledger,
+    Model,
+    count_classes,
+    in_batches,
+    search_size,
+    traced_for_searches,
+)
 from jaxadv.attacks.budgets import num_queries, segment
 from jaxadv.attacks.cascade import CLEAN, AutoAttacked, Stage, cascade
 from jaxadv.attacks.fab import fab
 from jaxadv.attacks.flags import Probed, probe, raise_flags
-from jaxadv.attacks.inputs import (
-    as_inputs,
-    check_at_least,
-    check_count,
-    check_inputs,
-    count_classes,
-    known,
-)
+from jaxadv.attacks.inputs import check_classes, check_inputs
 from jaxadv.attacks.square import square
 from jaxadv.parallel import pmap_batches
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
@@ -86,7 +87,8 @@ def autoattack(
     Args:
       key: randomness of the attacks and of the model's noise.
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
-      images: clean images in [0, 1], shape (n, height, width, channels).
+      images: clean images in [0, 1], shape (n, height, width, channels). Half precision is cast
+        to single, and so is the result.
       labels: true classes, shape (n,).
       eps: radius of the ball in units of the pixel range.
       norm: "linf" or "l2".
@@ -101,24 +103,21 @@ def autoattack(
     Raises:
       ValueError: a shape, a range or a name that is not as above.
     """
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    if not all(map(known, (key, images, labels))):
+    check_arguments({"eps": eps, "norm": norm, "version": version, "batch_size": batch_size})
+    inputs = check_inputs(key, images, labels, None, example_ids)
+    if not all(map(known, jax.tree.leaves(inputs))):
         raise ValueError("autoattack cannot run inside of jit or grad: it compiles its own parts")
-    num_classes = count_classes(logits_fn, key, images)
-    check_inputs(
-        images, labels, None, example_ids, num_classes=num_classes, norm=norm, loss="margin"
+    model = traced_for_searches(
+        logits_fn, inputs.key, inputs.images.shape[1:], inputs.images.dtype, batch_size
     )
-    check_at_least(0, eps=eps)
-    check_count(1, batch_size=batch_size)
-    if version not in VERSIONS:
-        raise ValueError(f"version {version!r} is not one of {', '.join(VERSIONS)}")
-    floats = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    examples = Examples(np.asarray(floats), np.asarray(labels), np.asarray(example_ids))
-    total = len(images) * most_queries(version, num_classes)
+    examples = Examples(*map(np.asarray, (inputs.images, inputs.labels, inputs.example_ids)))
+    num_classes = count_classes(model, examples, batch_size)
+    check_classes("labels", inputs.labels, num_classes)
+    total = len(examples.labels) * most_queries(version, num_classes)
     with tqdm(total=total, unit="query", unit_scale=True, disable=not progress) as bar:
         return run_version(
-            key,
-            Model(_without_context(logits_fn), ()),
+            inputs.key,
+            model,
             examples,
             num_classes,
             eps=eps,
@@ -164,7 +163,10 @@ def run_version(
     correct = examples.rows(np.flatnonzero(found.broken_by != CLEAN))
     step, size = _probe_step(model.make_logits_fn), search_size(batch_size)
     probed = in_batches(step, model, size, probe_key, correct)
-    return found._replace(flags=raise_flags(probed, num_classes, version, found.accuracies()))
+    flags = raise_flags(
+        probed, num_classes, version, found.accuracies(), np.isinf(found.margins), found.nonfinite
+    )
+    return found._replace(flags=flags)
 
 
 def most_queries(version: str, num_classes: int = _NUM_TARGETS + 1) -> int:
@@ -193,8 +195,3 @@ def _probe_step(make_logits_fn: Callable) -> Callable:
         return probe(key, make_logits_fn(context, ids), images, labels)
 
     return pmap_batches(step, num_replicated=2, num_batches=3, sharded_output=True)
-
-
-@cache
-def _without_context(logits_fn: LogitsFn) -> Callable[[PyTree, Array], LogitsFn]:
-    return lambda context, example_ids: logits_fn

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, MutableMapping
 from functools import cache
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,16 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int, PyTree
 from tqdm import tqdm
 
+from jaxadv.attacks.gradient import Ascent
 from jaxadv.attacks.queries import Queried
-from jaxadv.parallel import divisible, padded_batches, pmap_batches
+from jaxadv.attacks.tracing import TracedModel, trace_model
+from jaxadv.parallel import divisible, padded_batches, pmap_batches, replicate
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
 
 Ledger = MutableMapping[str, dict[str, np.ndarray]]
 """Named arrays, kept where a program that is killed finds them again."""
+
+Found = TypeVar("Found", Ascent, Queried)
 
 # Of a batch, which searches take at a time: few rows are idle, and a CPU is as fast. When few
 # examples are left it is a share of that.
@@ -48,13 +52,50 @@ class Examples(NamedTuple):
       ids: (n,) distinct numbers.
     """
 
-    images: np.ndarray
+    images: Any  # np.ndarray, that functions of JAX take too
     labels: np.ndarray
     ids: np.ndarray
 
     def rows(self, rows: np.ndarray) -> "Examples":
         """Returns some of them."""
         return Examples(*(array[rows] for array in self))
+
+
+def traced_for_searches(
+    logits_fn: LogitsFn, key: PRNGKey, image_shape: tuple[int, ...], dtype: Any, batch_size: int
+) -> Model:
+    """Returns a function of JAX as searches over all devices reach it.
+
+    It is traced for each size that `search_survivors` takes, and at full precision too, at which
+    some attacks look at their candidates.
+    """
+    sizes = {search_size(batch_size), search_size(batch_size, left=0)}
+    traced: dict[tuple[int, str], TracedModel] = {}
+    for share in sorted(size // jax.device_count() for size in sizes):
+        images = jax.ShapeDtypeStruct((share, *image_shape), dtype)
+        for precision in {_precision(), "highest"}:
+            with jax.default_matmul_precision(precision):
+                traced[share, str(precision)] = trace_model(logits_fn, key, images)
+    # The same arrays stand in all of them, and go to each device once.
+    leaves, structure = jax.tree.flatten(traced)
+    placed = {id(leaf): replicate(leaf) for leaf in leaves}
+    context = jax.tree.unflatten(structure, [placed[id(leaf)] for leaf in leaves])
+    return Model(_traced_for_share, context)
+
+
+def _traced_for_share(
+    context: dict[tuple[int, str], TracedModel], ids: Int[Array, "share"]
+) -> LogitsFn:
+    def logits_fn(key: PRNGKey, images: Images) -> Array:
+        # When it is called: a search asks for full precision after it was given this function.
+        return context[len(ids), str(_precision())](key, images)
+
+    return logits_fn
+
+
+def _precision() -> str | None:
+    """Returns the precision of matrix products that JAX is asked for here."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
 
 def attack_batch(
@@ -87,8 +128,8 @@ def attack_in_batches(
     bar: tqdm | None = None,
     ledger: Ledger | None = None,
     name: str = "attack",
-) -> np.ndarray:
-    """Returns the images that an attack of a fixed cost makes of all examples.
+) -> Ascent:
+    """Returns what an attack of a fixed cost makes of all examples, in numpy arrays.
 
     Args:
       attack_fn: one of `ATTACKS` that is not in `RESUMABLE`.
@@ -102,27 +143,30 @@ def attack_in_batches(
       ledger: where the images are kept from time to time and at the end, and gone on from.
       name: of this attack in the ledger.
     """
-    images, done = examples.images.copy(), 0
+    counting_fn = attack_fn.__wrapped__  # type: ignore[attr-defined]
+    none: Any = np.zeros(len(examples.labels), np.int32)
+    found, done = Ascent(examples.images.copy(), none), 0
     began = time.monotonic() - seconds_spent(ledger, name)
     if ledger is not None and name in ledger:
-        kept = ledger[name]["images"]
-        done = len(kept)
-        images[:done] = kept
+        record: Any = ledger[name]
+        kept = Ascent(*(record[field] for field in Ascent._fields))
+        done = len(kept.images)
+        write_rows(found, slice(done), kept)
         _advance(bar, done * queries)
     saved = time.monotonic()
-    for rows, padded in padded_batches(np.arange(done, len(images)), batch_size):
+    for rows, padded in padded_batches(np.arange(done, len(examples.labels)), batch_size):
         if not len(rows):
             break
-        part = attack_batch(attack_fn, key, model, examples.rows(padded), arguments)
-        images[rows] = part[: len(rows)]
+        part = attack_batch(counting_fn, key, model, examples.rows(padded), arguments)
+        write_rows(found, rows, rows_of(part, slice(len(rows))))
         done += len(rows)
         _advance(bar, len(rows) * queries)
-        is_due = done == len(images) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
+        is_due = done == len(examples.labels) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
         if ledger is not None and is_due:
             seconds = np.asarray(time.monotonic() - began)
-            ledger[name] = {"images": images[:done], "seconds": seconds}
+            ledger[name] = {**rows_of(found, slice(done))._asdict(), "seconds": seconds}
             saved = time.monotonic()
-    return images
+    return found
 
 
 def search_survivors(
@@ -164,7 +208,8 @@ def search_survivors(
     limits = [*range(segment, budget, segment), budget]
     began = time.monotonic() - seconds_spent(ledger, name)
     if found is None:
-        found = _first(attack_fn, key, model, examples, arguments)
+        num_classes = count_classes(model, examples, batch_size)
+        found = _first(attack_fn, key, num_classes, examples, arguments)
     if ledger is not None and name in ledger:
         found, reached = _unpack(ledger[name], found)
         limits = [limit for limit in limits if limit > reached]
@@ -214,13 +259,28 @@ def in_batches(step: Callable, model: Model, size: int, key: PRNGKey, examples: 
 
 
 def _first(
-    attack_fn: Callable, key: PRNGKey, model: Model, examples: Examples, arguments: dict[str, Any]
+    attack_fn: Callable,
+    key: PRNGKey,
+    num_classes: int,
+    examples: Examples,
+    arguments: dict[str, Any],
 ) -> Queried:
-    """Returns where a search begins, on the host."""
+    """Returns where a search begins, on the host; it asks nothing of the model but its classes."""
+
+    def no_model(key: PRNGKey, images: Images) -> Array:
+        return jnp.zeros((len(images), num_classes))
+
     images, labels, ids = map(jnp.asarray, examples)
-    logits_fn = model.make_logits_fn(model.context, ids)
-    first = attack_fn(key, logits_fn, images, labels, **arguments, example_ids=ids, num_queries=0)
+    first = attack_fn(key, no_model, images, labels, **arguments, example_ids=ids, num_queries=0)
     return jax.tree.map(np.array, first)
+
+
+def count_classes(model: Model, examples: Examples, batch_size: int) -> int:
+    """Returns how many logits the model has."""
+    share = search_size(batch_size) // jax.device_count()
+    images = jax.ShapeDtypeStruct((share, *examples.images.shape[1:]), examples.images.dtype)
+    logits_fn = model.make_logits_fn(model.context, jnp.arange(share))
+    return jax.eval_shape(logits_fn, jax.random.key(0), images).shape[1]
 
 
 def search_size(batch_size: int, left: int | None = None) -> int:
@@ -229,12 +289,12 @@ def search_size(batch_size: int, left: int | None = None) -> int:
     return divisible(size // _TAIL_SHARE) if left is not None and left <= size // 2 else size
 
 
-def write_rows(found: Queried, rows: np.ndarray, part: Queried) -> None:
+def write_rows(found: Found, rows: np.ndarray | slice, part: Found) -> None:
     """Writes what was found for some of the examples, in numpy arrays."""
     jax.tree.map(lambda array, new: array.__setitem__(rows, new), found, part)
 
 
-def rows_of(found: Queried, rows: np.ndarray | slice) -> Queried:
+def rows_of(found: Found, rows: np.ndarray | slice) -> Found:
     """Returns what was found for some of the examples."""
     return jax.tree.map(lambda array: array[rows], found)
 
@@ -280,7 +340,7 @@ def _attack_step(
         labels: Labels,
         ids: Int[Array, "share"],
         resume: Queried | None,
-    ) -> Images | Queried:
+    ) -> Ascent | Queried:
         rows = {"example_ids": ids, "resume": resume}
         return attack_fn(
             key,

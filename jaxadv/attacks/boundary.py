@@ -41,7 +41,7 @@ def nearest_on_plane(images: Images, normal: Images, rise: PerExample, norm: str
         moved = jnp.where(growing, jnp.maximum(t + step, t), t)
         return moved, moved > t * (1 + 1e-6)
 
-    start = jnp.zeros_like(need), jnp.ones(len(images), bool)
+    start = jnp.zeros_like(need), jnp.ones_like(need, bool)
     t, _ = lax.while_loop(lambda state: state[1].any(), newton, start)
     # The slope is 0 where all pixels are at the walls and something is still needed.
     out_of_reach = need > _sum(weight * room)

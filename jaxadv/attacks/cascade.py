@@ -56,9 +56,11 @@ class AutoAttacked(NamedTuple):
         where none was found.
       broken_by: (n,) position in `attacks` of what broke the example; -1 where it stands.
       steps: (n,) that this attack took.
-      margins: (n,) largest other logit minus the label's of `images`, in the last look at them.
+      margins: (n,) largest other logit minus the label's of `images`, in the last look at them;
+        inf where a logit is not finite, which counts as misclassified.
       queries: (n,) forward passes of all attacks, with their own looks but not those that confirm.
       gradients: (n,) gradients of all attacks.
+      nonfinite: (n,) of these that were not finite, and counted as zero.
       distances: (n,) from the clean image to the nearest misclassified one that was seen, for
         examples that stand beyond eps; infinite where none was, 0 where the clean one is.
       attacks: "clean", then the names of the attacks.
@@ -73,6 +75,7 @@ class AutoAttacked(NamedTuple):
     margins: np.ndarray
     queries: np.ndarray
     gradients: np.ndarray
+    nonfinite: np.ndarray
     distances: np.ndarray
     attacks: tuple[str, ...]
     unconfirmed: dict[str, int]
@@ -197,6 +200,7 @@ def _attack_block(
         "steps": found.steps,
         "queries": found.queries,
         "gradients": found.gradients,
+        "nonfinite": found.nonfinite,
         # In float32 an image on the sphere may measure a little more than eps.
         "distances": np.where(broken, np.minimum(lengths, stage.arguments["eps"]), beyond),
         "unconfirmed": np.asarray(unconfirmed),
@@ -228,6 +232,7 @@ def _nothing_yet(
         margins=margins,
         queries=np.zeros(n, int),
         gradients=np.zeros(n, int),
+        nonfinite=np.zeros(n, int),
         distances=np.where(wrong, 0.0, np.inf),
         attacks=attacks,
         unconfirmed=dict.fromkeys(attacks[1:], 0),
@@ -246,6 +251,7 @@ def _note(
     found.broken_by[rows[broken]] = number
     found.queries[rows] += record["queries"]
     found.gradients[rows] += record["gradients"]
+    found.nonfinite[rows] += record["nonfinite"]
     found.distances[rows] = np.minimum(found.distances[rows], record["distances"])
     found.unconfirmed[name] += int(record["unconfirmed"])
     found.seconds[name] += float(record["seconds"])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxadv.logits import finite_logits
 from jaxadv.types import Images, Logits, LogitsFn, PerExample, PRNGKey
 
 Objective = Callable[[Logits], PerExample]
@@ -35,11 +36,20 @@ class Noise(NamedTuple):
     average: str
 
 
-def expected_gradient(
-    key: PRNGKey, logits_fn: LogitsFn, objective: Objective, images: Images, noise: Noise
-) -> Images:
-    """Returns the gradient of the expected objective with respect to the images."""
-    return expected_value_and_gradient(key, logits_fn, objective, objective, images, noise)[2]
+class Expected(NamedTuple):
+    """What is expected of a model at a batch of images; every array has one row per example.
+
+    Attributes:
+      values: of the objective.
+      scores: of the score.
+      gradient: of the objective, with respect to the images; finite.
+      nonfinite: how many draws had a gradient that is not finite, and counts as zero.
+    """
+
+    values: PerExample
+    scores: PerExample
+    gradient: Images
+    nonfinite: Int[Array, "batch"]
 
 
 def expected_value_and_gradient(
@@ -49,7 +59,7 @@ def expected_value_and_gradient(
     score: Objective,
     images: Images,
     noise: Noise,
-) -> tuple[PerExample, PerExample, Images]:
+) -> Expected:
     """Returns the expected objective and score of each image, and the objective's gradient."""
     if noise.average == "loss":
 
@@ -68,14 +78,22 @@ def expected_value_and_gradient(
             weighted = lax.stop_gradient(slope * jnp.exp(logits - mean)) * logits
             return weighted.sum(), (objective(mean), score(mean))
 
-    def draw(key: PRNGKey) -> tuple[PerExample, PerExample, Images]:
+    def draw(key: PRNGKey) -> Expected:
         gradient, (values, scores) = jax.grad(loss, argnums=1, has_aux=True)(key, images)
-        return values, scores, gradient
+        finite = jnp.isfinite(gradient).all(axis=(1, 2, 3))
+        gradient = jnp.where(finite[:, None, None, None], gradient, 0)
+        return Expected(values, scores, gradient, (~finite).astype(jnp.int32))
 
-    zeros = jnp.zeros(len(images), images.dtype)
-    nothing = zeros, zeros, jnp.zeros_like(images)
+    zeros = jnp.zeros_like(images[:, 0, 0, 0])
+    nothing = Expected(zeros, zeros, jnp.zeros_like(images), zeros.astype(jnp.int32))
     total = _over_draws(draw, key, noise, jnp.sum, nothing)
-    return jax.tree.map(lambda x: x / noise.num_samples, total)
+    num_samples = jnp.asarray(noise.num_samples, images.dtype)
+    return Expected(
+        total.values / num_samples,
+        total.scores / num_samples,
+        total.gradient / num_samples,
+        total.nonfinite,
+    )
 
 
 def expected_score(
@@ -88,20 +106,22 @@ def expected_score(
     def score(key: PRNGKey) -> PerExample:
         return objective(logits_fn(key, images))
 
-    nothing = jnp.zeros(len(images))
-    return _over_draws(score, key, noise, jnp.sum, nothing) / noise.num_samples
+    nothing = jnp.zeros_like(images[:, 0, 0, 0])
+    total = _over_draws(score, key, noise, jnp.sum, nothing)
+    return total / jnp.asarray(noise.num_samples, total.dtype)
 
 
 def expected_logits(key: PRNGKey, logits_fn: LogitsFn, images: Images, noise: Noise) -> Logits:
     """Returns the logarithm of the mean softmax over the draws."""
 
     def log_softmax(key: PRNGKey) -> Logits:
-        return jax.nn.log_softmax(logits_fn(key, images))
+        return jax.nn.log_softmax(finite_logits(logits_fn(key, images)))
 
     shape = jax.eval_shape(log_softmax, key)
-    nothing = jnp.full(shape.shape, -jnp.inf, shape.dtype)
+    # Of the images, so that it varies over the axes of a mesh as they do.
+    nothing = jnp.full_like(images[:, 0, 0, :1], -jnp.inf, dtype=shape.dtype, shape=shape.shape)
     total = _over_draws(log_softmax, key, noise, jax.nn.logsumexp, nothing)
-    return total - jnp.log(noise.num_samples)
+    return total - jnp.log(jnp.asarray(noise.num_samples, total.dtype))
 
 
 def _over_draws(
@@ -110,7 +130,8 @@ def _over_draws(
     """Returns `fn` reduced over draws of its key; `nothing` is what changes no reduction."""
 
     def add(i: Int[Array, ""], total: T) -> T:
-        draws = i * noise.chunk_size + jnp.arange(noise.chunk_size)
+        first = jnp.asarray(i, jnp.int32) * noise.chunk_size
+        draws = first + jnp.arange(noise.chunk_size, dtype=jnp.int32)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, draws)
         # One draw is not mapped: a kernel with an axis of draws would make a slow convolution.
         if noise.chunk_size == 1:

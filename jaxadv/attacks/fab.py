@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxadv.attacks.boundary import nearest_on_plane
-from jaxadv.attacks.expectation import Noise, Objective
-from jaxadv.attacks.inputs import (
-    as_inputs,
-    check_at_least,
-    check_count,
-    check_inputs,
-    count_classes,
+from jaxadv.attacks.arguments import (
+    Arguments,
+    check_arguments,
+    check_at_least_one,
+    check_total,
 )
+from jaxadv.attacks.boundary import nearest_on_plane
+from jaxadv.attacks.expectation import Noise, Objective, expected_logits
+from jaxadv.attacks.inputs import Inputs, prepare
 from jaxadv.attacks.queries import (
     Queried,
     begin,
@@ -26,8 +26,9 @@ from jaxadv.attacks.queries import (
     go_on,
     select,
 )
-from jaxadv.attacks.targets import check_targets, choose_targets
+from jaxadv.attacks.targets import likeliest_others
 from jaxadv.attacks.threat import THREATS, random_on_sphere
+from jaxadv.attacks.tracing import TracedModel
 from jaxadv.losses import make_objective, make_targeted_objective
 from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
 
@@ -65,7 +66,8 @@ def fab(
     There is an attempt for each of the `num_targets` likeliest other classes (FAB-T). Each step
     takes the boundary to the target for a plane, moves to a mean of the points of it that are
     nearest to where it is and to the clean image, both inside of the box, and goes a little beyond.
-    From a misclassified image it goes back a tenth of the way to the clean one. Without targets
+    From a misclassified image it goes back a tenth of the way to the clean one. An image that is
+    misclassified as it stands is a success at distance 0, which takes one query. Without targets
     each step takes the boundary that is nearest by its linearisation, which asks for the gradients
     of all classes.
 
@@ -76,7 +78,7 @@ def fab(
       key: randomness of the restarts and of the model's noise.
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
       images: clean images in [0, 1], shape (batch, height, width, channels); half precision is
-        searched in single.
+        cast to single, and so is the result.
       labels: true classes, shape (batch,).
       eps: distance at which a misclassified image is a success; None is any distance.
       num_steps: steps of each attempt.
@@ -99,38 +101,29 @@ def fab(
     Raises:
       ValueError: a shape, a range or a name that is not as above.
     """
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    num_classes = count_classes(logits_fn, key, images)
-    check_inputs(
-        images, labels, None, example_ids, num_classes=num_classes, norm=norm, loss="margin"
-    )
-    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    check_count(1, num_steps=num_steps, num_restarts=num_restarts)
-    check_count(0, num_targets=num_targets)
-    check_targets(num_targets, num_classes)
+    arguments = {
+        "eps": eps, "num_steps": num_steps, "norm": norm, "num_targets": num_targets,
+        "num_restarts": num_restarts, "early_stop": early_stop, "num_queries": num_queries,
+    }  # fmt: skip
+    check_fab(arguments)
+    model, inputs = prepare(logits_fn, key, images, labels, None, example_ids)
+    check_arguments(arguments, model.num_classes)
     if num_queries is None:
         num_queries = whole_budget(num_steps, num_targets, num_restarts)
-    check_count(0, num_queries=num_queries)
-    if eps is None:
-        eps = jnp.inf
-    else:
-        check_at_least(0, eps=eps)
-    eps = jnp.asarray(eps, images.dtype)
-    no_targets = jnp.zeros((len(images), num_targets), jnp.int32)
-    nowhere = jnp.full(len(images), jnp.inf, images.dtype)
+    images = inputs.images
+    eps = jnp.asarray(jnp.inf if eps is None else eps, images.dtype)
+    no_targets = jnp.zeros_like(inputs.labels, shape=(len(images), num_targets))
+    nowhere = jnp.full_like(images[:, 0, 0, 0], jnp.inf)
     first = begin(images, _Memory(no_targets, images, nowhere))
     found = go_on(resume, first, eps, norm)
     if buys_nothing(num_queries):
         return found
     return _fab(
-        key,
-        images,
-        labels,
-        example_ids,
+        model,
+        inputs,
         found,
         eps,
         jnp.asarray(num_queries, jnp.int32),
-        logits_fn=logits_fn,
         num_steps=num_steps,
         norm=norm,
         num_targets=num_targets,
@@ -139,46 +132,59 @@ def fab(
     )
 
 
+def check_fab(arguments: Arguments, num_classes: int | None = None) -> None:
+    """Raises a ValueError that names what `fab` cannot be asked."""
+    check_arguments(arguments, num_classes)
+    given = {"num_steps": 100, "num_targets": 9, "num_restarts": 1}
+    given |= {name: value for name, value in arguments.items() if name in given}
+    check_at_least_one(num_steps=given["num_steps"])
+    check_total(whole_budget(**given), "num_steps, targets and restarts")
+
+
 def whole_budget(num_steps: int, num_targets: int, num_restarts: int) -> int:
     """Returns the passes that all attempts take."""
     return _QUERIES_OF_STEP * num_steps * max(num_targets, 1) * num_restarts
 
 
-_STATIC = ("logits_fn", "num_steps", "norm", "num_targets", "num_restarts", "early_stop")
+_STATIC = ("num_steps", "norm", "num_targets", "num_restarts", "early_stop")
 
 
 @partial(jax.jit, static_argnames=_STATIC)
 def _fab(
-    key: PRNGKey,
-    images: Images,
-    labels: Labels,
-    example_ids: Int[Array, "batch"],
+    model: TracedModel,
+    inputs: Inputs,
     found: Queried,
     eps: Float[Array, ""],
     num_queries: Int[Array, ""],
     *,
-    logits_fn: LogitsFn,
     num_steps: int,
     norm: str,
     num_targets: int,
     num_restarts: int,
     early_stop: bool,
 ) -> Queried:
+    key, images, labels, _, example_ids = inputs
     threat = THREATS[norm]
     margin = make_objective("margin", labels, None)
     start_key, noise_key, rank_key = jax.random.split(key, 3)
     last = num_steps * max(num_targets, 1) * num_restarts
-    one_pass = Noise(1, 1, "loss")
-    found = choose_targets(found, rank_key, logits_fn, images, labels, one_pass)
+    found = _withdraw(found, eps)
+    found = lax.cond(
+        (found.queries == 0).any(),
+        lambda: _first_look(found, rank_key, model, inputs, num_targets),
+        lambda: found,
+    )
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         affordable = found.queries + _QUERIES_OF_STEP <= num_queries
-        done = found.success & early_stop
+        done = found.success & (early_stop | (found.memory.distance == 0))
         return ~done & (found.steps < last) & affordable
 
     def advance(found: Queried) -> Queried:
-        rows = active(found)
-        step = earliest_step(found, rows)
+        # Rows that are behind first catch up: each takes its steps as it would alone.
+        ready = active(found)
+        step = earliest_step(found, ready)
+        rows = ready & (found.steps == step)
         number, i = step // num_steps, step % num_steps
         if num_targets:
             target = found.memory.targets[:, number // num_restarts]
@@ -194,9 +200,9 @@ def _fab(
 
         here = lax.cond(i == 0, start, lambda: found.memory.here)
         plane_key, look_key = jax.random.split(jax.random.fold_in(noise_key, step))
-        plane = plane_fn(partial(logits_fn, plane_key), here)
+        plane = plane_fn(partial(model, plane_key), here)
         here = _cross(plane, images, here, norm)
-        margins = margin(logits_fn(look_key, here)).astype(images.dtype)
+        margins = margin(model(look_key, here)).astype(images.dtype)
         distance = threat.length(here - images)[:, 0, 0, 0]
         wrong = margins > 0
         nearer = wrong & (distance < found.memory.distance)
@@ -207,6 +213,7 @@ def _fab(
         moved = found._replace(
             queries=found.queries + _QUERIES_OF_STEP,
             gradients=found.gradients + plane.num_gradients,
+            nonfinite=found.nonfinite + plane.nonfinite,
             steps=found.steps + 1,
             memory=memory,
         )
@@ -217,12 +224,53 @@ def _fab(
     return lax.stop_gradient(found)
 
 
+def _withdraw(found: Queried, eps: Float[Array, ""]) -> Queried:
+    """Returns the state without the distances of successes that a second look did not confirm.
+
+    Else nothing farther away than such a success would count any more.
+    """
+    distance = found.memory.distance
+    distance = jnp.where(~found.success & (distance <= eps), jnp.inf, distance)
+    return found._replace(memory=found.memory._replace(distance=distance))
+
+
+def _first_look(
+    found: Queried, key: PRNGKey, model: TracedModel, inputs: Inputs, num_targets: int
+) -> Queried:
+    """Returns the state with targets, and with what is misclassified as it stands at distance 0.
+
+    It takes the place of the pass that ranks the classes, which counts as a query only where it
+    is a success.
+    """
+    logits = expected_logits(key, model, inputs.images, Noise(1, 1, "loss"))
+    margins = make_objective("margin", inputs.labels, None)(logits).astype(found.margins.dtype)
+    fresh = found.queries == 0
+    targets = likeliest_others(logits, inputs.labels, num_targets)
+    memory = found.memory._replace(targets=targets)
+    ranked = select(fresh, found._replace(memory=memory), found)
+    wrong = fresh & (margins > 0)
+    at_once = ranked._replace(
+        success=wrong,
+        queries=jnp.ones_like(found.queries),
+        margins=margins,
+        memory=ranked.memory._replace(distance=jnp.zeros_like(ranked.memory.distance)),
+    )
+    return select(wrong, at_once, ranked)
+
+
 class _Plane(NamedTuple):
     """A boundary as it seems from an image: where a linear function of the change is zero."""
 
     normal: Images
     values: PerExample  # of that function, here
     num_gradients: int  # that it took to know it
+    nonfinite: Int[Array, "batch"]  # of them
+
+
+def _finite_or_zero(gradients: Float[Array, "..."]) -> tuple[Float[Array, "..."], Array]:
+    """Returns gradients of images, zero where one is not finite, and where that is."""
+    finite = jnp.isfinite(gradients).all(axis=(-3, -2, -1))
+    return jnp.where(finite[..., None, None, None], gradients, 0), ~finite
 
 
 def _plane_to(gap: Objective, logits_fn: Callable[[Images], Logits], here: Images) -> _Plane:
@@ -231,14 +279,16 @@ def _plane_to(gap: Objective, logits_fn: Callable[[Images], Logits], here: Image
         return values.sum(), values
 
     normal, values = jax.grad(gaps, has_aux=True)(here)
-    return _Plane(normal, values, 1)
+    normal, bad = _finite_or_zero(normal)
+    values = jnp.where(jnp.isfinite(values), values, 0).astype(here.dtype)
+    return _Plane(normal, values, 1, bad.astype(jnp.int32))
 
 
 def _nearest_plane(
     labels: Labels, norm: str, logits_fn: Callable[[Images], Logits], here: Images
 ) -> _Plane:
     """Returns, of the boundaries to all other classes, the one that seems the nearest."""
-    rows = jnp.arange(len(here))
+    rows = jnp.arange(len(here), dtype=jnp.int32)
 
     def gaps(here: Images) -> Float[Array, "batch classes"]:
         logits = logits_fn(here)
@@ -247,18 +297,22 @@ def _nearest_plane(
     values, gradients_of = jax.vjp(gaps, here)
     classes = jnp.eye(values.shape[1], dtype=values.dtype)
     each = jnp.broadcast_to(classes[:, None], (len(classes), *values.shape))
-    (normals,) = jax.vmap(gradients_of)(each)
+    normals, bad = _finite_or_zero(jax.vmap(gradients_of)(each)[0])
+    values = jnp.where(jnp.isfinite(values), values, 0)
     order = {"linf": 1, "l2": 2}[norm]  # the dual norm: how far a unit step changes the function
     flat = normals.reshape(*normals.shape[:2], -1)
     reach = jnp.linalg.norm(flat, order, axis=-1) + _TINY
-    is_label = jnp.arange(values.shape[1]) == labels[:, None]
+    is_label = jnp.arange(values.shape[1], dtype=labels.dtype) == labels[:, None]
     nearest = jnp.where(is_label, jnp.inf, jnp.abs(values) / reach.T).argmin(axis=1)
-    return _Plane(normals[nearest, rows], values[rows, nearest], values.shape[1] - 1)
+    # The label's own gap is constant.
+    num_bad = jnp.where(is_label.T, False, bad).sum(axis=0, dtype=jnp.int32)
+    value = values[rows, nearest].astype(here.dtype)
+    return _Plane(normals[nearest, rows], value, values.shape[1] - 1, num_bad)
 
 
 def _cross(plane: _Plane, images: Images, here: Images, norm: str) -> Images:
     """Returns the point beyond the linearised boundary to which a step goes."""
-    normal, values, _ = plane
+    normal, values = plane.normal, plane.values
     length = THREATS[norm].length
     across = nearest_on_plane(here, normal, -values, norm)
     behind = (normal * (images - here)).sum(axis=(1, 2, 3))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxadv.attacks.arguments import DIRECTIONS as NAMES
 from jaxadv.attacks.expectation import Objective
-from jaxadv.attacks.inputs import check_count
 from jaxadv.attacks.passes import BlackBox, Passes
 from jaxadv.draws import normal, rademacher
 from jaxadv.prng import example_keys
@@ -18,7 +18,21 @@ from jaxadv.types import Images, LogitsFn, PerExample, PRNGKey
 
 _IMAGES_AT_ONCE = 8192  # on an accelerator
 
-DIRECTIONS: dict[str, Callable[..., Array]] = {"normal": normal, "rademacher": rademacher}
+DIRECTIONS: dict[str, Callable[..., Array]] = dict(zip(NAMES, (normal, rademacher), strict=True))
+
+
+class Estimate(NamedTuple):
+    """A gradient from differences; every array has one row per example.
+
+    Attributes:
+      gradient: of the objective, finite.
+      values: mean of the objective over the queries; one that is not finite counts as zero.
+      nonfinite: pairs whose difference is not finite, and counts as zero.
+    """
+
+    gradient: Images
+    values: PerExample
+    nonfinite: Int[Array, "batch"]
 
 
 class Sampling(NamedTuple):
@@ -45,7 +59,7 @@ def estimate_gradient(
     example_ids: Int[Array, "batch"],
     active: Bool[Array, "batch"],
     sampling: Sampling,
-) -> tuple[Images, PerExample]:
+) -> Estimate:
     """Returns the antithetic estimate of each image's gradient, and the mean of the objective.
 
     With n pairs it is 1 / (2 n sigma) sum_i [f(x + sigma u_i) - f(x - sigma u_i)] u_i. For a
@@ -61,25 +75,35 @@ def estimate_gradient(
     def directions(pair: Int[Array, ""]) -> Images:
         return jax.vmap(lambda key: draw(jax.random.fold_in(key, pair)))(keys)
 
-    def add(i: int | Int[Array, ""], total: tuple[Images, PerExample]) -> tuple[Images, PerExample]:
-        gradient, value = total
-        pairs = i * num_at_once + jnp.arange(num_at_once)
+    def add(i: int | Int[Array, ""], total: Estimate) -> Estimate:
+        first = jnp.asarray(i, jnp.int32) * num_at_once
+        pairs = first + jnp.arange(num_at_once, dtype=jnp.int32)
         u = jax.vmap(directions)(pairs)
         queries = images + sampling.sigma * jnp.concatenate([u, -u])
         noise_keys = example_keys(noise_key, jnp.concatenate([pairs, -1 - pairs]))
         logits = passes(noise_keys, queries, active)
         values = jax.vmap(objective)(logits)
         slopes = values[:num_at_once] - values[num_at_once:]
-        gradient += (slopes[..., None, None, None] * u).sum(axis=0)
-        return gradient, value + values.sum(axis=0)
+        finite = jnp.isfinite(slopes)
+        slopes = jnp.where(finite, slopes, 0)
+        return Estimate(
+            total.gradient + (slopes[..., None, None, None] * u).sum(axis=0),
+            total.values + jnp.where(jnp.isfinite(values), values, 0).sum(axis=0),
+            total.nonfinite + (~finite).sum(axis=0, dtype=jnp.int32),
+        )
 
-    nothing = jnp.zeros_like(images), jnp.zeros(len(images), images.dtype)
-    gradient, value = lax.fori_loop(0, num_pairs // num_at_once, add, nothing)
-    return gradient / (2 * num_pairs * sampling.sigma), value / (2 * num_pairs)
+    zeros = jnp.zeros_like(images[:, 0, 0, 0])
+    nothing = Estimate(jnp.zeros_like(images), zeros, zeros.astype(jnp.int32))
+    total = lax.fori_loop(0, num_pairs // num_at_once, add, nothing)
+    return Estimate(
+        total.gradient / (2 * num_pairs * sampling.sigma),
+        total.values / (2 * num_pairs),
+        total.nonfinite,
+    )
 
 
 def choose_chunk_size(
-    logits_fn: LogitsFn | BlackBox, num_samples: int, limit: int | None, batch: int
+    model: LogitsFn | BlackBox, num_samples: int, limit: int | None, batch: int
 ) -> int:
     """Returns how many queries of an image to take at once: a divisor of their number.
 
@@ -87,20 +111,9 @@ def choose_chunk_size(
     since a convolution over an axis of draws is slow there; else so many that a pass has up to 8192
     images, or 2 for each.
     """
-    if limit is None and isinstance(logits_fn, BlackBox):
+    if limit is None and isinstance(model, BlackBox):
         return num_samples
     if limit is None:
         limit = 2 if jax.default_backend() == "cpu" else _IMAGES_AT_ONCE // max(batch, 1)
     divisors = (size for size in range(2, num_samples + 1, 2) if num_samples % size == 0)
     return max(size for size in divisors if size <= max(limit, 2))
-
-
-def check_samples(samples_per_gradient: int, directions: str) -> None:
-    """Raises a ValueError if no gradient can be estimated so."""
-    if directions not in DIRECTIONS:
-        raise ValueError(f"directions {directions!r} is not one of {', '.join(DIRECTIONS)}")
-    check_count(0, samples_per_gradient=samples_per_gradient)
-    if samples_per_gradient < 2 or samples_per_gradient % 2:
-        raise ValueError(
-            f"samples_per_gradient is {samples_per_gradient}, not even: queries come in pairs"
-        )

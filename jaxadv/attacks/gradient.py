@@ -1,34 +1,55 @@
 """Attacks that follow the gradient of a loss with respect to the image: FGSM and PGD."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from jaxadv.attacks.arguments import Arguments, check_arguments
 from jaxadv.attacks.expectation import (
-    AVERAGES,
     Noise,
     Objective,
-    expected_gradient,
     expected_logits,
     expected_score,
+    expected_value_and_gradient,
 )
-from jaxadv.attacks.inputs import (
-    as_inputs,
-    check_at_least,
-    check_count,
-    check_inputs,
-    count_classes,
-)
+from jaxadv.attacks.inputs import Inputs, prepare
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
+from jaxadv.attacks.tracing import TracedModel
 from jaxadv.losses import LOSSES, divergence, make_objective
 from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 PGD_LOSSES = (*LOSSES, "kl")
+_P = ParamSpec("_P")
 
 
+class Ascent(NamedTuple):
+    """What steps along gradients found; every array has one row per example.
+
+    Attributes:
+      images: adversarial images, (batch, height, width, channels).
+      nonfinite: gradients that were not finite, and counted as zero.
+    """
+
+    images: Images
+    nonfinite: Int[Array, "batch"]
+
+
+def _images_alone(attack: Callable[_P, Ascent]) -> Callable[_P, Images]:
+    """Returns the attack as users call it; `__wrapped__` is the one that counts."""
+
+    @wraps(attack)
+    def images_alone(*args: _P.args, **kwargs: _P.kwargs) -> Images:
+        return attack(*args, **kwargs).images
+
+    return images_alone
+
+
+@_images_alone
 def fgsm(
     key: PRNGKey,
     logits_fn: LogitsFn,
@@ -42,12 +63,13 @@ def fgsm(
     noise_chunk_size: int = 1,
     noise_average: str = "loss",
     targets: Labels | None = None,
-) -> Images:
+) -> Ascent:
     """Returns adversarial images after one step of size eps (Goodfellow et al. 2015).
 
     The arguments are those of `pgd`, of which this is the single step from the clean image.
     """
-    return pgd(
+    check_arguments({"loss": loss})
+    return pgd.__wrapped__(  # type: ignore[attr-defined]
         key,
         logits_fn,
         images,
@@ -65,6 +87,7 @@ def fgsm(
     )
 
 
+@_images_alone
 def pgd(
     key: PRNGKey,
     logits_fn: LogitsFn,
@@ -83,7 +106,7 @@ def pgd(
     noise_average: str = "loss",
     targets: Labels | None = None,
     example_ids: Int[Array, "batch"] | None = None,
-) -> Images:
+) -> Ascent:
     """Returns adversarial images found by projected gradient ascent (Madry et al. 2018).
 
     Each step moves by `step_size` in the direction of steepest ascent of the norm, then
@@ -92,15 +115,16 @@ def pgd(
     example, scored under as many draws of noise, which the attack has not seen.
 
     `norm`, `loss`, `random_start`, `num_restarts`, `noise_chunk_size` and `noise_average` are
-    static, and so is `logits_fn`: a new function object is a new compilation. `eps`,
-    `step_size`, `num_steps` and `num_noise_samples` are traced, so a whole curriculum runs
-    through one compilation.
+    static, and so are the operations of `logits_fn`; the arrays that it reads are arguments, so
+    that new weights compile nothing. `eps`, `step_size`, `num_steps` and `num_noise_samples` are
+    traced: a whole curriculum runs through one compilation.
 
     Args:
       key: randomness of the starts and of the model's noise.
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key. It may
         close over traced parameters inside a transformed function.
-      images: clean images in [0, 1], shape (batch, height, width, channels).
+      images: clean images in [0, 1], shape (batch, height, width, channels). Half precision is
+        cast to single: so are the images that `logits_fn` is called with, and the result.
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range; 0 returns the clean images.
       step_size: length of a step in the same norm and units.
@@ -123,7 +147,8 @@ def pgd(
         does not depend on the batch it sits in.
 
     Returns:
-      Images of the same shape, within eps of the clean ones and in [0, 1].
+      Images of the same shape, within eps of the clean ones and in [0, 1]. A gradient that is not
+      finite counts as zero for its example.
 
     Raises:
       ValueError: a shape, a range or a name that is not as above.
@@ -133,35 +158,20 @@ def pgd(
     >>> pgd(jax.random.key(0), logits_fn, x, y, eps=0.1, step_size=0.1, num_steps=3).min()
     Array(0.4, dtype=float32)
     """
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    num_classes = count_classes(logits_fn, key, images)
-    check_inputs(
-        images, labels, targets, example_ids, num_classes=num_classes, norm=norm, loss=loss,
-        losses=PGD_LOSSES,
-    )  # fmt: skip
-    if loss == "kl" and (targets is not None or not random_start):
-        raise ValueError("loss 'kl' has no targets, and needs random_start")
-    check_at_least(0, eps=eps, step_size=step_size)
-    check_count(0, num_steps=num_steps)
-    check_count(
-        1,
-        num_restarts=num_restarts,
-        num_noise_samples=num_noise_samples,
-        noise_chunk_size=noise_chunk_size,
-    )
-    if noise_average not in AVERAGES:
-        raise ValueError(f"noise_average {noise_average!r} is not one of {', '.join(AVERAGES)}")
-    if num_restarts > 1 and not random_start:
-        raise ValueError(f"num_restarts is {num_restarts}: without random_start all are the same")
+    arguments = {
+        "eps": eps, "step_size": step_size, "num_steps": num_steps, "norm": norm, "loss": loss,
+        "random_start": random_start, "num_restarts": num_restarts, "targets": targets,
+        "num_noise_samples": num_noise_samples, "noise_chunk_size": noise_chunk_size,
+        "noise_average": noise_average,
+    }  # fmt: skip
+    check_pgd(arguments)
+    model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
+    eps, step_size = (jnp.asarray(x, inputs.images.dtype) for x in (eps, step_size))
     return _pgd(
-        key,
-        logits_fn,
-        images,
-        labels,
-        targets,
-        example_ids,
-        jnp.asarray(eps, images.dtype),
-        jnp.asarray(step_size, images.dtype),
+        model,
+        inputs,
+        eps,
+        step_size,
         jnp.asarray(num_steps, jnp.int32),
         jnp.asarray(num_noise_samples, jnp.int32),
         norm=norm,
@@ -173,7 +183,19 @@ def pgd(
     )
 
 
-@partial(jax.jit, static_argnames=("logits_fn", "loss"))
+def check_pgd(arguments: Arguments, num_classes: int | None = None) -> None:
+    """Raises a ValueError that names what `pgd` cannot be asked."""
+    check_arguments(arguments, num_classes, PGD_LOSSES)
+    random_start = arguments.get("random_start", True)
+    if arguments.get("loss") == "kl" and not random_start:
+        raise ValueError("loss is 'kl': it needs random_start, for its gradient is 0 at the image")
+    if arguments.get("loss") == "kl" and arguments.get("targets") is not None:
+        raise ValueError("loss is 'kl': it has no targets")
+    num_restarts = arguments.get("num_restarts", 1)
+    if num_restarts > 1 and not random_start:
+        raise ValueError(f"num_restarts is {num_restarts}: without random_start all are the same")
+
+
 def n_fgsm(
     key: PRNGKey,
     logits_fn: LogitsFn,
@@ -192,7 +214,7 @@ def n_fgsm(
 
     Args:
       key: randomness of the noise and of the model.
-      logits_fn: `(key, images) -> logits`, static.
+      logits_fn: `(key, images) -> logits`.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
       eps: half the radius of the noise; traced, as is `step_size`.
@@ -202,19 +224,38 @@ def n_fgsm(
 
     Returns:
       Images of the same shape in [0, 1].
+
+    Raises:
+      ValueError: a shape, a range or a name that is not as above.
     """
+    check_arguments({"eps": eps, "step_size": step_size, "loss": loss})
+    model, inputs = prepare(logits_fn, key, images, labels, None, example_ids)
+    eps, step_size = (jnp.asarray(x, inputs.images.dtype) for x in (eps, step_size))
+    return _n_fgsm(model, inputs, eps, step_size, loss=loss)
+
+
+@partial(jax.jit, static_argnames="loss")
+def _n_fgsm(
+    model: TracedModel,
+    inputs: Inputs,
+    eps: Float[Array, ""],
+    step_size: Float[Array, ""],
+    *,
+    loss: str,
+) -> Images:
     threat = THREATS["linf"]
-    images, labels, ids = as_inputs(images, labels, example_ids)
-    start_key, noise_key = jax.random.split(key)
-    radius = jnp.asarray(2 * eps, images.dtype)
-    noisy = jnp.clip(images + random_perturbation(threat, start_key, ids, images, radius), 0, 1)
-    objective = make_objective(loss, labels, None)
-    gradient = expected_gradient(noise_key, logits_fn, objective, noisy, Noise(1, 1, "loss"))
-    return lax.stop_gradient(jnp.clip(noisy + step_size * threat.steepest(gradient), 0, 1))
+    images = inputs.images
+    start_key, noise_key = jax.random.split(inputs.key)
+    noise = random_perturbation(threat, start_key, inputs.example_ids, images, 2 * eps)
+    noisy = jnp.clip(images + noise, 0, 1)
+    objective = make_objective(loss, inputs.labels, None)
+    found = expected_value_and_gradient(
+        noise_key, model, objective, objective, noisy, Noise(1, 1, "loss")
+    )
+    return lax.stop_gradient(jnp.clip(noisy + step_size * threat.steepest(found.gradient), 0, 1))
 
 
 _STATIC = (
-    "logits_fn",
     "norm",
     "loss",
     "random_start",
@@ -226,12 +267,8 @@ _STATIC = (
 
 @partial(jax.jit, static_argnames=_STATIC)
 def _pgd(
-    key: PRNGKey,
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Labels,
-    targets: Labels | None,
-    example_ids: Int[Array, "batch"],
+    model: TracedModel,
+    inputs: Inputs,
     eps: Float[Array, ""],
     step_size: Float[Array, ""],
     num_steps: Int[Array, ""],
@@ -243,42 +280,49 @@ def _pgd(
     num_restarts: int,
     noise_chunk_size: int,
     noise_average: str,
-) -> Images:
+) -> Ascent:
+    key, images, labels, targets, example_ids = inputs
     threat = THREATS[norm]
     noise = Noise(num_noise_samples, noise_chunk_size, noise_average)
     attempt_key, score_key = jax.random.split(key)
     objective: Objective
     if loss == "kl":
-        objective = partial(divergence, expected_logits(score_key, logits_fn, images, noise))
+        reference_key, score_key = jax.random.split(score_key)
+        objective = partial(divergence, expected_logits(reference_key, model, images, noise))
     else:
         objective = make_objective(loss, labels, targets)
     score = make_objective("margin", labels, targets)
 
-    def attempt(key: PRNGKey) -> Images:
+    def attempt(key: PRNGKey) -> Ascent:
         start_key, noise_key = jax.random.split(key)
 
-        def step(i: Int[Array, ""], adversarial: Images) -> Images:
+        def step(i: Int[Array, ""], found: Ascent) -> Ascent:
             step_key = jax.random.fold_in(noise_key, i)
-            gradient = expected_gradient(step_key, logits_fn, objective, adversarial, noise)
-            delta = adversarial + step_size * threat.steepest(gradient) - images
-            return perturb(threat, images, delta, eps)
+            here = expected_value_and_gradient(
+                step_key, model, objective, objective, found.images, noise
+            )
+            delta = found.images + step_size * threat.steepest(here.gradient) - images
+            return Ascent(perturb(threat, images, delta, eps), found.nonfinite + here.nonfinite)
 
         start = images
         if random_start:
             delta = random_perturbation(threat, start_key, example_ids, images, eps)
             start = jnp.where(num_steps > 0, perturb(threat, images, delta, eps), images)
-        return lax.fori_loop(0, num_steps, step, start)
+        nothing = Ascent(start, jnp.zeros_like(labels))
+        return lax.fori_loop(0, num_steps, step, nothing)
 
     if num_restarts == 1:
         return lax.stop_gradient(attempt(jax.random.fold_in(attempt_key, 0)))
 
-    def restart(i: Int[Array, ""], best: tuple[Images, PerExample]) -> tuple[Images, PerExample]:
-        images, scores = best
-        new_images = attempt(jax.random.fold_in(attempt_key, i))
-        new_scores = expected_score(score_key, logits_fn, score, new_images, noise)
+    def restart(i: Int[Array, ""], best: tuple[Ascent, PerExample]) -> tuple[Ascent, PerExample]:
+        found, scores = best
+        new = attempt(jax.random.fold_in(attempt_key, i))
+        new_scores = expected_score(score_key, model, score, new.images, noise)
         better = new_scores > scores
-        images = jnp.where(better[:, None, None, None], new_images, images)
-        return images, jnp.where(better, new_scores, scores)
+        kept = jnp.where(better[:, None, None, None], new.images, found.images)
+        found = Ascent(kept, found.nonfinite + new.nonfinite)
+        return found, jnp.where(better, new_scores, scores)
 
-    worst = jnp.full(len(images), -jnp.inf)
-    return lax.stop_gradient(lax.fori_loop(0, num_restarts, restart, (images, worst))[0])
+    nothing = Ascent(images, jnp.zeros_like(labels))
+    worst = jnp.full_like(images[:, 0, 0, 0], -jnp.inf)
+    return lax.stop_gradient(lax.fori_loop(0, num_restarts, restart, (nothing, worst))[0])

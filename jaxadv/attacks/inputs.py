@@ -1,141 +1,196 @@
-"""What every attack asks of its arguments, checked before anything is compiled."""
+"""The arrays that attacks are given: checked and cast before anything is compiled."""
 
 import math
-from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Int
 
-from jaxadv.attacks.passes import BlackBox
-from jaxadv.attacks.threat import THREATS
-from jaxadv.losses import LOSSES
-from jaxadv.types import LogitsFn, PRNGKey
+from jaxadv.attacks.arguments import known
+from jaxadv.attacks.tracing import TracedModel, trace_model
+from jaxadv.logits import at_least_single
+from jaxadv.parallel import vary_alike
+from jaxadv.types import Images, Labels, PRNGKey
+
+_ROUNDING = 1e-6  # how far single precision strays when an image is normalised and back
 
 
-def as_inputs(
-    images: ArrayLike, labels: ArrayLike, example_ids: ArrayLike | None
-) -> tuple[Array, Array, Array]:
-    """Returns images, labels and numbers of the examples, by default their positions."""
-    images = jnp.asarray(images)
-    ids = jnp.arange(len(images)) if example_ids is None else jnp.asarray(example_ids)
-    return images, jnp.asarray(labels), ids
+class Inputs(NamedTuple):
+    """What all attacks are given, as they need it.
+
+    Attributes:
+      key: of all that is random.
+      images: float32, or float64 in JAX's 64-bit mode, in [0, 1].
+      labels: int32.
+      targets: int32, or None.
+      example_ids: numbers of the examples, which their randomness follows from.
+    """
+
+    key: PRNGKey
+    images: Images
+    labels: Labels
+    targets: Labels | None
+    example_ids: Int[Array, "batch"]
 
 
 def check_inputs(
-    images: Array,
-    labels: Array,
-    targets: Array | None,
-    example_ids: Array,
-    *,
-    num_classes: int | None,
-    norm: str,
-    loss: str,
-    losses: Collection[str] = tuple(LOSSES),
-) -> None:
-    """Raises a ValueError that names the first argument that is not as attacks need it.
+    key: PRNGKey,
+    images: ArrayLike,
+    labels: ArrayLike,
+    targets: ArrayLike | None = None,
+    example_ids: ArrayLike | None = None,
+) -> Inputs:
+    """Returns the arrays of an attack, cast to what it computes in.
 
-    Shapes are always checked; values only where they are known, that is outside of jit.
+    Half precision is cast to single. Values that leave [0, 1] by rounding are clipped. Shapes are
+    always checked; values only where they are known, that is outside of `jit`.
+
+    Raises:
+      ValueError: an array is not as attacks need it; the message names it.
     """
-    if norm not in THREATS:
-        raise ValueError(f"norm {norm!r} is not one of {', '.join(THREATS)}")
-    if loss not in losses:
-        raise ValueError(f"loss {loss!r} is not one of {', '.join(losses)}")
-    check_images("images", images)
-    for name, classes in (("labels", labels), ("targets", targets)):
-        if classes is not None:
-            _check_classes(name, jnp.asarray(classes), len(images), num_classes)
-    if example_ids.shape != (len(images),) or not jnp.issubdtype(example_ids.dtype, jnp.integer):
-        raise ValueError(
-            f"example_ids are {example_ids.dtype} of shape {example_ids.shape}, not integers of "
-            f"shape ({len(images)},) as the images"
-        )
-    if known(example_ids) and len(np.unique(example_ids)) < len(images):
-        raise ValueError("example_ids are not distinct: examples would share their randomness")
+    key = _check_key(key)
+    images = check_images("images", images)
+    labels = _as_classes("labels", labels, len(images))
+    if targets is not None:
+        targets = _as_classes("targets", targets, len(images))
+        _check_differ(labels, targets)
+    ids = jnp.arange(len(images), dtype=jnp.int32) if example_ids is None else example_ids
+    return Inputs(key, images, labels, targets, _check_ids(ids, len(images)))
 
 
-def count_classes(logits_fn: LogitsFn | BlackBox, key: PRNGKey, images: Array) -> int:
-    """Returns how many logits a function of JAX has; raises a ValueError if it is none."""
-    if isinstance(logits_fn, BlackBox):
-        raise ValueError("a BlackBox has no gradients: take nes, square or random_search")
-    check_images("images", images)
-    try:
-        logits = jax.eval_shape(logits_fn, key, images)
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
-        raise ValueError("logits_fn is no function of JAX: wrap it in a BlackBox") from error
-    if logits.ndim != 2 or logits.shape[0] != len(images):
-        raise ValueError(f"logits have shape {logits.shape}, not ({len(images)}, classes)")
-    return logits.shape[1]
+def prepare(
+    logits_fn: Any,
+    key: PRNGKey,
+    images: ArrayLike,
+    labels: ArrayLike,
+    targets: ArrayLike | None = None,
+    example_ids: ArrayLike | None = None,
+    *,
+    gradients: bool = True,
+) -> tuple[TracedModel, Inputs]:
+    """Returns the model and the arrays of an attack, once they are checked.
+
+    Args:
+      logits_fn: `(key, images) -> logits`, a function of JAX.
+      key: of all that is random.
+      images: clean images.
+      labels: true classes.
+      targets: classes to be predicted instead, or None.
+      example_ids: numbers of the examples; None: their positions.
+      gradients: whether the attack differentiates the model.
+
+    Raises:
+      ValueError: an array or the function is not as attacks need it.
+    """
+    inputs = vary_alike(check_inputs(key, images, labels, targets, example_ids))
+    model = trace_model(logits_fn, inputs.key, inputs.images, gradients=gradients)
+    along_weights, _ = vary_alike((inputs, model.weights))
+    if jax.typeof(along_weights.images) != jax.typeof(inputs.images):
+        inputs = along_weights
+        model = trace_model(logits_fn, inputs.key, inputs.images, gradients=gradients)
+    check_classes("labels", inputs.labels, model.num_classes)
+    if inputs.targets is not None:
+        check_classes("targets", inputs.targets, model.num_classes)
+    return model, inputs
 
 
-def check_images(name: str, images: Array) -> None:
-    """Raises a ValueError if these are not images: floats in [0, 1] of the right shape."""
+def check_images(name: str, images: ArrayLike) -> Images:
+    """Returns images as floats in [0, 1], in single precision or better.
+
+    Raises:
+      ValueError: they are not floats in [0, 1] of shape (batch, height, width, channels).
+    """
+    images = _as_array(name, images)
     if images.ndim != 4:
         raise ValueError(f"{name} have shape {images.shape}, not (batch, height, width, channels)")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"{name} are {images.dtype}, not floats in [0, 1]: divide bytes by 255")
-    _check_range(name, images, highest=1)
+    if 0 in images.shape[1:]:
+        raise ValueError(f"{name} have shape {images.shape}: there are no pixels")
+    if outside := outside_of_range(images):
+        raise ValueError(f"{name} lie in [{outside[0]:.9g}, {outside[1]:.9g}], not in [0, 1]")
+    images = at_least_single(images)
+    if not known(images) or not images.size:
+        return images
+    low, high = _range(images)
+    return images if low >= 0 and high <= 1 else jnp.clip(images, 0, 1)
 
 
-def check_at_least(least: int, **numbers: Any) -> None:
-    """Raises a ValueError that names the first number below `least`, where it is known."""
-    _check_each(numbers, lambda number: least <= number < math.inf, f"of {least} or more")
+def outside_of_range(images: Array | np.ndarray) -> tuple[float, float] | None:
+    """Returns the least and the largest value of floats that leave [0, 1] by more than rounding.
+
+    What is only traced is not known, and None.
+    """
+    if not known(images) or not images.size:
+        return None
+    low, high = map(float, _range(images))
+    tolerance = max(_ROUNDING, float(jnp.finfo(images.dtype).eps))
+    inside = low >= -tolerance and high <= 1 + tolerance  # not so where these are NaN
+    return None if inside else (low, high)
 
 
-def check_count(least: int, **numbers: Any) -> None:
-    """Raises a ValueError that names the first that is no integer from `least` on, where known."""
-    _check_each(
-        numbers,
-        lambda number: isinstance(number, int) and number >= least,
-        f"without fraction, of {least} or more",
-    )
+def check_classes(name: str, classes: Labels, num_classes: int | float) -> None:
+    """Raises a ValueError if one of these, as far as they are known, is not of so many classes."""
+    if not known(classes) or not classes.size:
+        return
+    low, high = _range(classes)
+    if not 0 <= low <= high < num_classes:
+        raise ValueError(f"{name} lie in [{low}, {high}], not in [0, {num_classes - 1}]")
 
 
-def check_positive(**numbers: Any) -> None:
-    """Raises a ValueError that names the first number not above 0, where it is known."""
-    _check_each(numbers, lambda number: 0 < number < math.inf, "above 0")
-
-
-def check_share(**numbers: Any) -> None:
-    """Raises a ValueError that names the first number outside of [0, 1], where it is known."""
-    _check_each(numbers, lambda number: 0 <= number <= 1, "from 0 to 1")
-
-
-def check_decay(**numbers: Any) -> None:
-    """Raises a ValueError that names the first number outside of [0, 1), where it is known."""
-    _check_each(numbers, lambda number: 0 <= number < 1, "from 0 to below 1")
-
-
-def _check_each(numbers: dict[str, Any], holds: Callable[[float], bool], words: str) -> None:
-    for name, number in numbers.items():
-        if not known(number):
-            continue
-        value = np.asarray(number)
-        is_number = value.ndim == 0 and value.dtype.kind in "iuf"
-        if not (is_number and holds(value.item())):
-            raise ValueError(f"{name} is {number}, not a number {words}")
-
-
-def _check_classes(name: str, classes: Array, batch: int, num_classes: int | None) -> None:
+def _as_classes(name: str, classes: ArrayLike, batch: int) -> Labels:
+    """Returns one class for each image as int32."""
+    classes = _as_array(name, classes)
+    if classes.ndim == 2 and len(classes) == batch:
+        raise ValueError(
+            f"{name} have shape {classes.shape}, as one-hot rows have: give {name}.argmax(-1)"
+        )
     if classes.shape != (batch,):
         raise ValueError(f"{name} have shape {classes.shape}, not ({batch},) as the images")
     if not jnp.issubdtype(classes.dtype, jnp.integer):
         raise ValueError(f"{name} are {classes.dtype}, not integers")
-    _check_range(name, classes, highest=math.inf if num_classes is None else num_classes - 1)
+    check_classes(name, classes, math.inf)
+    return classes.astype(jnp.int32)
 
 
-def _check_range(name: str, array: Array, highest: int | float) -> None:
-    if not known(array) or not array.size:
-        return
+def _check_key(key: Any) -> PRNGKey:
+    """Returns a key of `jax.random.key`, also for one of `jax.random.PRNGKey`."""
+    if getattr(key, "dtype", None) == np.uint32 and key.ndim == 1:
+        key = jax.random.wrap_key_data(jnp.asarray(key))
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)) or key.shape:
+        raise ValueError(f"key is {key!r}, not one key of JAX: give jax.random.key(0)")
+    return key
+
+
+def _as_array(name: str, values: ArrayLike) -> Array:
+    try:
+        return jnp.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} are no array of numbers: {type(values).__name__}") from error
+
+
+def _check_ids(ids: ArrayLike, batch: int) -> Array:
+    ids = _as_array("example_ids", ids)
+    if ids.shape != (batch,) or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(
+            f"example_ids are {ids.dtype} of shape {ids.shape}, not integers of shape ({batch},) "
+            "as the images"
+        )
+    if known(ids) and len(np.unique(ids)) < batch:
+        raise ValueError("example_ids are not distinct: examples would share their randomness")
+    return ids
+
+
+def _check_differ(labels: Labels, targets: Labels) -> None:
+    if known(labels) and known(targets):
+        same = int((np.asarray(labels) == np.asarray(targets)).sum())
+        if same:
+            raise ValueError(f"targets equal the labels of {same} images: give other classes")
+
+
+def _range(array: Array | np.ndarray) -> tuple[Any, Any]:
     # Inside of jit a known array would be traced too, and a traced one cannot be compared.
     with jax.ensure_compile_time_eval():
-        low, high = array.min().item(), array.max().item()
-    if not (low >= 0 and high <= highest):
-        raise ValueError(f"{name} lie in [{low:.4g}, {high:.4g}], not in [0, {highest}]")
-
-
-def known(value: Any) -> bool:
-    """Returns whether a value is there, and not just traced."""
-    return not isinstance(value, jax.core.Tracer)
+        return array.min().item(), array.max().item()

@@ -9,22 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
+from jaxadv.attacks.arguments import check_arguments
 from jaxadv.attacks.expectation import Objective
-from jaxadv.attacks.finite_difference import (
-    Sampling,
-    check_samples,
-    choose_chunk_size,
-    estimate_gradient,
-)
-from jaxadv.attacks.inputs import (
-    check_at_least,
-    check_count,
-    check_decay,
-    check_images,
-    check_positive,
-)
+from jaxadv.attacks.finite_difference import Sampling, choose_chunk_size, estimate_gradient
+from jaxadv.attacks.inputs import check_images
 from jaxadv.attacks.passes import BlackBox, Passes, make_passes, reaching
 from jaxadv.attacks.queries import (
+    Proposal,
     Queried,
     Search,
     Task,
@@ -36,6 +27,7 @@ from jaxadv.attacks.queries import (
     search,
 )
 from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.attacks.tracing import TracedModel
 from jaxadv.draws import uniform
 from jaxadv.losses import make_objective
 from jaxadv.prng import example_keys
@@ -118,34 +110,34 @@ def nes_label_only(
       example_ids: distinct numbers of the examples.
       resume: result of an earlier call with a smaller budget.
     """
-    task = make_task(
+    check_arguments({
+        "eps": eps, "num_queries": num_queries, "step_size": step_size, "momentum": momentum,
+        "min_step_size": min_step_size, "samples_per_gradient": samples_per_gradient,
+        "label_samples": label_samples, "label_radius": label_radius, "sigma": sigma, "norm": norm,
+        "directions": directions, "num_noise_samples": num_noise_samples,
+    })  # fmt: skip
+    model, task = make_task(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
-        num_noise_samples=num_noise_samples, norm=norm,
+        num_noise_samples=num_noise_samples,
     )  # fmt: skip
-    check_at_least(0, step_size=step_size, min_step_size=min_step_size, label_radius=label_radius)
-    check_count(1, label_samples=label_samples)
-    check_decay(momentum=momentum)
-    check_positive(sigma=sigma)
-    check_samples(samples_per_gradient, directions)
     if starts is not None:
-        starts = jnp.asarray(starts)
+        starts = check_images("starts", starts).astype(jnp.float32)
         if starts.shape != task.images.shape:
             raise ValueError(f"starts have shape {starts.shape}, not {task.images.shape}")
-        check_images("starts", starts)
     first = begin(task.images, _first_memory(task.images, step_size, norm))
     found = go_on(resume, first, task.eps, norm)
     if buys_nothing(num_queries):
         return found
-    with reaching(logits_fn):
+    with reaching(model):
         return _nes_label_only(
+            model,
             task,
             found,
             starts,
             *(jnp.asarray(x, jnp.float32) for x in (step_size, min_step_size)),
             *(jnp.asarray(x, jnp.float32) for x in (label_radius, sigma, momentum)),
-            logits_fn=logits_fn,
             samples_per_gradient=samples_per_gradient,
-            chunk_size=choose_chunk_size(logits_fn, samples_per_gradient, None, len(task.images)),
+            chunk_size=choose_chunk_size(model, samples_per_gradient, None, len(task.images)),
             label_samples=label_samples,
             norm=norm,
             directions=directions,
@@ -158,7 +150,7 @@ def _first_radius(norm: str, shape: tuple[int, ...]) -> float:
 
 
 def _first_memory(images: Images, step_size: ArrayLike, norm: str) -> _Memory:
-    rows = jnp.ones(len(images), images.dtype)
+    rows = jnp.ones_like(images[:, 0, 0, 0])
     return _Memory(
         place=images,
         radius=jnp.inf * rows,
@@ -170,12 +162,13 @@ def _first_memory(images: Images, step_size: ArrayLike, norm: str) -> _Memory:
 
 
 _STATIC = (
-    "logits_fn", "samples_per_gradient", "chunk_size", "label_samples", "norm", "directions",
+    "samples_per_gradient", "chunk_size", "label_samples", "norm", "directions",
 )  # fmt: skip
 
 
 @partial(jax.jit, static_argnames=_STATIC)
 def _nes_label_only(
+    model: TracedModel | BlackBox,
     task: Task,
     found: Queried,
     starts: Images | None,
@@ -185,7 +178,6 @@ def _nes_label_only(
     sigma: Float[Array, ""],
     momentum: Float[Array, ""],
     *,
-    logits_fn: LogitsFn | BlackBox,
     samples_per_gradient: int,
     chunk_size: int,
     label_samples: int,
@@ -195,13 +187,13 @@ def _nes_label_only(
     images, eps = task.images, task.eps
     threat, whole = THREATS[norm], _first_radius(norm, images.shape[1:])
     margin = make_objective("margin", task.labels, task.targets)
-    passes = make_passes(logits_fn, task.labels, task.targets)
+    passes = make_passes(model, task.labels, task.targets)
     shares = _share_of_neighbours(passes, margin, task.example_ids, label_samples, label_radius)
     sampling = Sampling(samples_per_gradient, chunk_size, directions, sigma)
     start_key, gradient_key, look_key = jax.random.split(task.key, 3)
 
     def score(logits: Logits) -> PerExample:
-        return jnp.where(margin(logits) > 0, 1.0, -1.0)
+        return jnp.where(margin(logits) > 0, 1.0, -1.0).astype(logits.dtype)
 
     def wants_gradient(found: Queried) -> Bool[Array, "batch"]:
         return jnp.isfinite(found.memory.radius) & ~found.memory.has_gradient
@@ -209,14 +201,12 @@ def _nes_label_only(
     def cost(found: Queried) -> Int[Array, "batch"]:
         return jnp.where(wants_gradient(found), samples_per_gradient * label_samples, 0)
 
-    def propose(
-        found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]
-    ) -> tuple[Images, _Memory]:
+    def propose(found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]) -> Proposal:
         memory = found.memory
         rows = wants_gradient(found) & active
 
         def follow() -> Images:
-            gradient, _ = estimate_gradient(
+            estimate = estimate_gradient(
                 jax.random.fold_in(gradient_key, step),
                 shares,
                 lambda share: share[:, 0],
@@ -225,7 +215,7 @@ def _nes_label_only(
                 rows,
                 sampling,
             )
-            velocity = momentum * memory.velocity + (1 - momentum) * gradient
+            velocity = momentum * memory.velocity + (1 - momentum) * estimate.gradient
             return jnp.where(rows[:, None, None, None], velocity, memory.velocity)
 
         velocity = lax.cond(rows.any(), follow, lambda: memory.velocity)
@@ -237,7 +227,8 @@ def _nes_label_only(
         noise = (1 + jax.vmap(partial(uniform, shape=images.shape[1:]))(keys)) / 2
         start = noise if starts is None else jnp.where(step == 1, starts, noise)
         there = jnp.isfinite(memory.radius)[:, None, None, None]
-        return jnp.where(there, moved, start), memory
+        # Shares are finite whatever the logits are.
+        return Proposal(jnp.where(there, moved, start), memory, jnp.zeros_like(found.nonfinite))
 
     def judge(found: Queried, candidates: Images, margins: PerExample) -> Verdict:
         memory, wrong, first = found.memory, margins > 0, found.steps == 0
@@ -299,9 +290,9 @@ def _share_of_neighbours(
                 lambda key: jax.random.split(jax.random.fold_in(key, i)), out_axes=1
             )(keys)
             logits = passes(noise_keys, jax.vmap(neighbour)(place_keys, images), active)
-            return total + (jax.vmap(margin)(logits) > 0)
+            return total + (jax.vmap(margin)(logits) > 0).astype(total.dtype)
 
-        total = lax.fori_loop(0, num_samples, add, jnp.zeros(images.shape[:2], images.dtype))
+        total = lax.fori_loop(0, num_samples, add, jnp.zeros_like(images[..., 0, 0, 0]))
         return total[..., None] / num_samples
 
     return shares

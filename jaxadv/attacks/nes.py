@@ -7,21 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxadv.attacks.finite_difference import (
-    Sampling,
-    check_samples,
-    choose_chunk_size,
-    estimate_gradient,
-)
-from jaxadv.attacks.inputs import (
-    check_at_least,
-    check_count,
-    check_decay,
-    check_positive,
-    known,
-)
+from jaxadv.attacks.arguments import check_arguments, known
+from jaxadv.attacks.finite_difference import Sampling, choose_chunk_size, estimate_gradient
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
 from jaxadv.attacks.queries import (
+    Proposal,
     Queried,
     Search,
     Task,
@@ -34,6 +24,7 @@ from jaxadv.attacks.queries import (
     search,
 )
 from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.attacks.tracing import TracedModel
 from jaxadv.losses import make_objective
 from jaxadv.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
@@ -76,9 +67,9 @@ def nes(
     the budget is not begun.
 
     What an example gets follows from the key and its number alone, not from its batch. Static are
-    `logits_fn`, `norm`, `loss`, `directions`, `samples_per_gradient`, `plateau_length`,
-    `early_stop` and `chunk_size`; the rest is traced. Images are float32 all along, and matrix
-    products are taken at full precision.
+    the operations of `logits_fn`, `norm`, `loss`, `directions`, `samples_per_gradient`,
+    `plateau_length`, `early_stop` and `chunk_size`; the rest is traced. Images of other precisions
+    are cast to float32, and so is the result. Matrix products are taken at full precision.
 
     Args:
       key: randomness of the directions and of the model's noise, which every query draws anew.
@@ -120,37 +111,36 @@ def nes(
     Raises:
       ValueError: a shape, a range or a name that is not as above.
     """
-    task = make_task(
+    check_arguments({
+        "eps": eps, "step_size": step_size, "num_queries": num_queries, "norm": norm, "loss": loss,
+        "samples_per_gradient": samples_per_gradient, "sigma": sigma, "directions": directions,
+        "momentum": momentum, "plateau_length": plateau_length, "min_step_size": min_step_size,
+        "early_stop": early_stop, "chunk_size": chunk_size, "num_noise_samples": num_noise_samples,
+    })  # fmt: skip
+    model, task = make_task(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
-        num_noise_samples=num_noise_samples, norm=norm, loss=loss,
+        num_noise_samples=num_noise_samples,
     )  # fmt: skip
-    check_at_least(0, step_size=step_size, min_step_size=min_step_size)
-    check_count(0, plateau_length=plateau_length)
-    check_decay(momentum=momentum)
-    check_positive(sigma=sigma)
-    check_samples(samples_per_gradient, directions)
-    if chunk_size is not None:
-        check_count(2, chunk_size=chunk_size)
     begun = resume is not None and known(resume.queries) and resume.queries.any()
     if begun and not early_stop:
         raise ValueError("resume needs early_stop: without it the last look has been taken")
-    batch = len(task.images)
+    ones = jnp.ones_like(task.images[:, 0, 0, 0])
     memory = _Memory(
         velocity=jnp.zeros_like(task.images),
-        step_size=jnp.full(batch, step_size, jnp.float32),
-        losses=jnp.full((batch, max(plateau_length, 1)), -jnp.inf),
+        step_size=ones * jnp.asarray(step_size, jnp.float32),
+        losses=jnp.tile(ones[:, None] * -jnp.inf, max(plateau_length, 1)),
     )
     found = go_on(resume, begin(task.images, memory), task.eps, norm)
     if buys_nothing(num_queries):
         return found
-    with reaching(logits_fn):
+    with reaching(model):
         return _nes(
+            model,
             task,
             found,
             *(jnp.asarray(x, jnp.float32) for x in (sigma, momentum, min_step_size)),
-            logits_fn=logits_fn,
             samples_per_gradient=samples_per_gradient,
-            chunk_size=choose_chunk_size(logits_fn, samples_per_gradient, chunk_size, batch),
+            chunk_size=choose_chunk_size(model, samples_per_gradient, chunk_size, len(ones)),
             norm=norm,
             loss=loss,
             directions=directions,
@@ -160,7 +150,6 @@ def nes(
 
 
 _STATIC = (
-    "logits_fn",
     "samples_per_gradient",
     "chunk_size",
     "norm",
@@ -173,13 +162,13 @@ _STATIC = (
 
 @partial(jax.jit, static_argnames=_STATIC)
 def _nes(
+    model: TracedModel | BlackBox,
     task: Task,
     found: Queried,
     sigma: Float[Array, ""],
     momentum: Float[Array, ""],
     min_step_size: Float[Array, ""],
     *,
-    logits_fn: LogitsFn | BlackBox,
     samples_per_gradient: int,
     chunk_size: int,
     norm: str,
@@ -191,24 +180,22 @@ def _nes(
     threat = THREATS[norm]
     sampling = Sampling(samples_per_gradient, chunk_size, directions, sigma)
     objective = make_objective(loss, task.labels, task.targets)
-    passes = make_passes(logits_fn, task.labels, task.targets)
+    passes = make_passes(model, task.labels, task.targets)
     gradient_key, look_key = jax.random.split(task.key)
 
-    def propose(
-        found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]
-    ) -> tuple[Images, _Memory]:
+    def propose(found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]) -> Proposal:
         step_key = jax.random.fold_in(gradient_key, step)
-        gradient, losses = estimate_gradient(
+        estimate = estimate_gradient(
             step_key, passes, objective, found.images, task.example_ids, active, sampling
         )
-        velocity = momentum * found.memory.velocity + (1 - momentum) * gradient
+        velocity = momentum * found.memory.velocity + (1 - momentum) * estimate.gradient
         step_size, last = found.memory.step_size, found.memory.losses
         if plateau_length:
-            step_size, last = _decay(step_size, last, losses, min_step_size)
+            step_size, last = _decay(step_size, last, estimate.values, min_step_size)
         move = step_size[:, None, None, None] * threat.steepest(velocity)
         delta = found.images + move - task.images
         candidates = perturb(threat, task.images, delta, task.eps)
-        return candidates, _Memory(velocity, step_size, last)
+        return Proposal(candidates, _Memory(velocity, step_size, last), estimate.nonfinite)
 
     return search(
         look_key,

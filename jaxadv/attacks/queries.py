@@ -13,16 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from jaxadv.attacks.inputs import (
-    as_inputs,
-    check_at_least,
-    check_count,
-    check_inputs,
-    count_classes,
-    known,
-)
+from jaxadv.attacks.arguments import known
+from jaxadv.attacks.inputs import check_inputs, prepare
 from jaxadv.attacks.passes import BlackBox, Passes
 from jaxadv.attacks.threat import THREATS
+from jaxadv.attacks.tracing import TracedModel
 from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
 
 
@@ -51,8 +46,10 @@ class Queried(NamedTuple):
       queries: forward passes spent.
       gradients: gradients among them, of the one or the other class of an image; 0 in a search that
         sees outputs only.
+      nonfinite: gradients, or differences of outputs, that were not finite and counted as zero.
       margins: largest other logit minus the label's at the last look that was kept, or minus the
-        same for the target; above 0 is a success, -inf where nothing was looked at.
+        same for the target; above 0 is a success, inf where a logit was not finite, -inf where
+        nothing was looked at.
       steps: candidates proposed.
       memory: what else the search goes on from.
     """
@@ -61,6 +58,7 @@ class Queried(NamedTuple):
     success: Bool[Array, "batch"]
     queries: Int[Array, "batch"]
     gradients: Int[Array, "batch"]
+    nonfinite: Int[Array, "batch"]
     margins: PerExample
     steps: Int[Array, "batch"]
     memory: PyTree
@@ -80,16 +78,30 @@ class Verdict(NamedTuple):
     memory: PyTree
 
 
+class Proposal(NamedTuple):
+    """A candidate of each example, which is looked at next.
+
+    Attributes:
+      images: the candidates.
+      memory: of the search.
+      nonfinite: differences of outputs that were not finite, and counted as zero.
+    """
+
+    images: Images
+    memory: PyTree
+    nonfinite: Int[Array, "batch"]
+
+
 class Search(NamedTuple):
     """A way to search; only the rows that are active count.
 
     Attributes:
-      propose: `(found, active, step) -> (candidates, memory)`; the step is that of all active rows.
+      propose: `(found, active, step) -> Proposal`; the step is that of all active rows.
       cost: `found -> (batch,)` passes that the proposal takes, without the look at it.
       judge: `(found, candidates, margins) -> Verdict`; `found` has the memory of the proposal.
     """
 
-    propose: Callable[[Queried, Bool[Array, "batch"], Int[Array, ""]], tuple[Images, PyTree]]
+    propose: Callable[[Queried, Bool[Array, "batch"], Int[Array, ""]], Proposal]
     cost: Callable[[Queried], Int[Array, "batch"]]
     judge: Callable[[Queried, Images, PerExample], Verdict]
 
@@ -121,28 +133,26 @@ def make_task(
     eps: ArrayLike,
     num_queries: ArrayLike,
     num_noise_samples: ArrayLike,
-    norm: str,
-    loss: str = "margin",
-) -> Task:
-    """Returns the arguments that all black-box attacks share, once they are checked."""
-    images, labels, example_ids = as_inputs(images, labels, example_ids)
-    black_box = isinstance(logits_fn, BlackBox)
-    if black_box and not all(map(known, (key, images, labels))):
-        raise ValueError("a BlackBox cannot be attacked inside of jit: it is called from Python")
-    # Of a black box only its answers tell the number of classes.
-    num_classes = None if black_box else count_classes(logits_fn, key, images)
-    check_inputs(
-        images, labels, targets, example_ids, num_classes=num_classes, norm=norm, loss=loss
-    )
-    check_at_least(0, eps=eps)
-    check_count(0, num_queries=num_queries)
-    check_count(1, num_noise_samples=num_noise_samples)
-    return Task(
+) -> tuple[TracedModel | BlackBox, Task]:
+    """Returns the model and the arrays that all black-box attacks share, once they are checked."""
+    model: TracedModel | BlackBox
+    if isinstance(logits_fn, BlackBox):
+        model, inputs = logits_fn, check_inputs(key, images, labels, targets, example_ids)
+        if not all(map(known, jax.tree.leaves(inputs))):
+            raise ValueError("a BlackBox cannot be attacked inside of jit: Python calls it")
+    else:
+        # As it will run, see `passes.reaching`.
+        with jax.default_matmul_precision("highest"):
+            model, inputs = prepare(
+                logits_fn, key, images, labels, targets, example_ids, gradients=False
+            )
+    key, floats, labels, targets, ids = inputs
+    return model, Task(
         key=key,
-        images=images.astype(jnp.float32),
+        images=floats.astype(jnp.float32),
         labels=labels,
-        targets=None if targets is None else jnp.asarray(targets),
-        example_ids=example_ids,
+        targets=targets,
+        example_ids=ids,
         eps=jnp.asarray(eps, jnp.float32),
         num_queries=jnp.asarray(num_queries, jnp.int32),
         num_noise_samples=jnp.asarray(num_noise_samples, jnp.int32),
@@ -176,14 +186,17 @@ def buys_nothing(num_queries: ArrayLike | None) -> bool:
 
 def begin(images: Images, memory: PyTree = ()) -> Queried:
     """Returns the state before the first query."""
-    batch = len(images)
+    # Of the images, so that all vary over the axes of a mesh as they do.
+    zeros = jnp.zeros_like(images[:, 0, 0, 0])
+    none = zeros.astype(jnp.int32)
     return Queried(
         images=images,
-        success=jnp.zeros(batch, bool),
-        queries=jnp.zeros(batch, jnp.int32),
-        gradients=jnp.zeros(batch, jnp.int32),
-        margins=jnp.full(batch, -jnp.inf, images.dtype),
-        steps=jnp.zeros(batch, jnp.int32),
+        success=none > 0,
+        queries=none,
+        gradients=none,
+        nonfinite=none,
+        margins=zeros - jnp.inf,
+        steps=none,
         memory=memory,
     )
 
@@ -231,16 +244,21 @@ def search(
         step = earliest_step(found, ready)
         rows = ready & (found.steps == step)
         if not early_stop:
-            candidates, memory = how.propose(found, rows, step)
-            moved = _spend(found, how.cost(found))._replace(images=candidates, memory=memory)
+            proposal = how.propose(found, rows, step)
+            moved = _spend(found, how.cost(found), proposal)._replace(images=proposal.images)
             return select(rows, moved, found)
-        candidates, memory = lax.cond(
-            step == 0, lambda: (task.images, found.memory), lambda: how.propose(found, rows, step)
+        proposal = lax.cond(
+            step == 0,
+            lambda: Proposal(task.images, found.memory, jnp.zeros_like(found.nonfinite)),
+            lambda: how.propose(found, rows, step),
         )
-        margins = look(candidates, step, rows)
-        kept, success, memory = how.judge(found._replace(memory=memory), candidates, margins)
-        moved = _spend(found, cost(found))._replace(success=success, memory=memory)
-        looked = moved._replace(images=candidates, margins=margins)
+        margins = look(proposal.images, step, rows)
+        moved = _spend(found, cost(found), proposal)
+        kept, success, memory = how.judge(
+            found._replace(memory=proposal.memory), proposal.images, margins
+        )
+        moved = moved._replace(success=success, memory=memory)
+        looked = moved._replace(images=proposal.images, margins=margins)
         return select(rows, select(kept, looked, moved), found)
 
     found = lax.while_loop(lambda found: active(found).any(), advance, found)
@@ -259,8 +277,13 @@ def earliest_step(found: Queried, rows: Bool[Array, "batch"]) -> Int[Array, ""]:
     return jnp.where(rows, found.steps, last).min(initial=last)
 
 
-def _spend(found: Queried, cost: Int[Array, "batch"]) -> Queried:
-    return found._replace(queries=found.queries + cost, steps=found.steps + 1)
+def _spend(found: Queried, cost: Int[Array, "batch"], proposal: Proposal) -> Queried:
+    return found._replace(
+        queries=found.queries + cost,
+        nonfinite=found.nonfinite + proposal.nonfinite,
+        steps=found.steps + 1,
+        memory=proposal.memory,
+    )
 
 
 def select(rows: Bool[Array, "batch"], one: Any, other: Any) -> Any:

@@ -3,10 +3,13 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Int
 
+from jaxadv.attacks.arguments import check_arguments
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
 from jaxadv.attacks.queries import (
+    Proposal,
     Queried,
     Search,
     Task,
@@ -19,6 +22,7 @@ from jaxadv.attacks.queries import (
     search,
 )
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
+from jaxadv.attacks.tracing import TracedModel
 from jaxadv.losses import make_objective
 from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
 
@@ -42,34 +46,37 @@ def random_search(
     The clean image is the first. What is returned has the largest margin seen. The arguments are
     those of `jaxadv.attacks.nes`.
     """
-    task = make_task(
+    check_arguments({
+        "eps": eps, "num_queries": num_queries, "norm": norm,
+        "num_noise_samples": num_noise_samples,
+    })  # fmt: skip
+    model, task = make_task(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
-        num_noise_samples=num_noise_samples, norm=norm,
+        num_noise_samples=num_noise_samples,
     )  # fmt: skip
     found = go_on(resume, begin(task.images), task.eps, norm)
     if buys_nothing(num_queries):
         return found
-    with reaching(logits_fn):
-        return _random_search(task, found, logits_fn=logits_fn, norm=norm)
+    with reaching(model):
+        return _random_search(model, task, found, norm=norm)
 
 
-@partial(jax.jit, static_argnames=("logits_fn", "norm"))
+@partial(jax.jit, static_argnames="norm")
 def _random_search(
-    task: Task, found: Queried, *, logits_fn: LogitsFn | BlackBox, norm: str
+    model: TracedModel | BlackBox, task: Task, found: Queried, *, norm: str
 ) -> Queried:
     threat = THREATS[norm]
     draw_key, look_key = jax.random.split(task.key)
 
-    def propose(
-        found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]
-    ) -> tuple[Images, tuple]:
+    def propose(found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]) -> Proposal:
         step_key = jax.random.fold_in(draw_key, step)
         delta = random_perturbation(threat, step_key, task.example_ids, task.images, task.eps)
-        return perturb(threat, task.images, delta, task.eps), ()
+        candidates = perturb(threat, task.images, delta, task.eps)
+        return Proposal(candidates, (), jnp.zeros_like(found.nonfinite))
 
     return search(
         look_key,
-        make_passes(logits_fn, task.labels, task.targets),
+        make_passes(model, task.labels, task.targets),
         make_objective("margin", task.labels, task.targets),
         task,
         found,

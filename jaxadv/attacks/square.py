@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxadv.attacks.inputs import check_share
+from jaxadv.attacks.arguments import check_arguments
 from jaxadv.attacks.passes import BlackBox, make_passes, reaching
 from jaxadv.attacks.queries import (
+    Proposal,
     Queried,
     Search,
     Task,
@@ -22,6 +23,7 @@ from jaxadv.attacks.queries import (
     make_task,
     search,
 )
+from jaxadv.attacks.tracing import TracedModel
 from jaxadv.draws import rademacher
 from jaxadv.losses import make_objective
 from jaxadv.prng import example_keys
@@ -66,30 +68,31 @@ def square(
     `share` of the image is covered by the first squares; it is traced. The other arguments, the
     result and the errors are those of `jaxadv.attacks.nes`.
     """
-    task = make_task(
+    check_arguments({
+        "eps": eps, "num_queries": num_queries, "norm": norm, "share": share,
+        "num_noise_samples": num_noise_samples,
+    })  # fmt: skip
+    model, task = make_task(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
-        num_noise_samples=num_noise_samples, norm=norm,
+        num_noise_samples=num_noise_samples,
     )  # fmt: skip
-    check_share(share=share)
     share = jnp.asarray(share, jnp.float32)
     found = go_on(resume, begin(task.images), task.eps, norm)
     if buys_nothing(num_queries):
         return found
-    with reaching(logits_fn):
-        return _square(task, found, share, logits_fn=logits_fn, norm=norm)
+    with reaching(model):
+        return _square(model, task, found, share, norm=norm)
 
 
-@partial(jax.jit, static_argnames=("logits_fn", "norm"))
+@partial(jax.jit, static_argnames="norm")
 def _square(
-    task: Task, found: Queried, share: Scalar, *, logits_fn: LogitsFn | BlackBox, norm: str
+    model: TracedModel | BlackBox, task: Task, found: Queried, share: Scalar, *, norm: str
 ) -> Queried:
     start, change = _MOVES[norm]
     draw_key, look_key = jax.random.split(task.key)
     images, eps = task.images, task.eps
 
-    def propose(
-        found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]
-    ) -> tuple[Images, tuple]:
+    def propose(found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]) -> Proposal:
         keys = example_keys(jax.random.fold_in(draw_key, step), task.example_ids)
         covered = _covered(share, step - 1)
         delta = jax.lax.cond(
@@ -97,11 +100,11 @@ def _square(
             lambda: jax.vmap(partial(start, eps=eps, shape=images.shape[1:]))(keys),
             lambda: jax.vmap(partial(change, eps=eps, share=covered))(keys, found.images - images),
         )
-        return jnp.clip(images + delta, 0.0, 1.0), ()
+        return Proposal(jnp.clip(images + delta, 0.0, 1.0), (), jnp.zeros_like(found.nonfinite))
 
     return search(
         look_key,
-        make_passes(logits_fn, task.labels, task.targets),
+        make_passes(model, task.labels, task.targets),
         make_objective("margin", task.labels, task.targets),
         task,
         found,
@@ -111,7 +114,7 @@ def _square(
 
 def _covered(share: Scalar, square: Int[Array, ""]) -> Scalar:
     """Returns the share of the image that a square covers; the first has the number 1."""
-    return share / 2.0 ** (square > _HALVINGS).sum()
+    return share / 2.0 ** (square > _HALVINGS).sum(dtype=share.dtype)
 
 
 def _linf_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Image:
@@ -135,7 +138,7 @@ def _l2_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Im
     height, width, channels = shape
     side, tiles = max(min(height, width) // 5, 1), [min(size, 5) for size in (height, width)]
     rows, columns = (
-        jnp.arange(size) - (size - count * side) // 2
+        jnp.arange(size, dtype=jnp.int32) - (size - count * side) // 2
         for size, count in zip((height, width), tiles, strict=True)
     )
     row, column = (
@@ -183,9 +186,12 @@ def _offsets(
     key: Key[Array, ""], shape: tuple[int, ...], side: Int[Array, ""]
 ) -> tuple[Offsets, Offsets]:
     """Returns how far each pixel is below and right of the corner of a square put anywhere."""
-    sizes = jnp.array(shape[:2])
-    corner = jax.random.randint(key, (2,), 0, sizes - side + 1)
-    down, across = jnp.arange(shape[0]) - corner[0], jnp.arange(shape[1]) - corner[1]
+    sizes = jnp.array(shape[:2], jnp.int32)
+    corner = jax.random.randint(key, (2,), 0, sizes - side + 1, dtype=jnp.int32)
+    down, across = (
+        jnp.arange(size, dtype=jnp.int32) - first
+        for size, first in zip(shape[:2], corner, strict=True)
+    )
     return down[:, None, None], across[None, :, None]
 
 

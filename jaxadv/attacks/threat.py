@@ -59,7 +59,7 @@ def _l2_random_start(
     direction_key, radius_key = jax.random.split(key)
     direction = normal(direction_key, shape)
     # The share of the ball within a radius r is r^d in d dimensions.
-    radius = jax.random.uniform(radius_key) ** (1 / math.prod(shape))
+    radius = jax.random.uniform(radius_key, dtype=jnp.float32) ** (1 / math.prod(shape))
     unit = radius * direction / jnp.sqrt((direction**2).sum())
     return eps * unit.astype(eps.dtype)
 

@@ -261,7 +261,7 @@ def test_the_dlr_is_the_margin_over_the_spread_of_the_largest():
         ({"num_targets": 5}, "num_targets is 5: there are 4 other classes"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"num_restarts": 0}, "num_restarts is 0"),
-        ({"noise_average": "logits"}, "noise_average 'logits' is not one of"),
+        ({"noise_average": "logits"}, "noise_average is 'logits': it must be one of"),
         ({"num_queries": -1}, "num_queries is -1"),
     ],
 )

@@ -138,7 +138,8 @@ def test_flags_tell_of_models_that_it_is_not_made_for():
 
     def flags(fn, num_classes=5, version="standard", **accuracies):
         probed = jax.tree.map(np.asarray, probe(KEY, fn, IMAGES[3:], LABELS[3:]))
-        return set(raise_flags(probed, num_classes, version, accuracies))
+        finite = np.zeros(len(IMAGES), int)
+        return set(raise_flags(probed, num_classes, version, accuracies, finite > 0, finite))
 
     assert flags(LOGITS_FN) == set()
     assert flags(softmax) == {"softmax"}
@@ -158,7 +159,7 @@ def test_it_cannot_be_traced():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"version": "fast"}, "version 'fast' is not one of standard"), ({"eps": -1.0}, "eps is -1")],
+    [({"version": "fast"}, "version is 'fast': it must be"), ({"eps": -1.0}, "eps is -1")],
 )
 def test_bad_input_is_named(changes, message):
     with pytest.raises(ValueError, match=message):

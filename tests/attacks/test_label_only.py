@@ -84,7 +84,7 @@ def test_targets_are_reached_from_images_of_theirs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples_per_gradient": 7}, "samples_per_gradient is 7, not even"),
+        ({"samples_per_gradient": 7}, "samples_per_gradient is 7: it must be an even integer"),
         ({"label_samples": 0}, "label_samples is 0"),
         ({"label_radius": -1.0}, "label_radius is -1.0"),
         ({"starts": IMAGES[:3]}, "starts have shape"),

@@ -285,7 +285,6 @@ BAD_ANSWERS = {
     "shape": (lambda queries: np.ones(len(queries)), r"shape \(24,\), not \(24, classes\)"),
     "rows": (lambda queries: np.full((3, 5), 0.2), r"shape \(3, 5\), not \(24, classes\)"),
     "logits": (lambda queries: np.asarray(logits_fn(None, queries)), "no probabilities"),
-    "nan": (lambda queries: np.full((len(queries), 5), np.nan), "no probabilities"),
     "classes": (lambda queries: np.full((len(queries), 2), 0.5), "returned 2 classes, too few"),
 }
 
@@ -347,12 +346,12 @@ def test_an_error_of_the_black_box_comes_through():
     ("changes", "message"),
     [
         ({"num_queries": -1}, "num_queries is -1"),
-        ({"num_queries": 10.5}, "num_queries is 10.5, not a number without fraction"),
+        ({"num_queries": 10.5}, "num_queries is 10.5: it must be an integer"),
         ({"eps": np.inf}, "eps is inf"),
         ({"example_ids": jnp.zeros(24, jnp.int32)}, "example_ids are not distinct"),
         ({"eps": -0.1}, "eps is -0.1"),
         ({"num_noise_samples": 0}, "num_noise_samples is 0"),
-        ({"norm": "l1"}, "norm 'l1' is not one of"),
+        ({"norm": "l1"}, "norm is 'l1': it must be one of"),
     ],
 )
 def test_bad_input_is_named(name, changes, message):

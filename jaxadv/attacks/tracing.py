@@ -1,0 +1,297 @@
+"""A model as attacks compile it: a program, which is static, and its weights, which are arguments.
+
+A function of Python may change between two calls: it reads other weights, or a module that it
+closes over was updated. So every call of an attack traces it again, into operations without arrays
+and the arrays that they read. A compiled attack is found by the operations: new weights compile
+nothing, and of a call nothing is kept.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jaxtyping import Array
+
+from jaxadv.attacks.passes import BlackBox
+from jaxadv.logits import finite_logits
+from jaxadv.parallel import vary_alike
+from jaxadv.types import Images, Logits, LogitsFn, PRNGKey
+
+_NUM_KEPT = 128  # programs, those that were used last
+# Primitives with a derivative of their own, which the traced pullback shows.
+_CUSTOM_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+
+
+class Program:
+    """The operations of a model without its arrays.
+
+    Equal operations are one object, so that it is compared and hashed by identity.
+    """
+
+    def __init__(self, jaxpr: Jaxpr) -> None:
+        """Holds operations whose arrays are their constants."""
+        self._jaxpr = jaxpr
+
+    def __call__(self, weights: Sequence[Array], key: PRNGKey, images: Images) -> Logits:
+        """Returns what the function that was traced would return."""
+        (logits,) = jaxpr_as_fun(ClosedJaxpr(self._jaxpr, list(weights)))(key, images)
+        return logits
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TracedModel:
+    """A `(key, images) -> logits` that compiled functions take as an argument.
+
+    Its logits are in single precision or better, and NaN where those of the model are not finite.
+
+    Attributes:
+      weights: the arrays that the model reads.
+      num_classes: how many logits it has; static.
+      program: its operations on images of one shape; static.
+    """
+
+    weights: tuple[Array, ...]
+    num_classes: int = field(metadata={"static": True})
+    program: Program = field(metadata={"static": True})
+
+    def __call__(self, key: PRNGKey, images: Images) -> Logits:
+        """Returns the logits of images of the shape that the model was traced for."""
+        return finite_logits(self.program(self.weights, key, images))
+
+
+def trace_model(
+    logits_fn: Any,
+    key: PRNGKey,
+    images: Images | jax.ShapeDtypeStruct,
+    *,
+    gradients: bool = True,
+) -> TracedModel:
+    """Returns a function of JAX as a program and its weights.
+
+    Gradients do not flow into the weights. Inside of `jit`, `vmap`, `grad` and the like the weights
+    may be traced themselves.
+
+    Args:
+      logits_fn: `(key, images) -> logits`.
+      key: of the kind that it will be called with.
+      images: of the shape and type that it will be called with, or a description of these.
+      gradients: whether it will be differentiated with respect to the images: its derivative is
+        then part of what tells programs apart.
+
+    Raises:
+      ValueError: it is no such function; the message says what to write.
+    """
+    operations = _without_inner_constants(_trace(logits_fn, key, images))
+    description: list[Hashable] = [_describe(operations.jaxpr, {})]
+    if gradients:
+        description.append(_describe(_trace_pullback(operations, key, images).jaxpr, {}))
+    weights = tuple(jax.lax.stop_gradient(jnp.asarray(array)) for array in operations.consts)
+    num_classes = operations.out_avals[0].shape[1]
+    return TracedModel(weights, num_classes, _interned(tuple(description), operations.jaxpr))
+
+
+_programs: OrderedDict[Hashable, Program] = OrderedDict()
+
+
+def _interned(description: Hashable, jaxpr: Jaxpr) -> Program:
+    """Returns the program of this description that was seen before, or a new one."""
+    program = _programs.setdefault(description, Program(jaxpr))
+    _programs.move_to_end(description)
+    while len(_programs) > _NUM_KEPT:
+        _programs.popitem(last=False)
+    return program
+
+
+def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
+    if isinstance(logits_fn, BlackBox):
+        raise ValueError("a BlackBox has no gradients: take nes, square or random_search")
+    if not callable(logits_fn):
+        raise ValueError(f"logits_fn is {logits_fn!r}: give a function (key, images) -> logits")
+    _check_signature(logits_fn, key, images)
+    # A function object of its own, so that JAX does not take what it traced before.
+    try:
+        operations, output = jax.make_jaxpr(lambda k, x: logits_fn(k, x), return_shape=True)(
+            key, images
+        )
+    except Exception as error:
+        if reason := _explain(error):
+            raise ValueError(reason) from error
+        raise
+    _check_output(output, images.shape[0])
+    return operations
+
+
+def _check_signature(logits_fn: LogitsFn, *arguments: Any) -> None:
+    try:
+        signature = inspect.signature(logits_fn)
+    except (TypeError, ValueError):  # of a function that is not Python's
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"logits_fn must take (key, images), and takes {signature}: write lambda key, images: "
+            "model(images)"
+        ) from error
+
+
+def _explain(error: Exception) -> str | None:
+    """Returns what to write in the place of a function that cannot be traced, where it is known."""
+    not_jax = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+    if isinstance(error, not_jax):
+        return "logits_fn is no function of JAX, or branches on values: wrap it in a BlackBox"
+    if type(error).__name__ == "TraceContextError":
+        return (
+            "logits_fn changes the state of its model, as in training: call model.eval() before "
+            "the attack"
+        )
+    if isinstance(error, (AttributeError, TypeError)) and "Tracer" in str(error):
+        return "logits_fn is no function of JAX: wrap a model of another framework in a BlackBox"
+    return None
+
+
+def _check_output(output: Any, batch: int) -> None:
+    """Raises a ValueError if this is not the shape and type of logits."""
+    if isinstance(output, (tuple, list)):
+        raise ValueError(
+            f"logits_fn returns {len(output)} values: return the logits alone, as in "
+            "lambda key, images: model(images)[0]"
+        )
+    if not hasattr(output, "shape"):
+        raise ValueError(f"logits_fn returns a {type(output).__name__}: return the logits alone")
+    if output.ndim != 2 or output.shape[0] != batch:
+        raise ValueError(f"logits have shape {output.shape}, not ({batch}, classes)")
+    if output.shape[1] < 2:
+        raise ValueError(
+            f"logits have {output.shape[1]} classes, not 2 or more: for the score s of one class "
+            "return jnp.stack([0 * s, s], -1)"
+        )
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        raise ValueError(f"logits are {output.dtype}, not floats")
+
+
+def _trace_pullback(operations: ClosedJaxpr, key: PRNGKey, images: Any) -> ClosedJaxpr:
+    """Returns the operations from the gradient of the logits to that of the images."""
+    (logits,) = operations.out_avals
+
+    def pull_back(key: PRNGKey, images: Images, gradient: Logits) -> Images:
+        def of_images(images: Images) -> Logits:
+            return jaxpr_as_fun(operations)(key, images)[0]
+
+        logits, pull = jax.vjp(of_images, images)
+        return pull(vary_alike((gradient, logits))[0])[0]
+
+    return jax.make_jaxpr(pull_back)(key, images, jax.ShapeDtypeStruct(logits.shape, logits.dtype))
+
+
+def _without_inner_constants(operations: ClosedJaxpr) -> ClosedJaxpr:
+    """Returns the same operations with the arrays of jitted parts among their own constants."""
+    if not any(map(_has_constants, operations.jaxpr.eqns)):
+        return operations
+    inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in operations.in_avals]
+    return jax.make_jaxpr(lambda *arguments: _run_inline(operations, arguments))(*inputs)
+
+
+def _has_constants(equation: Any) -> bool:
+    inner = equation.params.get("jaxpr")
+    return isinstance(inner, ClosedJaxpr) and (
+        bool(inner.consts) or any(map(_has_constants, inner.jaxpr.eqns))
+    )
+
+
+def _run_inline(operations: ClosedJaxpr, arguments: Iterable[Any]) -> list[Any]:
+    """Runs operations; those jitted parts that have constants run as if they were not jitted."""
+    jaxpr = operations.jaxpr
+    values = dict(zip(jaxpr.constvars, operations.consts, strict=True))
+    values |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    for equation in jaxpr.eqns:
+        if _has_constants(equation):
+            outputs = _run_inline(equation.params["jaxpr"], map(read, equation.invars))
+        else:
+            variables = (v for v in equation.invars if not isinstance(v, Literal))
+            invars = list(dict.fromkeys(variables))
+            alone = jaxpr.replace(
+                constvars=[], invars=invars, outvars=equation.outvars, eqns=[equation]
+            )
+            outputs = jaxpr_as_fun(ClosedJaxpr(alone, []))(*map(read, invars))
+        values |= dict(zip(equation.outvars, outputs, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _describe(jaxpr: Jaxpr, numbers: dict[Any, int]) -> Hashable:
+    """Returns what two lists of operations have in common if and only if they are the same.
+
+    Args:
+      jaxpr: the operations.
+      numbers: of the variables outside, in the order in which they were met.
+    """
+    numbers = dict(numbers)
+
+    def number(variable: Any) -> Hashable:
+        if isinstance(variable, Literal):
+            return (_describe_parameter(np.asarray(variable.val)), str(variable.aval))
+        return numbers.setdefault(variable, len(numbers))
+
+    inputs = tuple((number(v), v.aval) for v in (*jaxpr.constvars, *jaxpr.invars))
+    equations = tuple(
+        (
+            equation.primitive,
+            tuple(number(v) for v in equation.invars),
+            tuple((number(v), v.aval) for v in equation.outvars),
+            _describe_parameters(equation),
+            repr(equation.ctx),
+        )
+        for equation in jaxpr.eqns
+    )
+    return inputs, equations, tuple(number(v) for v in jaxpr.outvars)
+
+
+def _describe_parameters(equation: Any) -> Hashable:
+    custom = equation.primitive.name in _CUSTOM_DERIVATIVE
+    return tuple(
+        (name, _describe_parameter(value))
+        for name, value in sorted(equation.params.items())
+        if not custom or isinstance(value, (ClosedJaxpr, Jaxpr))
+    )
+
+
+def _describe_parameter(value: Any) -> Hashable:
+    if isinstance(value, ClosedJaxpr):
+        return _describe(value.jaxpr, {}), tuple(map(_Same, value.consts))
+    if isinstance(value, Jaxpr):
+        return _describe(value, {})
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_describe_parameter, value))
+    if isinstance(value, dict):
+        return tuple((name, _describe_parameter(entry)) for name, entry in value.items())
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes()
+    try:
+        hash(value)
+    except TypeError:
+        return _Same(value)
+    return type(value), value
+
+
+class _Same:
+    """An object that equals itself alone; held, so that no other takes its place in memory."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value is other._value

@@ -1,0 +1,135 @@
+"""FAB, step by step, on models whose nearest boundaries have a closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_model import LOGITS_FN, SHAPE, SIZE, WEIGHTS, examples, length, radii
+
+from jaxadv.attacks import fab
+
+KEY = jax.random.key(0)
+OVERSHOOT, BACK = 1.05, 0.9  # eta and beta of Croce & Hein 2020
+NORMS = ["linf", "l2"]
+
+
+def sparsity_weights():
+    """Gaps to class 0 that see 4, 48 and 1 pixels: which is nearest depends on the dual norm."""
+    weights = np.zeros((SIZE, 4))
+    weights[:4, 1] = 2.5  # L1 norm 10, L2 norm 5, L-inf norm 2.5
+    weights[:, 2] = 0.5  # 24, 3.5, 0.5
+    weights[7, 3] = 6.0  # 6, 6, 6
+    return weights
+
+
+# Gaps of class 0 on a grey image: the nearest boundary in logits is that of class 1, in L-inf that
+# of class 2 and in L2 that of class 3.
+GAPS = np.array([0.0, 0.9, 1.0, 1.0])
+SPARSITY_WEIGHTS = sparsity_weights()
+BIAS = -GAPS - 0.5 * SPARSITY_WEIGHTS.sum(axis=0)
+NEAREST = {"linf": 2, "l2": 3}
+DUAL_NORMS = {"linf": 24.0, "l2": 6.0}
+
+
+def sparsities(key, images):
+    return images.reshape(-1, SIZE) @ jnp.asarray(SPARSITY_WEIGHTS, images.dtype) + BIAS
+
+
+GREY = jnp.full((2, *SHAPE), 0.5)
+ZEROS = jnp.zeros(2, jnp.int32)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_untargeted_step_crosses_the_boundary_that_is_nearest_in_the_dual_norm(norm):
+    found = fab(KEY, sparsities, GREY, ZEROS, norm=norm, num_targets=0, num_steps=1)
+    # From the clean image both projections are one.
+    distance = OVERSHOOT * 1.0 / DUAL_NORMS[norm]
+    np.testing.assert_allclose(found.memory.distance, distance, rtol=1e-4)
+    np.testing.assert_allclose(length(found.images - GREY, norm), distance, rtol=1e-4)
+    logits = np.asarray(sparsities(None, found.images))
+    assert (logits.argmax(axis=1) == NEAREST[norm]).all()
+    assert found.success.all()
+    # Two passes, one of them with the gradient of every other class.
+    assert (found.queries == 2).all()
+    assert (found.gradients == 3).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_untargeted_it_finds_the_distance_to_the_nearest_class(norm):
+    images, _ = examples(n=24, low=0.3, high=0.7)
+    labels = LOGITS_FN(None, images).argmax(axis=1)
+    distances = radii(WEIGHTS, images, labels, norm)
+    arguments = {"norm": norm, "num_targets": 0, "num_steps": 20}
+    found = fab(KEY, LOGITS_FN, images, labels, early_stop=False, **arguments)
+    assert found.success.all()
+    assert (found.memory.distance > distances).all()
+    np.testing.assert_allclose(found.memory.distance, distances, rtol=0.02)
+    eps = float(np.median(distances))
+    within = fab(KEY, LOGITS_FN, images, labels, eps=eps, **arguments)
+    clear = np.abs(distances / eps - 1) > 0.02
+    np.testing.assert_array_equal(within.success[clear], (distances < eps)[clear])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_from_a_misclassified_image_it_goes_back_a_tenth_of_the_way(norm):
+    images, _ = examples(n=8, low=0.4, high=0.6)
+    labels = LOGITS_FN(None, images).argmax(axis=1)
+    distances = radii(WEIGHTS, images, labels, norm)
+    found = fab(
+        KEY, LOGITS_FN, images, labels, norm=norm, num_targets=0, num_steps=1, early_stop=False
+    )
+    np.testing.assert_allclose(found.memory.distance, OVERSHOOT * distances, rtol=1e-3)
+    there = length(found.memory.here - images, norm)
+    np.testing.assert_allclose(there, BACK * OVERSHOOT * distances, rtol=1e-3)
+
+
+def one_pixel(key, images):
+    """Two classes that the first value alone decides; the boundary is at 0.6."""
+    gap = 10 * (images[:, 0, 0, 0] - 0.6)
+    return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("eps", "radius"),
+    [
+        (None, OVERSHOOT * 0.1 / 2),  # half as far as what the first attempt found
+        (0.2, OVERSHOOT * 0.1 / 2),
+        (0.05, 0.05 / 2),  # what was found lies beyond eps
+    ],
+)
+def test_a_restart_begins_at_half_of_the_distance_found_or_of_eps(eps, radius):
+    """The pixels that the model does not see show where the attempt began.
+
+    The first attempt moves the first value only. The second begins on a sphere around the clean
+    image; its step, which takes a tenth from the clean image, and the way back from a misclassified
+    image keep 0.9 of the other pixels' change each.
+    """
+    images, labels = jnp.full((12, *SHAPE), 0.5), jnp.zeros(12, jnp.int32)
+    arguments = {"num_targets": 1, "num_steps": 1, "early_stop": False, "eps": eps}
+    first = fab(KEY, one_pixel, images, labels, num_restarts=1, **arguments)
+    np.testing.assert_allclose(first.memory.distance, OVERSHOOT * 0.1, rtol=1e-4)
+
+    def unseen(found):
+        return np.asarray(found.memory.here - images).reshape(12, -1)[:, 1:]
+
+    np.testing.assert_allclose(unseen(first), 0, atol=1e-7)
+    second = fab(KEY, one_pixel, images, labels, num_restarts=2, **arguments)
+    farthest = np.abs(unseen(second)).max(axis=1)
+    expected = 0.9 * BACK * radius
+    assert farthest.max() <= expected * (1 + 1e-4)
+    # The farthest of the 48 values is one that the model sees in one case of 48.
+    assert np.isclose(farthest, expected, rtol=1e-4).sum() >= 10
+
+
+def test_the_whole_budget_is_two_passes_for_each_step_of_each_attempt():
+    def safe(key, images):
+        zero = jnp.zeros(len(images))
+        return jnp.stack([zero + 1, 1e-3 * images.mean((1, 2, 3)), zero, zero], axis=1)
+
+    for num_targets, attempts in ((0, 2), (3, 6)):
+        found = fab(
+            KEY, safe, GREY, ZEROS, num_targets=num_targets, num_restarts=2, num_steps=5, eps=0.1
+        )
+        assert not found.success.any()
+        assert (found.queries == 2 * 5 * attempts).all()
+        assert (found.images == GREY).all()

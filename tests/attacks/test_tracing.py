@@ -1,0 +1,207 @@
+"""New weights of a model are seen, and models of equal structure compile once."""
+
+import gc
+import re
+import weakref
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from calls import CALLS, images_of, run
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from linear_model import WEIGHTS, apply, examples
+
+from jaxadv.attacks import BlackBox, pgd
+from jaxadv.attacks.gradient import _pgd
+from jaxadv.attacks.nes import _nes
+from jaxadv.attacks.tracing import trace_model
+
+KEY = jax.random.key(0)
+IMAGES, LABELS = examples(n=8, low=0.3, high=0.7)
+W = jnp.asarray(WEIGHTS, jnp.float32)
+every_attack = pytest.mark.parametrize("name", CALLS)
+
+
+def equal(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Net:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def logits(self, key, images):
+        return images.reshape(len(images), -1) @ self.weights
+
+
+class Linear(nnx.Module):
+    def __init__(self, weights):
+        self.weights = nnx.Param(weights)
+
+    def __call__(self, key, images):
+        return images.reshape(len(images), -1) @ self.weights[...]
+
+
+@every_attack
+def test_the_same_function_with_new_weights_is_attacked_with_these(name):
+    weights = -W
+
+    def logits_fn(key, images):
+        return images.reshape(len(images), -1) @ weights
+
+    run(name, logits_fn, IMAGES, LABELS)
+    weights = W
+    equal(run(name, logits_fn, IMAGES, LABELS), run(name, partial(apply, W), IMAGES, LABELS))
+
+
+@every_attack
+def test_models_that_change_in_place_are_attacked_as_they_are(name):
+    expected = run(name, partial(apply, W), IMAGES, LABELS)
+    net, module = Net(-W), Linear(-W)
+    for model in (net.logits, module):
+        run(name, model, IMAGES, LABELS)
+    net.weights = W
+    module.weights[...] = W
+    equal(run(name, net.logits, IMAGES, LABELS), expected)
+    equal(run(name, module, IMAGES, LABELS), expected)
+    equal(run(name, jax.tree_util.Partial(apply, W), IMAGES, LABELS), expected)
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("pgd", _pgd), ("nes", _nes)])
+def test_fresh_closures_of_equal_structure_compile_once(name, kernel):
+    def attack(scale):
+        weights = scale * W
+        inner = jax.jit(lambda flat: flat @ weights)  # whose constants are hidden in it
+        relu = lambda key, images: jax.nn.relu(inner(images.reshape(len(images), -1)))  # noqa: E731
+        run(name, relu, IMAGES, LABELS)
+        return weakref.ref(weights)
+
+    attack(0.0)
+    before = kernel._cache_size()
+    weights = [attack(float(scale)) for scale in range(1, 10)]
+    assert kernel._cache_size() == before
+    gc.collect()
+    assert [ref() for ref in weights] == [None] * 9  # nothing of a call is kept
+
+
+def test_other_operations_are_another_program():
+    def scaled(key, images):
+        return 2 * apply(W, key, images)
+
+    @jax.custom_jvp
+    def straight(logits):
+        return jnp.round(logits)
+
+    other = jax.custom_jvp(straight.fun)
+    straight.defjvp(lambda primals, tangents: (jnp.round(primals[0]), tangents[0]))
+    other.defjvp(lambda primals, tangents: (jnp.round(primals[0]), 2 * tangents[0]))
+    models = [
+        partial(apply, W),
+        scaled,
+        lambda key, images: straight(apply(W, key, images)),
+        lambda key, images: other(apply(W, key, images)),
+        lambda key, images: apply(W, key, images) + jax.random.normal(key),
+    ]
+    programs = [trace_model(model, KEY, IMAGES).program for model in models]
+    assert len(set(programs)) == len(models)
+    assert [trace_model(model, KEY, IMAGES).program for model in models] == programs
+
+
+@every_attack
+@pytest.mark.parametrize("how", ["jit", "vmap", "scan", "shard_map"])
+def test_inside_a_transformation_the_result_is_the_same(name, how):
+    def attack(weights, images, labels, ids):
+        model = partial(apply, weights)
+        return run(name, model, images, labels, **({} if name == "fgsm" else {"example_ids": ids}))
+
+    ids = jnp.arange(8)
+    expected = images_of(attack(W, IMAGES, LABELS, ids))
+    if how == "jit":
+        found = images_of(jax.jit(attack)(W, IMAGES, LABELS, ids))
+    elif how == "vmap":
+        halves = [array.reshape(2, 4, *array.shape[1:]) for array in (IMAGES, LABELS, ids)]
+        found = images_of(jax.vmap(partial(attack, W))(*halves)).reshape(IMAGES.shape)
+    elif how == "scan":
+
+        def body(carry, batch):
+            return carry, images_of(attack(W, *batch))
+
+        halves = [array.reshape(2, 4, *array.shape[1:]) for array in (IMAGES, LABELS, ids)]
+        found = jax.lax.scan(body, 0, tuple(halves))[1].reshape(IMAGES.shape)
+    else:
+        mesh = Mesh(np.array(jax.devices()), ("i",))
+        rows, whole = PartitionSpec("i"), PartitionSpec()
+        mapped = jax.shard_map(
+            attack, mesh=mesh, in_specs=(whole, rows, rows, rows), out_specs=rows
+        )
+        found = images_of(jax.jit(mapped)(W, IMAGES, LABELS, ids))
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@every_attack
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_double_precision_and_strict_promotion(name, norm):
+    changes = {} if name == "n_fgsm" else {"norm": norm}
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        images, labels = IMAGES.astype(jnp.float64), LABELS.astype(jnp.int64)
+        found = images_of(run(name, partial(apply, W), images, labels, **changes))
+    assert np.isfinite(found).all()
+    assert np.abs(np.asarray(found) - np.asarray(IMAGES)).max() <= 0.1 + 1e-6
+
+
+BAD_MODELS = {
+    "a tuple": (lambda key, x: (apply(W, key, x), {}), "returns 2 values: return the logits alone"),
+    "a dict": (lambda key, x: {"logits": apply(W, key, x)}, "returns a dict: return the logits"),
+    "one argument": (lambda x: apply(W, None, x), "must take (key, images)"),
+    "numpy": (lambda key, x: np.asarray(x), "wrap it in a BlackBox"),
+    "a branch": (lambda key, x: apply(W, key, x) if x.max() > 0 else x, "wrap it in a BlackBox"),
+    "no function": (3, "give a function (key, images) -> logits"),
+    "integers": (lambda key, x: apply(W, key, x).astype(int), "logits are int32, not floats"),
+    "one class": (lambda key, x: apply(W, key, x)[:, :1], "logits have 1 classes, not 2 or more"),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), BAD_MODELS.values(), ids=BAD_MODELS)
+def test_what_is_no_model_is_told_in_one_line(model, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        trace_model(model, KEY, IMAGES)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_module_in_training_mode_is_told_in_one_line():
+    class Normed(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+        def __call__(self, key, images):
+            return self.norm(images).reshape(len(images), -1) @ W
+
+    model = Normed()
+    model.train()
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        trace_model(model, KEY, IMAGES)
+    model.eval()
+    trace_model(model, KEY, IMAGES)
+
+
+def test_a_callable_that_cannot_be_hashed_is_attacked():
+    class Unhashable(Net):
+        __hash__ = None
+
+        def __call__(self, key, images):
+            return self.logits(key, images)
+
+    options = {"eps": 0.1, "step_size": 0.05, "num_steps": 2}
+    equal(
+        pgd(KEY, Unhashable(W), IMAGES, LABELS, **options),
+        pgd(KEY, partial(apply, W), IMAGES, LABELS, **options),
+    )
+
+
+def test_a_black_box_has_no_gradients():
+    with pytest.raises(ValueError, match="a BlackBox has no gradients"):
+        trace_model(BlackBox(len), KEY, IMAGES)
