@@ -1,7 +1,6 @@
 """Every attack with a small budget, for tests of what all of them promise."""
 
 import jax
-import numpy as np
 
 from jaxadv.attacks import ATTACKS, Queried, autoattack, n_fgsm
 
@@ -44,4 +43,4 @@ def images_of(found):
 
 def run_autoattack(logits_fn, images, labels, **changes):
     options = {"eps": 0.1, "batch_size": 64} | changes
-    return autoattack(jax.random.key(0), logits_fn, np.asarray(images), labels, **options)
+    return autoattack(jax.random.key(0), logits_fn, images, labels, **options)

@@ -86,17 +86,20 @@ def recorded(calls, record):
 
 
 @pytest.mark.parametrize("num_noise_samples", [1, 2])
-def test_every_draw_of_noise_has_a_key_of_its_own(num_noise_samples):
-    # So have the draws that score all attempts alike, and that no attempt must have seen.
+@pytest.mark.parametrize("loss", ["cross_entropy", "kl"])
+def test_every_draw_of_noise_has_a_key_of_its_own(num_noise_samples, loss):
+    # So have the draws that score all attempts alike, which no attempt must have seen, and those
+    # of the prediction that a divergence is from.
     calls = []
     logits_fn = recorded(calls, lambda key, images: jax.random.key_data(key))
     pgd(
-        KEY, logits_fn, *examples(), eps=0.1, step_size=0.02, num_steps=4,
+        KEY, logits_fn, *examples(), eps=0.1, step_size=0.02, num_steps=4, loss=loss,
         num_restarts=3, num_noise_samples=num_noise_samples,
     )  # fmt: skip
     jax.effects_barrier()
-    assert len(calls) == 3 * (4 + 1) * num_noise_samples
-    assert len(np.unique(calls, axis=0)) == (3 * 4 + 1) * num_noise_samples
+    references = loss == "kl"
+    assert len(calls) == (references + 3 * (4 + 1)) * num_noise_samples
+    assert len(np.unique(calls, axis=0)) == (references + 3 * 4 + 1) * num_noise_samples
 
 
 @pytest.mark.parametrize("targeted", [False, True])
