@@ -1,16 +1,16 @@
 """A model as attacks compile it: a program, which is static, and its weights, which are arguments.
 
 A function of Python may change between two calls: it reads other weights, or a module that it
-closes over was updated. So every call of an attack traces it again, into operations without arrays
-and the arrays that they read. A compiled attack is found by the operations: new weights compile
-nothing, and of a call nothing is kept.
+closes over was updated. So every call of an attack traces it again, unless it is known not to have
+changed, into operations without arrays and the arrays that they read. A compiled attack is found by
+the operations: new weights compile nothing, and nothing of a call is kept.
 """
 
 import inspect
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
 from jaxadv.attacks.passes import BlackBox
+from jaxadv.attacks.snapshot import take_snapshot
 from jaxadv.logits import finite_logits
 from jaxadv.parallel import vary_alike
 from jaxadv.types import Images, Logits, LogitsFn, PRNGKey
+
+T = TypeVar("T")
 
 _NUM_KEPT = 128  # programs, those that were used last
 # Primitives with a derivative of their own, which the traced pullback shows.
@@ -88,25 +91,81 @@ def trace_model(
     Raises:
       ValueError: it is no such function; the message says what to write.
     """
-    operations = _without_inner_constants(_trace(logits_fn, key, images))
-    description: list[Hashable] = [_describe(operations.jaxpr, {})]
-    if gradients:
-        description.append(_describe(_trace_pullback(operations, key, images).jaxpr, {}))
-    weights = tuple(jax.lax.stop_gradient(jnp.asarray(array)) for array in operations.consts)
-    num_classes = operations.out_avals[0].shape[1]
-    return TracedModel(weights, num_classes, _interned(tuple(description), operations.jaxpr))
+    is_traced = any(isinstance(x, jax.core.Tracer) for x in (key, images))
+    snapshot = None if is_traced else take_snapshot(logits_fn)
+    if snapshot is None:
+        return _trace_anew(logits_fn, key, images, gradients)
+    arrays = snapshot.arrays
+    place = (snapshot.structure, *map(_type_of, (key, images)), gradients, _context())
+    if known := _kept(_unchanged, place):
+        return TracedModel(
+            tuple(arrays[i] for i in known.sources), known.num_classes, known.program
+        )
+    model = _trace_anew(logits_fn, key, images, gradients)
+    places = {id(array): i for i, array in enumerate(arrays)}
+    if all(id(array) in places for array in model.weights):
+        sources = tuple(places[id(array)] for array in model.weights)
+        _keep(_unchanged, place, _Unchanged(sources, model.num_classes, model.program))
+    return model
 
 
+class _Unchanged(NamedTuple):
+    sources: tuple[int, ...]  # of the weights, among the arrays of the snapshot
+    num_classes: int
+    program: Program
+
+
+_unchanged: OrderedDict[Hashable, _Unchanged] = OrderedDict()
 _programs: OrderedDict[Hashable, Program] = OrderedDict()
 
 
-def _interned(description: Hashable, jaxpr: Jaxpr) -> Program:
-    """Returns the program of this description that was seen before, or a new one."""
-    program = _programs.setdefault(description, Program(jaxpr))
-    _programs.move_to_end(description)
-    while len(_programs) > _NUM_KEPT:
-        _programs.popitem(last=False)
-    return program
+def _kept(kept: OrderedDict[Hashable, T], place: Hashable) -> T | None:
+    if place in kept:
+        kept.move_to_end(place)
+    return kept.get(place)
+
+
+def _keep(kept: OrderedDict[Hashable, T], place: Hashable, value: T) -> T:
+    kept[place] = value
+    while len(kept) > _NUM_KEPT:
+        kept.popitem(last=False)
+    return value
+
+
+def _trace_anew(logits_fn: Any, key: PRNGKey, images: Any, gradients: bool) -> TracedModel:
+    operations = _without_inner_constants(_trace(logits_fn, key, images))
+    description: Hashable = _describe(operations.jaxpr, {})
+    if gradients:
+        description = description, _describe(_trace_pullback(operations, key, images).jaxpr, {})
+    program = _kept(_programs, description)
+    program = program or _keep(_programs, description, Program(operations.jaxpr))
+    weights = tuple(map(_constant, operations.consts))
+    return TracedModel(weights, operations.out_avals[0].shape[1], program)
+
+
+def _constant(array: Any) -> Array:
+    """Returns an array into which no gradient flows."""
+    if isinstance(array, jax.core.Tracer):
+        return jax.lax.stop_gradient(array)
+    return array if isinstance(array, jax.Array) else jnp.asarray(array)
+
+
+def _type_of(array: Any) -> Hashable:
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return array.shape, array.dtype
+    return jax.typeof(array)
+
+
+def _context() -> Hashable:
+    """Returns the settings of JAX that change what a function is traced into."""
+    config: Any = jax.config
+    return (
+        config.jax_default_matmul_precision,
+        config.jax_default_prng_impl,
+        config.jax_enable_x64,
+        config.jax_numpy_dtype_promotion,
+        config.jax_threefry_partitionable,
+    )
 
 
 def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:

@@ -1,0 +1,187 @@
+"""What a function of Python follows from: its code, and the values that this code can reach.
+
+Tracing a model takes tens of milliseconds, more than an attack on a few images of a small one. It
+need not be done again where nothing that the function can reach has changed. That is known of code,
+of constants, of JAX's arrays, which nothing changes in place, of containers of these, and of Flax's
+Linen modules. Of anything else, NumPy's arrays among them, nothing is known, and the function is
+traced again. What it reads from outside of Python, a file or a clock, is not seen.
+"""
+
+import builtins
+import functools
+import importlib.util
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen
+from flax.core import FrozenDict
+
+_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, type(...), np.dtype, np.generic)
+# Packages whose functions and classes are as they were when they were imported.
+_PACKAGES = ("builtins", "functools", "operator", "math", "numpy", "jax", "flax", "jaxadv")
+
+
+class Snapshot(NamedTuple):
+    """All that a function follows from.
+
+    Attributes:
+      structure: but for the arrays; equal for functions that differ in these alone.
+      arrays: those that it can reach.
+    """
+
+    structure: Hashable
+    arrays: tuple[jax.Array, ...]
+
+
+class _UnknownError(Exception):
+    pass
+
+
+def take_snapshot(function: Any) -> Snapshot | None:
+    """Returns all that a function follows from, or None where that is not known."""
+    walk = _Walk()
+    try:
+        structure = walk.describe(function)
+    except _UnknownError:
+        return None
+    return Snapshot(structure, tuple(walk.arrays))
+
+
+class _Walk:
+    """A walk over all that a function can reach, each object once."""
+
+    def __init__(self) -> None:
+        self.arrays: list[jax.Array] = []
+        self._places: dict[int, int] = {}  # of what was met before, by its identity
+        self._met: list[Any] = []  # held, so that an identity is that of one object
+
+    def describe(self, value: Any) -> Hashable:
+        """Returns what this value and all that it can reach are, in place of their arrays."""
+        if isinstance(value, _CONSTANTS):
+            return type(value), repr(value) if isinstance(value, (float, complex)) else value
+        if id(value) in self._places:
+            return "met", self._places[id(value)]
+        self._places[id(value)] = len(self._met)
+        self._met.append(value)
+        return self._describe_new(value)
+
+    def _describe_new(self, value: Any) -> Hashable:
+        match value:
+            case jax.core.Tracer():
+                raise _UnknownError
+            case jax.Array():
+                self.arrays.append(value)
+                return "array", jax.typeof(value)
+            case dict() | FrozenDict():
+                items = tuple((name, self.describe(entry)) for name, entry in value.items())
+                return type(value), items
+            case list() | tuple():
+                return type(value), tuple(map(self.describe, value))
+            case functools.partial():
+                return "partial", self._all(value.func, value.args, value.keywords)
+            case MethodType():
+                return "method", self._all(value.__func__, value.__self__)
+            case FunctionType():
+                return self._describe_function(value)
+            case linen.Module():
+                return "module", self._all(type(value), dict(_fields(value)))
+            case type():
+                return value if _is_of_package(value.__module__) else self._describe_class(value)
+            case ModuleType():
+                return _known(value, value.__name__)
+            case BuiltinFunctionType() if isinstance(value.__self__, ModuleType):
+                return _known(value, value.__self__.__name__)
+            case np.ufunc() | jax.custom_jvp() | jax.custom_vjp():
+                return _known(value, getattr(value, "__module__", "numpy"))
+        if _is_jitted(value):
+            return "jitted", self._all(value.__wrapped__)
+        raise _UnknownError
+
+    def _all(self, *values: Any) -> Hashable:
+        return tuple(map(self.describe, values))
+
+    def _describe_function(self, function: FunctionType) -> Hashable:
+        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        described = self._all(cells, function.__defaults__, function.__kwdefaults__)
+        if _is_in_package(function.__code__.co_filename):
+            return function.__code__, described
+        reached = {
+            name: function.__globals__[name]
+            for name in sorted(set(_names(function.__code__)))
+            if name in function.__globals__ and not hasattr(builtins, name)
+        }
+        return function.__code__, described, self.describe(reached)
+
+    def _describe_class(self, kind: type) -> Hashable:
+        """Returns a class of the user's, of which only Linen modules are known."""
+        if not issubclass(kind, linen.Module):
+            raise _UnknownError
+        own = {
+            name: entry
+            for name, entry in vars(kind).items()
+            if not name.startswith("__") or name == "__call__"
+        }
+        methods = {name: e for name, e in own.items() if isinstance(e, FunctionType)}
+        constants = {name: e for name, e in own.items() if isinstance(e, (*_CONSTANTS, jax.Array))}
+        if len(methods) + len(constants) + len(_MACHINERY & own.keys()) < len(own):
+            raise _UnknownError
+        return kind, self._all(methods, constants, kind.__bases__)
+
+
+_MACHINERY = {"_state", "_parent_ref", "_id", "_abc_impl", "scope", "parent", "name"}  # Flax's own
+
+
+def _fields(module: linen.Module) -> Iterator[tuple[str, Any]]:
+    """Yields the fields of a module that is not bound to variables."""
+    if module.scope is not None:
+        raise _UnknownError
+    for name in module.__dataclass_fields__:
+        if name != "parent":
+            yield name, getattr(module, name)
+
+
+def _known(value: Any, package: str) -> Hashable:
+    """Returns a value that is one of a package, which does not change."""
+    if not _is_of_package(package):
+        raise _UnknownError
+    return value
+
+
+def _is_of_package(name: str) -> bool:
+    return name.partition(".")[0] in _PACKAGES
+
+
+@functools.cache
+def _is_in_package(filename: str) -> bool:
+    return any(root in Path(filename).parents for root in _roots())
+
+
+@functools.cache
+def _roots() -> tuple[Path, ...]:
+    specs = filter(None, map(importlib.util.find_spec, _PACKAGES))
+    return tuple(Path(root) for spec in specs for root in spec.submodule_search_locations or ())
+
+
+def _is_jitted(value: Any) -> bool:
+    """Returns whether this is a function as `jax.jit` returns it."""
+    return hasattr(value, "lower") and hasattr(value, "__wrapped__")
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Yields the names of globals and attributes that code reads, that of inner functions too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
