@@ -193,12 +193,14 @@ def _accuracies(outcome: Outcome, labels: np.ndarray, num_passes: int) -> dict[s
     if num_passes == 1:
         return accuracy
     single = (outcome.passes == labels[:, None]).mean(axis=0)
-    classes = np.arange(max(int(outcome.passes.max()), 0) + 1)
+    # Passes whose logits are not finite vote for no class, -1.
+    classes = np.arange(-1, int(outcome.passes.max()) + 1)
     votes = (outcome.passes[:, :, None] == classes).sum(axis=1)
+    majority = classes[votes.argmax(axis=1)]
     return {
         **accuracy,
         "single_pass": {"mean": float(single.mean()), "std": float(single.std(ddof=1))},
-        "majority": proportion((votes.argmax(axis=1) == labels).sum(), len(labels)),
+        "majority": proportion((majority == labels).sum(), len(labels)),
     }
 
 

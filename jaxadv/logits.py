@@ -1,6 +1,7 @@
 """Logits that are not finite: no class is predicted, and the example counts as misclassified."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 Logits = Float[Array, "... classes"]
@@ -21,11 +22,14 @@ def finite_logits(logits: Logits) -> Logits:
     """Returns logits in single precision or better; a row with a NaN or infinite value is NaN.
 
     Whatever follows from such a row is NaN too, which `losses.margin` and `predicted_class` count
-    as misclassified. Finite logits beyond 1e30 are clipped, so that their differences are finite.
+    as misclassified. Rows beyond 1e30 are scaled down, so that differences are finite and no two
+    logits become equal.
     """
     logits = at_least_single(logits)
     valid = jnp.isfinite(logits).all(axis=-1, keepdims=True)
-    return jnp.where(valid, jnp.clip(logits, -_LARGEST, _LARGEST), jnp.nan)
+    largest = jnp.abs(lax.stop_gradient(logits)).max(axis=-1, keepdims=True)
+    scale = jnp.where(valid, jnp.maximum(largest / _LARGEST, 1), 1)
+    return jnp.where(valid, logits / scale, jnp.nan)
 
 
 def predicted_class(logits: Logits) -> Int[Array, "..."]:

@@ -123,3 +123,16 @@ def test_images_of_another_kind_are_refused_in_one_line(images, says):
 def test_compiled_functions_refuse_the_type_too():
     with pytest.raises(UserError, match="the images are int32"):
         jax.jit(to_float)(jnp.asarray(BYTES, "int32"))
+
+
+def test_the_same_place_on_two_devices_has_a_mask_of_its_own():
+    images = jnp.full((4, 2, 2, 3), 0.5)
+    variables = Normed().init(jax.random.key(0), images)
+
+    def share(first):
+        ids = first + 2 * jnp.arange(4)  # as two devices have them
+        return make_training_logits_fn(Normed(), variables, ids)
+
+    noisy = images + jnp.linspace(0, 0.4, 4)[:, None, None, None]
+    one, other = (share(first)(stream(0, "score"), noisy) == 0 for first in (0, 1))
+    assert one.tolist() != other.tolist()

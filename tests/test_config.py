@@ -259,3 +259,36 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
 
 def test_evaluation_shares_the_battery_of_training():
     assert evaluate.get_config().evaluation == default.get_config().evaluation
+
+
+@pytest.mark.parametrize(
+    ("attack", "changes", "message"),
+    [
+        ("nes", {"chunk_size": 1}, "chunk_size is 1: it must be an integer from 2"),
+        ("nes", {"num_queries": 3e9}, "num_queries is 3000000000.0: it must be an integer"),
+        ("nes", {"num_queries": 3 * 10**9}, "num_queries is 3000000000: it must be an integer"),
+        ("apgd", {"num_steps": 0}, "num_steps is 0: it must be an integer from 1"),
+        ("apgd", {"num_targets": 10}, "num_targets is 10: there are 9 other classes"),
+        ("apgd", {"num_steps": 10**8, "num_restarts": 100}, "come to 10000000100 queries"),
+        ("fab", {"num_targets": 12}, "num_targets is 12: there are 9 other classes"),
+        ("pgd", {"num_restarts": 3, "random_start": False}, "num_restarts is 3: without random"),
+        ("pgd", {"loss": "kl", "random_start": False}, "loss is 'kl': it needs random_start"),
+        ("fgsm", {"loss": "kl"}, "loss is 'kl': it must be one of"),
+        ("square", {"share": 1.5}, "share is 1.5: it must be from 0 to 1"),
+        ("autoattack", {"version": "fast"}, "version is 'fast': it must be one of standard"),
+    ],
+)
+def test_what_an_attack_refuses_its_config_refuses_at_once(attack, changes, message):
+    needed = {
+        "nes": {"step_size": 0.1, "num_queries": 100},
+        "pgd": {"step_size": 0.1, "num_steps": 1},
+        "square": {"num_queries": 10},
+    }.get(attack, {})
+    config = evaluate.get_config()
+    config.evaluation.attacks = ConfigDict(
+        {"mine": {"attack": attack, "eps": (0.1,), **needed, **changes}}
+    )
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        configs.check(config, num_devices=2)
+    assert str(raised.value).startswith("config.evaluation.attacks.mine.")
+    assert "\n" not in str(raised.value)

@@ -23,6 +23,10 @@ def nearest_on_plane(images: Images, normal: Images, rise: PerExample, norm: str
       rise: what is to be gained, shape (batch,); below 0 it is to be lost.
       norm: "linf" or "l2".
     """
+    # Scaled first: squares of weights that are tiny or huge would leave the range of floats.
+    largest = jnp.abs(normal).max(axis=(1, 2, 3), keepdims=True)
+    largest = jnp.where(largest > 0, largest, 1)
+    normal, rise = normal / largest, rise / largest[:, 0, 0, 0]
     normal = jnp.where(rise[:, None, None, None] < 0, -normal, normal)
     weight, need = jnp.abs(normal), jnp.abs(rise)
     room = jnp.where(normal > 0, 1 - images, images)

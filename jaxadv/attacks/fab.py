@@ -171,7 +171,7 @@ def _fab(
     found = _withdraw(found, eps)
     found = lax.cond(
         (found.queries == 0).any(),
-        lambda: _first_look(found, rank_key, model, inputs, num_targets),
+        lambda: _first_look(found, rank_key, model, inputs, num_targets, num_queries),
         lambda: found,
     )
 
@@ -235,7 +235,12 @@ def _withdraw(found: Queried, eps: Float[Array, ""]) -> Queried:
 
 
 def _first_look(
-    found: Queried, key: PRNGKey, model: TracedModel, inputs: Inputs, num_targets: int
+    found: Queried,
+    key: PRNGKey,
+    model: TracedModel,
+    inputs: Inputs,
+    num_targets: int,
+    num_queries: Int[Array, ""],
 ) -> Queried:
     """Returns the state with targets, and with what is misclassified as it stands at distance 0.
 
@@ -248,7 +253,7 @@ def _first_look(
     targets = likeliest_others(logits, inputs.labels, num_targets)
     memory = found.memory._replace(targets=targets)
     ranked = select(fresh, found._replace(memory=memory), found)
-    wrong = fresh & (margins > 0)
+    wrong = fresh & (margins > 0) & (num_queries > 0)
     at_once = ranked._replace(
         success=wrong,
         queries=jnp.ones_like(found.queries),
@@ -301,7 +306,9 @@ def _nearest_plane(
     values = jnp.where(jnp.isfinite(values), values, 0)
     order = {"linf": 1, "l2": 2}[norm]  # the dual norm: how far a unit step changes the function
     flat = normals.reshape(*normals.shape[:2], -1)
-    reach = jnp.linalg.norm(flat, order, axis=-1) + _TINY
+    # Scaled first, alike for all classes: squares would leave the range of floats.
+    largest = jnp.abs(flat).max(axis=(0, 2))[:, None]
+    reach = jnp.linalg.norm(flat / jnp.where(largest > 0, largest, 1), order, axis=-1) + _TINY
     is_label = jnp.arange(values.shape[1], dtype=labels.dtype) == labels[:, None]
     nearest = jnp.where(is_label, jnp.inf, jnp.abs(values) / reach.T).argmin(axis=1)
     # The label's own gap is constant.

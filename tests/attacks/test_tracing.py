@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import CALLS, images_of, run
+from calls import CALLS, images_of, run, run_autoattack
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from linear_model import WEIGHTS, apply, examples
 
 from jaxadv.attacks import BlackBox, pgd
+from jaxadv.attacks.batches import _attack_step
 from jaxadv.attacks.gradient import _pgd
 from jaxadv.attacks.nes import _nes
 from jaxadv.attacks.tracing import trace_model
@@ -86,6 +87,20 @@ def test_fresh_closures_of_equal_structure_compile_once(name, kernel):
     assert kernel._cache_size() == before
     gc.collect()
     assert [ref() for ref in weights] == [None] * 9  # nothing of a call is kept
+
+
+def test_autoattack_keeps_nothing_of_its_model():
+    def attack(scale):
+        weights = scale * W
+        run_autoattack(lambda key, images: apply(weights, key, images), IMAGES, LABELS)
+        return weakref.ref(weights)
+
+    attack(0.0)
+    before = _attack_step.cache_info().currsize
+    weights = [attack(1.0), attack(2.0)]
+    assert _attack_step.cache_info().currsize == before
+    gc.collect()
+    assert [ref() for ref in weights] == [None] * 2
 
 
 def test_other_operations_are_another_program():
