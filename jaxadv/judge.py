@@ -5,11 +5,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
 from jaxadv.classifier import to_float
+from jaxadv.logits import predicted_class
 from jaxadv.parallel import divisible, padded_batches, pmap_batches
 from jaxadv.quality import (
     frechet_distance,
@@ -49,6 +51,10 @@ class Seen(NamedTuple):
     images: np.ndarray
     features: np.ndarray
     probabilities: np.ndarray
+
+    def predictions(self) -> np.ndarray:
+        """Returns the classes, or -1 where the probabilities are not finite."""
+        return np.asarray(predicted_class(jnp.asarray(self.probabilities)))
 
 
 def look(judge: Judge, images: Any) -> Seen:
@@ -113,7 +119,7 @@ def judge_samples(judge: Judge, samples: Batch, real: Seen) -> dict[str, Any]:
     """
     images, labels = np.asarray(samples.images), np.asarray(samples.labels)
     fake = look(judge, images)
-    right = fake.probabilities.argmax(axis=1) == labels
+    right = fake.predictions() == labels
     distance, spread = kernel_distance(real.features, fake.features)
     precision, recall = precision_and_recall(real.features, fake.features)
     pixels, real_pixels = flat(images), flat(real.images)

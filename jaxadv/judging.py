@@ -84,7 +84,7 @@ def judge_on_test(judge: Judge, made: Batch, dataset: Dataset) -> dict[str, Any]
     """
     rows = slice(num_judged(dataset))
     real = look(judge, dataset.test.images[rows])
-    right = real.probabilities.argmax(axis=1) == np.asarray(dataset.test.labels[rows])
+    right = real.predictions() == np.asarray(dataset.test.labels[rows])
     return {
         "num_images": len(made.labels),
         "judge_accuracy_on_test": float(right.mean()),

@@ -20,7 +20,7 @@ Record = dict[str, np.ndarray]
 
 _TASK = "task.json"
 _FILE_MANAGERS = ("Thumbs.db", "desktop.ini")  # of Windows; those of others are hidden
-_FORMAT = 2  # of the records: to be raised whenever an older one can no longer be gone on from
+_FORMAT = 3  # of the records: to be raised whenever an older one can no longer be gone on from
 
 
 class DiskLedger(MutableMapping[str, Record]):

@@ -27,6 +27,7 @@ from jaxadv.types import Images, Logits, LogitsFn, PRNGKey
 T = TypeVar("T")
 
 _NUM_KEPT = 128  # programs, those that were used last
+_SMALL = 64  # numbers
 # Primitives with a derivative of their own, which the traced pullback shows.
 _CUSTOM_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
@@ -136,7 +137,7 @@ def _trace_anew(logits_fn: Any, key: PRNGKey, images: Any, gradients: bool) -> T
     operations = _without_inner_constants(_trace(logits_fn, key, images))
     description: Hashable = _describe(operations.jaxpr, {})
     if gradients:
-        description = description, _describe(_trace_pullback(operations, key, images).jaxpr, {})
+        description = description, _describe_parameter(_trace_pullback(operations, key, images))
     program = _kept(_programs, description)
     program = program or _keep(_programs, description, Program(operations.jaxpr))
     weights = tuple(map(_constant, operations.consts))
@@ -237,17 +238,22 @@ def _check_output(output: Any, batch: int) -> None:
 
 
 def _trace_pullback(operations: ClosedJaxpr, key: PRNGKey, images: Any) -> ClosedJaxpr:
-    """Returns the operations from the gradient of the logits to that of the images."""
+    """Returns the operations from the gradient of the logits to that of the images.
+
+    Its constants are the arrays that derivatives of the user's own close over. They are part of the
+    program, not weights.
+    """
     (logits,) = operations.out_avals
 
-    def pull_back(key: PRNGKey, images: Images, gradient: Logits) -> Images:
+    def pull_back(weights: list[Array], key: PRNGKey, images: Images, gradient: Logits) -> Images:
         def of_images(images: Images) -> Logits:
-            return jaxpr_as_fun(operations)(key, images)[0]
+            return jaxpr_as_fun(ClosedJaxpr(operations.jaxpr, weights))(key, images)[0]
 
         logits, pull = jax.vjp(of_images, images)
         return pull(vary_alike((gradient, logits))[0])[0]
 
-    return jax.make_jaxpr(pull_back)(key, images, jax.ShapeDtypeStruct(logits.shape, logits.dtype))
+    gradient = jax.ShapeDtypeStruct(logits.shape, logits.dtype)
+    return jax.make_jaxpr(pull_back)(operations.consts, key, images, gradient)
 
 
 def _without_inner_constants(operations: ClosedJaxpr) -> ClosedJaxpr:
@@ -327,7 +333,7 @@ def _describe_parameters(equation: Any) -> Hashable:
 
 def _describe_parameter(value: Any) -> Hashable:
     if isinstance(value, ClosedJaxpr):
-        return _describe(value.jaxpr, {}), tuple(map(_Same, value.consts))
+        return _describe(value.jaxpr, {}), tuple(map(_describe_constant, value.consts))
     if isinstance(value, Jaxpr):
         return _describe(value, {})
     if isinstance(value, (tuple, list)):
@@ -341,6 +347,14 @@ def _describe_parameter(value: Any) -> Hashable:
     except TypeError:
         return _Same(value)
     return type(value), value
+
+
+def _describe_constant(array: Any) -> Hashable:
+    """Returns a small constant by its value, and weights by their identity."""
+    small = not isinstance(array, jax.core.Tracer) and np.size(array) <= _SMALL
+    if small and not jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        return _describe_parameter(np.asarray(array))
+    return _Same(array)
 
 
 class _Same:

@@ -126,6 +126,23 @@ def test_other_operations_are_another_program():
     assert [trace_model(model, KEY, IMAGES).program for model in models] == programs
 
 
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fab"])
+def test_weights_that_a_derivative_closes_over_are_seen(name):
+    def model(weights):
+        @jax.custom_vjp
+        def logits(flat):
+            return flat @ weights
+
+        logits.defvjp(lambda flat: (flat @ weights, None), lambda _, g: (g @ weights.T,))
+        return lambda key, images: logits(images.reshape(len(images), -1))
+
+    for weights in (W, -W, W):
+        equal(
+            run(name, model(weights), IMAGES, LABELS),
+            run(name, partial(apply, weights), IMAGES, LABELS),
+        )
+
+
 @every_attack
 @pytest.mark.parametrize("how", ["jit", "vmap", "scan", "shard_map"])
 def test_inside_a_transformation_the_result_is_the_same(name, how):
