@@ -40,6 +40,15 @@ def test_margin_is_positive_where_the_prediction_is_wrong():
     np.testing.assert_array_equal(margin(logits, labels) > 0, logits.argmax(axis=1) != labels)
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e30, 1e37])
+def test_margin_of_huge_logits_keeps_their_order_and_its_gradient(scale):
+    logits, labels = scale * jnp.array([[3.0, 5.0, -9.0]]), jnp.array([0])
+    assert 0 < margin(logits, labels)[0] < jnp.inf
+    assert margin(logits, jnp.array([1]))[0] < 0
+    gradient = jax.grad(lambda logits: margin(logits, labels).sum())(logits)[0]
+    assert gradient[1] == -gradient[0] > 0
+
+
 def test_probability_is_minus_that_of_the_label():
     logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]])) + 5
     np.testing.assert_allclose(probability(logits, jnp.array([0, 2])), [-0.7, -0.1], rtol=1e-5)

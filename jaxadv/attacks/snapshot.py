@@ -29,7 +29,7 @@ class Snapshot(NamedTuple):
     """All that a function follows from.
 
     Attributes:
-      structure: but for the arrays; equal for functions that differ in these alone.
+      structure: all but the arrays.
       arrays: those that it can reach.
     """
 

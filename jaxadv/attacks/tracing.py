@@ -7,6 +7,7 @@ the operations: new weights compile nothing, and nothing of a call is kept.
 """
 
 import inspect
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -97,21 +98,29 @@ def trace_model(
     if snapshot is None:
         return _trace_anew(logits_fn, key, images, gradients)
     arrays = snapshot.arrays
-    place = (snapshot.structure, *map(_type_of, (key, images)), gradients, _context())
-    if known := _kept(_unchanged, place):
-        return TracedModel(
-            tuple(arrays[i] for i in known.sources), known.num_classes, known.program
-        )
+    shown = *map(_type_of, (key, images)), gradients, _context()
+    place = snapshot.structure, tuple(map(id, arrays)), shown
+    known = _kept(_unchanged, place)
+    if known and all(ref() is array for ref, array in zip(known.arrays, arrays, strict=True)):
+        weights = tuple(arrays[i] for i in known.sources)
+        return TracedModel(weights, known.num_classes, known.program)
     model = _trace_anew(logits_fn, key, images, gradients)
-    places = {id(array): i for i, array in enumerate(arrays)}
-    if all(id(array) in places for array in model.weights):
-        sources = tuple(places[id(array)] for array in model.weights)
-        _keep(_unchanged, place, _Unchanged(sources, model.num_classes, model.program))
+    sources = {id(array): i for i, array in enumerate(arrays)}
+    if all(id(array) in sources for array in model.weights):
+        read = tuple(sources[id(array)] for array in model.weights)
+        refs = tuple(map(weakref.ref, arrays))
+        _keep(_unchanged, place, _Unchanged(refs, read, model.num_classes, model.program))
     return model
 
 
 class _Unchanged(NamedTuple):
-    sources: tuple[int, ...]  # of the weights, among the arrays of the snapshot
+    """What was traced of a function, as long as it reaches the same arrays.
+
+    Arrays of the same types would not do: the function may have read their values.
+    """
+
+    arrays: tuple[weakref.ref, ...]
+    sources: tuple[int, ...]  # of the weights, among the arrays
     num_classes: int
     program: Program
 
@@ -121,9 +130,8 @@ _programs: OrderedDict[Hashable, Program] = OrderedDict()
 
 
 def _kept(kept: OrderedDict[Hashable, T], place: Hashable) -> T | None:
-    if place in kept:
-        kept.move_to_end(place)
-    return kept.get(place)
+    value = kept.pop(place, None)
+    return value and _keep(kept, place, value)  # as the one that was used last
 
 
 def _keep(kept: OrderedDict[Hashable, T], place: Hashable, value: T) -> T:
@@ -163,6 +171,7 @@ def _context() -> Hashable:
     return (
         config.jax_default_matmul_precision,
         config.jax_default_prng_impl,
+        config.jax_disable_jit,
         config.jax_enable_x64,
         config.jax_numpy_dtype_promotion,
         config.jax_threefry_partitionable,

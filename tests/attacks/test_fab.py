@@ -117,6 +117,29 @@ def test_it_goes_on_where_it_stopped_and_knows_no_batch():
     assert_same(alone, jax.tree.map(lambda array: array[one], whole))
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("num_targets", [0, 4])
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_the_scale_of_the_logits_changes_nothing(norm, num_targets, scale):
+    """Squares of such gradients are no floats of single precision."""
+
+    def scaled(key, images):
+        return scale * LOGITS_FN(key, images)
+
+    options = {"norm": norm, "num_targets": num_targets, "num_steps": 5, "early_stop": False}
+    found, expected = attack(logits_fn=scaled, **options), attack(**options)
+    assert expected.success.any()
+    np.testing.assert_array_equal(found.success, expected.success)
+    np.testing.assert_allclose(found.memory.distance, expected.memory.distance, rtol=1e-3)
+
+
+def test_a_budget_of_nothing_buys_nothing_inside_of_jit():
+    wrong = (LABELS + 1) % 5
+    found = jax.jit(lambda budget: attack(labels=wrong, num_queries=budget))(0)
+    assert not found.queries.any()
+    assert not found.success.any()
+
+
 def test_restarts_begin_at_half_of_the_radius():
     def here(num_queries):
         found = attack(

@@ -145,14 +145,28 @@ def test_common_models_are_known(name):
 @pytest.mark.parametrize("name", ["a closure", "jitted"])
 def test_what_has_not_changed_is_not_traced_again(name, monkeypatch):
     images = jnp.full((2, 32, 32, 3), 0.5)
-    first = trace_model(KNOWN[name](VARIABLES), KEY, images)
     halved = jax.tree.map(lambda array: array / 2, VARIABLES)
-    expected = KNOWN[name](halved)(KEY, images)
+    models = [KNOWN[name](weights) for weights in (VARIABLES, halved)]
+    first, second = (trace_model(model, KEY, images) for model in models)
+    assert second.program is first.program
     monkeypatch.setattr(tracing, "_trace_anew", None)
-    for weights in (VARIABLES, halved):
-        again = trace_model(KNOWN[name](weights), KEY, images)
+    for model in models:
+        again = trace_model(model, KEY, images)
         assert again.program is first.program
-    np.testing.assert_allclose(again(KEY, images), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(again(KEY, images), model(KEY, images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("read", [float, lambda array: np.asarray(array).item()])
+def test_values_that_a_function_reads_are_seen(read):
+    weights = {"scale": jnp.float32(1)}
+
+    def function(key, images):
+        return read(weights["scale"]) * (flat(images) @ W)
+
+    before = logits(function)
+    assert take_snapshot(function) is not None
+    weights["scale"] = jnp.float32(2)
+    np.testing.assert_allclose(logits(function), 2 * before, rtol=1e-6)
 
 
 def test_another_setting_of_jax_is_another_trace():
