@@ -1,18 +1,20 @@
 """A battery of attacks on a split: what becomes of each example, and what that amounts to."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.attacks import GRADIENT_FREE, RESUMABLE
+from jaxadv.attacks import CHECKS, GRADIENT_FREE, RESUMABLE
 from jaxadv.attacks.batches import Ledger, seconds_spent
-from jaxadv.classifier import check_images, is_declared_stochastic
+from jaxadv.classifier import check_images, is_declared_stochastic, make_logits_fn, to_float
 from jaxadv.crafting import Attack, expand, num_queries
 from jaxadv.export import round_inside
 from jaxadv.masking import signs_of_masking
@@ -63,6 +65,7 @@ def run_battery(
             f"config.evaluation.export needs images as bytes: these are {split.images.dtype}"
         )
     attacks = expand(evaluation.attacks)
+    _check_attacks(attacks, model, weights, split)
     labels, n = np.asarray(split.labels), len(split.labels)
     stochastic = is_declared_stochastic(model)
     noises = {"on", *(attack["noise"] for attack in attacks.values())}
@@ -159,6 +162,20 @@ def _examples_under(
     if attack["attack"] in (*RESUMABLE, "autoattack"):
         arrays["queries"] = outcome.queries
     return {f"{array}/{name}": rows for array, rows in arrays.items()}
+
+
+def _check_attacks(
+    attacks: Mapping[str, Attack], model: nn.Module, weights: PyTree, split: Batch
+) -> None:
+    """Raises a UserError for what an attack would refuse, or the model's number of classes."""
+    ids, image = jnp.zeros(1, jnp.int32), to_float(jnp.asarray(split.images[:1]))
+    logits_fn = make_logits_fn(model, weights, ids)
+    num_classes = jax.eval_shape(logits_fn, jax.random.key(0), image).shape[1]
+    for name, attack in attacks.items():
+        try:
+            CHECKS[attack["attack"]](attack, num_classes)
+        except ValueError as error:
+            raise UserError(f"config.evaluation.attacks.{name.rsplit('/', 1)[0]}.{error}") from None
 
 
 def progress_bar(total: int, title: str, *, disable: bool = False) -> tqdm:

@@ -88,10 +88,11 @@ def judged_samples(
         batch = next(endless)
         images: Any = batch.images
         labels: Any = batch.labels
-        probabilities = look(judge, images).probabilities
+        judged = look(judge, images)
         if sampling.labels == "judged":
-            labels = probabilities.argmax(axis=1).astype(np.int32)
-        certain = probabilities[np.arange(len(labels)), labels] >= sampling.min_probability
+            labels = judged.predictions().astype(np.int32)
+        # Where the judge's output is not finite it is not certain of anything.
+        certain = judged.probabilities[np.arange(len(labels)), labels] >= sampling.min_probability
         rows = np.flatnonzero(certain)[:left]
         seen, left = seen + len(labels), left - len(rows)
         if seen >= _LEAST_SEEN and sampling.num_images - left < _LEAST_ACCEPTED * seen:

@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 from scipy.special import betaincinv, ndtri
 
+from jaxadv.attacks.inputs import check_images, check_key
 from jaxadv.attacks.tracing import TracedModel, trace_model
 from jaxadv.draws import normal
 from jaxadv.logits import predicted_class
@@ -91,7 +92,7 @@ def count_predictions(
       ValueError: `logits_fn` returns no logits of two classes or more, or `num_samples` is below 1.
     """
     _check_passes("num_samples", num_samples)
-    images = jnp.asarray(images)
+    key, images = check_key(key), check_images("images", images)
     model = trace_model(logits_fn, key, images, gradients=False)
     return _count_predictions(key, model, images, num_samples, first)
 
@@ -104,7 +105,7 @@ def _count_predictions(
     num_samples: int,
     first: int | Int[Array, ""],
 ) -> Int[Array, "batch classes"]:
-    num_classes = jax.eval_shape(model, key, images).shape[1]
+    num_classes = model.num_classes
 
     def add(i: Int[Array, ""], counts: Int[Array, "batch classes"]) -> Int[Array, "batch classes"]:
         predictions = predicted_class(model(jax.random.fold_in(key, first + i), images))

@@ -1,6 +1,7 @@
 """Adversarial attacks on any JAX function: `(key, images) -> logits` is all they see."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jaxadv.attacks.apgd import apgd, check_apgd
@@ -8,7 +9,7 @@ from jaxadv.attacks.arguments import check_arguments
 from jaxadv.attacks.autoattack import AutoAttacked, autoattack
 from jaxadv.attacks.fab import check_fab, fab
 from jaxadv.attacks.gradient import check_pgd, fgsm, n_fgsm, pgd
-from jaxadv.attacks.label_only import nes_label_only
+from jaxadv.attacks.label_only import check_nes_label_only, nes_label_only
 from jaxadv.attacks.nes import nes
 from jaxadv.attacks.passes import BlackBox
 from jaxadv.attacks.queries import Queried
@@ -30,6 +31,8 @@ ATTACKS: dict[str, Callable] = {
 # Of each, `(arguments, num_classes) -> None`: a ValueError that names what it cannot be asked.
 CHECKS: dict[str, Callable[[dict[str, Any], int | None], None]] = {
     **dict.fromkeys(ATTACKS, check_arguments),
+    "nes": partial(check_arguments, optional=("chunk_size",)),
+    "nes_label_only": check_nes_label_only,
     "pgd": check_pgd,
     "apgd": check_apgd,
     "fab": check_fab,

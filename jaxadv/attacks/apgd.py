@@ -25,7 +25,7 @@ from jaxadv.attacks.queries import (
     go_on,
     select,
 )
-from jaxadv.attacks.targets import choose_targets
+from jaxadv.attacks.targets import rank_classes
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.losses import make_objective, make_targeted_objective
@@ -62,7 +62,8 @@ def apgd(
     closer to each other, the step size of an example is halved if its loss rose in at most 75 % of
     the steps since the last one, or if its best loss has not improved since then with the same
     step size; it then goes on from its best point. An example is done with its first iterate that
-    is misclassified.
+    is misclassified. An image that is misclassified without a perturbation is a success at once,
+    which takes one query for each noise sample.
 
     The reference implementation, `autopgd_base.py` of fra31/auto-attack, compares the first loss
     of the first window with 0 and, over several draws of noise, judges by the last draw's loss.
@@ -108,7 +109,7 @@ def apgd(
     }  # fmt: skip
     check_apgd(arguments)
     model, inputs = prepare(logits_fn, key, images, labels, None, example_ids)
-    check_arguments(arguments, model.num_classes)
+    check_apgd(arguments, model.num_classes)
     if num_queries is None:
         num_queries = whole_budget(num_steps, num_targets, num_restarts, num_noise_samples)
     images = inputs.images
@@ -138,11 +139,12 @@ def apgd(
 
 def check_apgd(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raises a ValueError that names what `apgd` cannot be asked."""
-    check_arguments(arguments, num_classes)
+    check_arguments(arguments, num_classes, optional=("num_queries",))
     given = {"num_steps": 100, "num_targets": 0, "num_restarts": 1, "num_noise_samples": 1}
     given |= {name: value for name, value in arguments.items() if name in given}
     check_at_least_one(num_steps=given["num_steps"])
-    check_total(whole_budget(**given), "num_steps, targets, restarts and noise samples")
+    given["num_steps"] += 1  # the start of an attempt is a query too
+    check_total(**{**given, "num_targets": max(given["num_targets"], 1)})
 
 
 def whole_budget(
@@ -188,7 +190,7 @@ def _apgd(
     windows = window_lengths(num_steps)
     length = num_steps + 1  # of an attempt, its start included
     last = num_restarts * max(num_targets, 1) * length
-    found = choose_targets(found, rank_key, model, images, labels, noise)
+    found = rank_classes(found, rank_key, model, inputs, noise, num_queries)
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         affordable = found.queries + num_noise_samples <= num_queries

@@ -80,13 +80,17 @@ CHOICES: dict[str, Rule] = {
 }
 
 Arguments = Mapping[str, Any]
-"""Arguments of an attack by name; None is one that was not given."""
+"""Arguments of an attack by name."""
 
 
 def check_arguments(
-    arguments: Arguments, num_classes: int | None = None, losses: Collection[str] = tuple(LOSSES)
+    arguments: Arguments,
+    num_classes: int | None = None,
+    *,
+    losses: Collection[str] = tuple(LOSSES),
+    optional: Collection[str] = (),
 ) -> None:
-    """Raises a ValueError that begins with the name of the first argument that cannot be meant.
+    """Raises a ValueError that begins with the name of the first argument that breaks its rule.
 
     Names that no rule knows are left to the attack, and so are numbers that are only traced.
 
@@ -94,10 +98,11 @@ def check_arguments(
       arguments: of an attack.
       num_classes: of the model, where it is known.
       losses: that the attack knows.
+      optional: names that may be None.
     """
     choices = {**CHOICES, "loss": _choice(losses)}
     for name, value in arguments.items():
-        if value is None or not known(value):
+        if not known(value) or (value is None and name in optional):
             continue
         if name in choices:
             _check(name, value, choices[name], isinstance(value, (str, bool, np.bool_)))
@@ -115,10 +120,13 @@ def check_at_least_one(**counts: Any) -> None:
             _check(name, _as_number(count), COUNT, _is_number(count))
 
 
-def check_total(total: Any, words: str) -> None:
-    """Raises a ValueError if an attack would count further than an int32 goes."""
-    if known(total) and total > LARGEST_COUNT:
-        raise ValueError(f"{words} come to {total} queries, above {LARGEST_COUNT}: take fewer")
+def check_total(**counts: Any) -> None:
+    """Raises a ValueError if the product of these counts is more than an int32 holds."""
+    if not all(map(known, counts.values())):
+        return
+    total = math.prod(int(count) for count in counts.values())
+    if total > LARGEST_COUNT:
+        raise ValueError(f"{' x '.join(counts)} is {total}: it must be {LARGEST_COUNT} or less")
 
 
 def known(value: Any) -> bool:

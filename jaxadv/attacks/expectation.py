@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxadv.logits import finite_logits
 from jaxadv.types import Images, Logits, LogitsFn, PerExample, PRNGKey
@@ -80,9 +80,8 @@ def expected_value_and_gradient(
 
     def draw(key: PRNGKey) -> Expected:
         gradient, (values, scores) = jax.grad(loss, argnums=1, has_aux=True)(key, images)
-        finite = jnp.isfinite(gradient).all(axis=(1, 2, 3))
-        gradient = jnp.where(finite[:, None, None, None], gradient, 0)
-        return Expected(values, scores, gradient, (~finite).astype(jnp.int32))
+        gradient, nonfinite = finite_or_zero(gradient)
+        return Expected(values, scores, gradient, nonfinite.astype(jnp.int32))
 
     zeros = jnp.zeros_like(images[:, 0, 0, 0])
     nothing = Expected(zeros, zeros, jnp.zeros_like(images), zeros.astype(jnp.int32))
@@ -94,6 +93,14 @@ def expected_value_and_gradient(
         total.gradient / num_samples,
         total.nonfinite,
     )
+
+
+def finite_or_zero(
+    gradients: Float[Array, "*batch height width channels"],
+) -> tuple[Float[Array, "*batch height width channels"], Bool[Array, "*batch"]]:
+    """Returns gradients of images, zero where one is not finite, and where that is."""
+    finite = jnp.isfinite(gradients).all(axis=(-3, -2, -1))
+    return jnp.where(finite[..., None, None, None], gradients, 0), ~finite
 
 
 def expected_score(

@@ -1,5 +1,6 @@
 """Fast adaptive boundary attack: the nearest misclassified image (Croce & Hein 2020)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from jaxadv.attacks.arguments import (
     check_total,
 )
 from jaxadv.attacks.boundary import nearest_on_plane
-from jaxadv.attacks.expectation import Noise, Objective, expected_logits
+from jaxadv.attacks.expectation import Noise, Objective, finite_or_zero
 from jaxadv.attacks.inputs import Inputs, prepare
 from jaxadv.attacks.queries import (
     Queried,
@@ -26,7 +27,7 @@ from jaxadv.attacks.queries import (
     go_on,
     select,
 )
-from jaxadv.attacks.targets import likeliest_others
+from jaxadv.attacks.targets import rank_classes
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.losses import make_objective, make_targeted_objective
@@ -107,7 +108,7 @@ def fab(
     }  # fmt: skip
     check_fab(arguments)
     model, inputs = prepare(logits_fn, key, images, labels, None, example_ids)
-    check_arguments(arguments, model.num_classes)
+    check_fab(arguments, model.num_classes)
     if num_queries is None:
         num_queries = whole_budget(num_steps, num_targets, num_restarts)
     images = inputs.images
@@ -134,11 +135,13 @@ def fab(
 
 def check_fab(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raises a ValueError that names what `fab` cannot be asked."""
-    check_arguments(arguments, num_classes)
+    check_arguments(arguments, num_classes, optional=("eps", "num_queries"))
     given = {"num_steps": 100, "num_targets": 9, "num_restarts": 1}
     given |= {name: value for name, value in arguments.items() if name in given}
     check_at_least_one(num_steps=given["num_steps"])
-    check_total(whole_budget(**given), "num_steps, targets and restarts")
+    check_total(
+        **{**given, "num_targets": max(given["num_targets"], 1)}, queries_per_step=_QUERIES_OF_STEP
+    )
 
 
 def whole_budget(num_steps: int, num_targets: int, num_restarts: int) -> int:
@@ -169,11 +172,10 @@ def _fab(
     start_key, noise_key, rank_key = jax.random.split(key, 3)
     last = num_steps * max(num_targets, 1) * num_restarts
     found = _withdraw(found, eps)
-    found = lax.cond(
-        (found.queries == 0).any(),
-        lambda: _first_look(found, rank_key, model, inputs, num_targets, num_queries),
-        lambda: found,
-    )
+    found = rank_classes(found, rank_key, model, inputs, Noise(1, 1, "loss"), num_queries)
+    at_once = found.success & (found.steps == 0)
+    distance = jnp.where(at_once, 0, found.memory.distance)
+    found = found._replace(memory=found.memory._replace(distance=distance))
 
     def active(found: Queried) -> Bool[Array, "batch"]:
         affordable = found.queries + _QUERIES_OF_STEP <= num_queries
@@ -234,35 +236,6 @@ def _withdraw(found: Queried, eps: Float[Array, ""]) -> Queried:
     return found._replace(memory=found.memory._replace(distance=distance))
 
 
-def _first_look(
-    found: Queried,
-    key: PRNGKey,
-    model: TracedModel,
-    inputs: Inputs,
-    num_targets: int,
-    num_queries: Int[Array, ""],
-) -> Queried:
-    """Returns the state with targets, and with what is misclassified as it stands at distance 0.
-
-    It takes the place of the pass that ranks the classes, which counts as a query only where it
-    is a success.
-    """
-    logits = expected_logits(key, model, inputs.images, Noise(1, 1, "loss"))
-    margins = make_objective("margin", inputs.labels, None)(logits).astype(found.margins.dtype)
-    fresh = found.queries == 0
-    targets = likeliest_others(logits, inputs.labels, num_targets)
-    memory = found.memory._replace(targets=targets)
-    ranked = select(fresh, found._replace(memory=memory), found)
-    wrong = fresh & (margins > 0) & (num_queries > 0)
-    at_once = ranked._replace(
-        success=wrong,
-        queries=jnp.ones_like(found.queries),
-        margins=margins,
-        memory=ranked.memory._replace(distance=jnp.zeros_like(ranked.memory.distance)),
-    )
-    return select(wrong, at_once, ranked)
-
-
 class _Plane(NamedTuple):
     """A boundary as it seems from an image: where a linear function of the change is zero."""
 
@@ -272,19 +245,13 @@ class _Plane(NamedTuple):
     nonfinite: Int[Array, "batch"]  # of them
 
 
-def _finite_or_zero(gradients: Float[Array, "..."]) -> tuple[Float[Array, "..."], Array]:
-    """Returns gradients of images, zero where one is not finite, and where that is."""
-    finite = jnp.isfinite(gradients).all(axis=(-3, -2, -1))
-    return jnp.where(finite[..., None, None, None], gradients, 0), ~finite
-
-
 def _plane_to(gap: Objective, logits_fn: Callable[[Images], Logits], here: Images) -> _Plane:
     def gaps(here: Images) -> tuple[Float[Array, ""], PerExample]:
         values = gap(logits_fn(here))
         return values.sum(), values
 
     normal, values = jax.grad(gaps, has_aux=True)(here)
-    normal, bad = _finite_or_zero(normal)
+    normal, bad = finite_or_zero(normal)
     values = jnp.where(jnp.isfinite(values), values, 0).astype(here.dtype)
     return _Plane(normal, values, 1, bad.astype(jnp.int32))
 
@@ -302,10 +269,10 @@ def _nearest_plane(
     values, gradients_of = jax.vjp(gaps, here)
     classes = jnp.eye(values.shape[1], dtype=values.dtype)
     each = jnp.broadcast_to(classes[:, None], (len(classes), *values.shape))
-    normals, bad = _finite_or_zero(jax.vmap(gradients_of)(each)[0])
+    normals, bad = finite_or_zero(jax.vmap(gradients_of)(each)[0])
     values = jnp.where(jnp.isfinite(values), values, 0)
     order = {"linf": 1, "l2": 2}[norm]  # the dual norm: how far a unit step changes the function
-    flat = normals.reshape(*normals.shape[:2], -1)
+    flat = normals.reshape(*normals.shape[:2], math.prod(here.shape[1:]))  # no images: no -1
     # Scaled first, alike for all classes: squares would leave the range of floats.
     largest = jnp.abs(flat).max(axis=(0, 2))[:, None]
     reach = jnp.linalg.norm(flat / jnp.where(largest > 0, largest, 1), order, axis=-1) + _TINY

@@ -185,12 +185,12 @@ def pgd(
 
 def check_pgd(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raises a ValueError that names what `pgd` cannot be asked."""
-    check_arguments(arguments, num_classes, PGD_LOSSES)
+    check_arguments(arguments, num_classes, losses=PGD_LOSSES)
     random_start = arguments.get("random_start", True)
     if arguments.get("loss") == "kl" and not random_start:
         raise ValueError("loss is 'kl': it needs random_start, for its gradient is 0 at the image")
     if arguments.get("loss") == "kl" and arguments.get("targets") is not None:
-        raise ValueError("loss is 'kl': it has no targets")
+        raise ValueError("targets cannot be used with loss 'kl', which has none")
     num_restarts = arguments.get("num_restarts", 1)
     if num_restarts > 1 and not random_start:
         raise ValueError(f"num_restarts is {num_restarts}: without random_start all are the same")

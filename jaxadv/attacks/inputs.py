@@ -50,7 +50,7 @@ def check_inputs(
     Raises:
       ValueError: an array is not as attacks need it; the message names it.
     """
-    key = _check_key(key)
+    key = check_key(key)
     images = check_images("images", images)
     labels = _as_classes("labels", labels, len(images))
     if targets is not None:
@@ -155,7 +155,7 @@ def _as_classes(name: str, classes: ArrayLike, batch: int) -> Labels:
     return classes.astype(jnp.int32)
 
 
-def _check_key(key: Any) -> PRNGKey:
+def check_key(key: Any) -> PRNGKey:
     """Returns a key of `jax.random.key`, also for one of `jax.random.PRNGKey`."""
     if getattr(key, "dtype", None) == np.uint32 and key.ndim == 1:
         key = jax.random.wrap_key_data(jnp.asarray(key))
@@ -168,7 +168,8 @@ def _as_array(name: str, values: ArrayLike) -> Array:
     try:
         return jnp.asarray(values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} are no array of numbers: {type(values).__name__}") from error
+        kind = type(values).__name__
+        raise ValueError(f"{name} are a {kind} that is not an array of numbers") from error
 
 
 def _check_ids(ids: ArrayLike, batch: int) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxadv.attacks.arguments import check_arguments
+from jaxadv.attacks.arguments import Arguments, check_arguments, check_total
 from jaxadv.attacks.expectation import Objective
 from jaxadv.attacks.finite_difference import Sampling, choose_chunk_size, estimate_gradient
 from jaxadv.attacks.inputs import check_images
@@ -110,7 +110,7 @@ def nes_label_only(
       example_ids: distinct numbers of the examples.
       resume: result of an earlier call with a smaller budget.
     """
-    check_arguments({
+    check_nes_label_only({
         "eps": eps, "num_queries": num_queries, "step_size": step_size, "momentum": momentum,
         "min_step_size": min_step_size, "samples_per_gradient": samples_per_gradient,
         "label_samples": label_samples, "label_radius": label_radius, "sigma": sigma, "norm": norm,
@@ -142,6 +142,13 @@ def nes_label_only(
             norm=norm,
             directions=directions,
         )
+
+
+def check_nes_label_only(arguments: Arguments, num_classes: int | None = None) -> None:
+    """Raises a ValueError that names what `nes_label_only` cannot be asked."""
+    check_arguments(arguments, num_classes)
+    samples = ("samples_per_gradient", "label_samples")
+    check_total(**{name: arguments[name] for name in samples if name in arguments})
 
 
 def _first_radius(norm: str, shape: tuple[int, ...]) -> float:

@@ -116,7 +116,7 @@ def nes(
         "samples_per_gradient": samples_per_gradient, "sigma": sigma, "directions": directions,
         "momentum": momentum, "plateau_length": plateau_length, "min_step_size": min_step_size,
         "early_stop": early_stop, "chunk_size": chunk_size, "num_noise_samples": num_noise_samples,
-    })  # fmt: skip
+    }, optional=("chunk_size",))  # fmt: skip
     model, task = make_task(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
         num_noise_samples=num_noise_samples,

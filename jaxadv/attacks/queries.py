@@ -48,8 +48,8 @@ class Queried(NamedTuple):
         sees outputs only.
       nonfinite: gradients, or differences of outputs, that were not finite and counted as zero.
       margins: largest other logit minus the label's at the last look that was kept, or minus the
-        same for the target; above 0 is a success, inf where a logit was not finite, -inf where
-        nothing was looked at.
+        same for the target; above 0 is a success, -inf where nothing was looked at. Where a logit
+        was not finite it is inf, a success, or with targets -inf, none.
       steps: candidates proposed.
       memory: what else the search goes on from.
     """

@@ -7,7 +7,7 @@ Linen modules. Of anything else, NumPy's arrays among them, nothing is known, an
 traced again. What it reads from outside of Python, a file or a clock, is not seen.
 """
 
-import builtins
+import dis
 import functools
 import importlib.util
 from collections.abc import Hashable, Iterator
@@ -20,7 +20,10 @@ import numpy as np
 from flax import linen
 from flax.core import FrozenDict
 
-_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, type(...), np.dtype, np.generic)
+_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, type(...))
+# Code that uses these may reach anything.
+_UNBOUNDED = {"__import__", "eval", "exec", "globals", "locals", "vars"}
+_IMPORT = dis.opmap["IMPORT_NAME"]
 # Packages whose functions and classes are as they were when they were imported.
 _PACKAGES = ("builtins", "functools", "operator", "math", "numpy", "jax", "flax", "jaxadv")
 
@@ -61,7 +64,9 @@ class _Walk:
 
     def describe(self, value: Any) -> Hashable:
         """Returns what this value and all that it can reach are, in place of their arrays."""
-        if isinstance(value, _CONSTANTS):
+        if isinstance(value, np.generic):
+            return value.dtype, value.tobytes()
+        if type(value) in _CONSTANTS:
             return type(value), repr(value) if isinstance(value, (float, complex)) else value
         if id(value) in self._places:
             return "met", self._places[id(value)]
@@ -76,12 +81,14 @@ class _Walk:
             case jax.Array():
                 self.arrays.append(value)
                 return "array", jax.typeof(value)
-            case dict() | FrozenDict():
+            case np.dtype():
+                return value
+            case dict() | FrozenDict() if type(value) in (dict, FrozenDict):
                 items = tuple((name, self.describe(entry)) for name, entry in value.items())
                 return type(value), items
-            case list() | tuple():
+            case list() | tuple() if type(value) in (list, tuple) or _is_known_class(type(value)):
                 return type(value), tuple(map(self.describe, value))
-            case functools.partial():
+            case functools.partial() if _is_known_class(type(value)):
                 return "partial", self._all(value.func, value.args, value.keywords)
             case MethodType():
                 return "method", self._all(value.__func__, value.__self__)
@@ -90,7 +97,7 @@ class _Walk:
             case linen.Module():
                 return "module", self._all(type(value), dict(_fields(value)))
             case type():
-                return value if _is_of_package(value.__module__) else self._describe_class(value)
+                return value if _is_known_class(value) else self._describe_class(value)
             case ModuleType():
                 return _known(value, value.__name__)
             case BuiltinFunctionType() if isinstance(value.__self__, ModuleType):
@@ -106,13 +113,16 @@ class _Walk:
 
     def _describe_function(self, function: FunctionType) -> Hashable:
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-        described = self._all(cells, function.__defaults__, function.__kwdefaults__)
+        attributes = function.__dict__
+        described = self._all(cells, function.__defaults__, function.__kwdefaults__, attributes)
         if _is_in_package(function.__code__.co_filename):
             return function.__code__, described
+        if _is_unbounded(function.__code__):
+            raise _UnknownError
         reached = {
             name: function.__globals__[name]
             for name in sorted(set(_names(function.__code__)))
-            if name in function.__globals__ and not hasattr(builtins, name)
+            if name in function.__globals__
         }
         return function.__code__, described, self.describe(reached)
 
@@ -151,6 +161,10 @@ def _known(value: Any, package: str) -> Hashable:
     return value
 
 
+def _is_known_class(kind: type) -> bool:
+    return _is_of_package(kind.__module__)
+
+
 def _is_of_package(name: str) -> bool:
     return name.partition(".")[0] in _PACKAGES
 
@@ -177,6 +191,14 @@ def _is_filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+@functools.cache
+def _is_unbounded(code: CodeType) -> bool:
+    """Returns whether code imports, or may ask for names that it does not spell out."""
+    if not _UNBOUNDED.isdisjoint(code.co_names) or _IMPORT in code.co_code[::2]:
+        return True
+    return any(_is_unbounded(inner) for inner in code.co_consts if isinstance(inner, CodeType))
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -1,34 +1,50 @@
-"""The classes that targeted attacks try, one after another."""
+"""The clean image's logits: what is misclassified already, and which classes are tried first."""
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
 from jaxadv.attacks.expectation import Noise, expected_logits
-from jaxadv.attacks.queries import Queried
-from jaxadv.types import Images, Labels, Logits, LogitsFn, PRNGKey
+from jaxadv.attacks.inputs import Inputs
+from jaxadv.attacks.queries import Queried, select
+from jaxadv.attacks.tracing import TracedModel
+from jaxadv.losses import margin
+from jaxadv.types import Labels, Logits, PRNGKey
 
 
-def choose_targets(
-    found: Queried, key: PRNGKey, logits_fn: LogitsFn, images: Images, labels: Labels, noise: Noise
+def rank_classes(
+    found: Queried,
+    key: PRNGKey,
+    model: TracedModel,
+    inputs: Inputs,
+    noise: Noise,
+    num_queries: Int[Array, ""],
 ) -> Queried:
-    """Returns what was found, with `memory.targets` filled in where the search has not begun."""
-    memory = found.memory
-    number = memory.targets.shape[1]
-    fresh = found.steps == 0
-    if not number:
-        return found
+    """Returns the state of a search, with `memory.targets` filled in where it has not begun.
 
-    def choose() -> Int[Array, "batch targets"]:
-        logits = expected_logits(key, logits_fn, images, noise)
-        targets = likeliest_others(logits, labels, number)
-        return jnp.where(fresh[:, None], targets, memory.targets)
+    The pass that ranks the classes shows which images are misclassified without a perturbation.
+    These are successes, and only there is the pass counted.
+    """
+    fresh = found.queries == 0
 
-    targets = lax.cond(fresh.any(), choose, lambda: memory.targets)
-    return found._replace(memory=memory._replace(targets=targets))
+    def rank() -> Queried:
+        logits = expected_logits(key, model, inputs.images, noise)
+        margins = margin(logits, inputs.labels).astype(found.margins.dtype)
+        number = found.memory.targets.shape[1]
+        targets = _likeliest_others(logits, inputs.labels, number)
+        ranked = found._replace(memory=found.memory._replace(targets=targets))
+        wrong = ranked._replace(
+            success=jnp.ones_like(found.success),
+            queries=jnp.zeros_like(found.queries) + noise.num_samples,
+            margins=margins,
+        )
+        affordable = num_queries >= noise.num_samples
+        return select(fresh, select((margins > 0) & affordable, wrong, ranked), found)
+
+    return lax.cond(fresh.any(), rank, lambda: found)
 
 
-def likeliest_others(logits: Logits, labels: Labels, number: int) -> Int[Array, "batch targets"]:
+def _likeliest_others(logits: Logits, labels: Labels, number: int) -> Int[Array, "batch targets"]:
     """Returns so many other classes of each image, that of the largest logit first."""
     is_label = jnp.arange(logits.shape[1], dtype=labels.dtype) == labels[:, None]
     return lax.top_k(jnp.where(is_label, -jnp.inf, logits), number)[1].astype(jnp.int32)

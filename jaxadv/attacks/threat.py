@@ -60,7 +60,8 @@ def _l2_random_start(
     direction = normal(direction_key, shape)
     # The share of the ball within a radius r is r^d in d dimensions.
     radius = jax.random.uniform(radius_key, dtype=jnp.float32) ** (1 / math.prod(shape))
-    unit = radius * direction / jnp.sqrt((direction**2).sum())
+    length = jnp.sqrt((direction**2).sum())
+    unit = radius * direction / jnp.maximum(length, jnp.finfo(length.dtype).tiny)
     return eps * unit.astype(eps.dtype)
 
 
@@ -95,7 +96,8 @@ def random_on_sphere(
     """Returns for each image a random point at that distance, or nearer where the box is."""
     delta = random_perturbation(threat, key, example_ids, images, jnp.ones((), images.dtype))
     radius = jnp.broadcast_to(radius, len(images))[:, None, None, None]
-    return jnp.clip(images + radius * delta / threat.length(delta), 0.0, 1.0)
+    length = jnp.maximum(threat.length(delta), jnp.finfo(images.dtype).tiny)  # it may be 0
+    return jnp.clip(images + radius * delta / length, 0.0, 1.0)
 
 
 def perturb(threat: Threat, images: Images, delta: Images, eps: Radius) -> Images:

@@ -3,10 +3,13 @@
 A function of Python may change between two calls: it reads other weights, or a module that it
 closes over was updated. So every call of an attack traces it again, unless it is known not to have
 changed, into operations without arrays and the arrays that they read. A compiled attack is found by
-the operations: new weights compile nothing, and nothing of a call is kept.
+the operations: new weights compile nothing, and no weights are kept. Arrays that a derivative of
+the user's own, or a jitted part inside of a loop, closes over are an exception: they are part of
+the operations, of which the last 128 are kept.
 """
 
 import inspect
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
@@ -29,6 +33,7 @@ T = TypeVar("T")
 
 _NUM_KEPT = 128  # programs, those that were used last
 _SMALL = 64  # numbers
+_JITTED = ("jit", "pjit")  # what `jax.jit` is called among operations, by the version of JAX
 # Primitives with a derivative of their own, which the traced pullback shows.
 _CUSTOM_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
@@ -104,6 +109,7 @@ def trace_model(
     if known and all(ref() is array for ref, array in zip(known.arrays, arrays, strict=True)):
         weights = tuple(arrays[i] for i in known.sources)
         return TracedModel(weights, known.num_classes, known.program)
+    _forget(place)  # of arrays that are gone, whose identities others have now
     model = _trace_anew(logits_fn, key, images, gradients)
     sources = {id(array): i for i, array in enumerate(arrays)}
     if all(id(array) in sources for array in model.weights):
@@ -125,20 +131,30 @@ class _Unchanged(NamedTuple):
     program: Program
 
 
+_lock = threading.Lock()
 _unchanged: OrderedDict[Hashable, _Unchanged] = OrderedDict()
 _programs: OrderedDict[Hashable, Program] = OrderedDict()
 
 
 def _kept(kept: OrderedDict[Hashable, T], place: Hashable) -> T | None:
-    value = kept.pop(place, None)
-    return value and _keep(kept, place, value)  # as the one that was used last
+    with _lock:
+        if place in kept:
+            kept.move_to_end(place)
+        return kept.get(place)
 
 
 def _keep(kept: OrderedDict[Hashable, T], place: Hashable, value: T) -> T:
-    kept[place] = value
-    while len(kept) > _NUM_KEPT:
-        kept.popitem(last=False)
-    return value
+    """Keeps a value, or returns the one that another thread has kept meanwhile."""
+    with _lock:
+        value = kept.setdefault(place, value)
+        while len(kept) > _NUM_KEPT:
+            kept.popitem(last=False)
+        return value
+
+
+def _forget(place: Hashable) -> None:
+    with _lock:
+        _unchanged.pop(place, None)
 
 
 def _trace_anew(logits_fn: Any, key: PRNGKey, images: Any, gradients: bool) -> TracedModel:
@@ -166,7 +182,7 @@ def _type_of(array: Any) -> Hashable:
 
 
 def _context() -> Hashable:
-    """Returns the settings of JAX that change what a function is traced into."""
+    """Returns the settings of JAX and Flax that change what a function is traced into."""
     config: Any = jax.config
     return (
         config.jax_default_matmul_precision,
@@ -175,6 +191,8 @@ def _context() -> Hashable:
         config.jax_enable_x64,
         config.jax_numpy_dtype_promotion,
         config.jax_threefry_partitionable,
+        jax.sharding.get_abstract_mesh(),
+        tuple(getattr(linen.module, "_global_interceptor_stack", ())),
     )
 
 
@@ -215,7 +233,10 @@ def _explain(error: Exception) -> str | None:
     """Returns what to write in the place of a function that cannot be traced, where it is known."""
     not_jax = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
     if isinstance(error, not_jax):
-        return "logits_fn is no function of JAX, or branches on values: wrap it in a BlackBox"
+        return (
+            "logits_fn needs the values of its images, which JAX does not have when it compiles: "
+            "write it with jax.numpy and jax.lax, or wrap it in a BlackBox"
+        )
     if type(error).__name__ == "TraceContextError":
         return (
             "logits_fn changes the state of its model, as in training: call model.eval() before "
@@ -275,7 +296,7 @@ def _without_inner_constants(operations: ClosedJaxpr) -> ClosedJaxpr:
 
 def _has_constants(equation: Any) -> bool:
     inner = equation.params.get("jaxpr")
-    return isinstance(inner, ClosedJaxpr) and (
+    return equation.primitive.name in _JITTED and (
         bool(inner.consts) or any(map(_has_constants, inner.jaxpr.eqns))
     )
 

@@ -219,7 +219,7 @@ def test_tied_logits_in_half_precision_have_finite_losses(dtype):
         assert loss(tied, jnp.array([0, 1])).dtype == jnp.float32
 
 
-def test_misclassified_images_are_at_distance_0_of_fab():
+def test_misclassified_images_are_successes_at_once():
     """Fault 26: at eps 0 a model with 0 % accuracy looked robust."""
     wrong = (LABELS + 1) % 5
     found = run("fab", LOGITS_FN, IMAGES, wrong, eps=0.0, num_targets=4, early_stop=False)
@@ -227,6 +227,9 @@ def test_misclassified_images_are_at_distance_0_of_fab():
     np.testing.assert_array_equal(found.memory.distance, 0)
     np.testing.assert_array_equal(found.queries, 1)
     np.testing.assert_array_equal(found.images, IMAGES)
+    ascent = run("apgd", LOGITS_FN, IMAGES, wrong, eps=0.0, num_targets=0)
+    assert ascent.success.all()
+    np.testing.assert_array_equal(ascent.queries, 1)
     right = run("fab", LOGITS_FN, IMAGES, LABELS, eps=0.0, num_targets=4)
     assert not right.success.any()
     np.testing.assert_array_equal(right.queries, 2 * 3 * 4)

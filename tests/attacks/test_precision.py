@@ -10,7 +10,7 @@ from calls import CALLS, images_of, run, run_autoattack
 from linear_model import ORDERS, WEIGHTS, apply, examples
 
 from jaxadv.attacks import n_fgsm, nes, pgd
-from jaxadv.attacks.inputs import _check_key
+from jaxadv.attacks.inputs import check_key
 
 KEY = jax.random.key(0)
 IMAGES, LABELS = examples(n=8)
@@ -91,6 +91,13 @@ def test_n_fgsm_refuses_what_pgd_refuses(changes, message):
         n_fgsm(KEY, partial(apply, WEIGHTS), **arguments)
 
 
+@pytest.mark.parametrize("name", ["eps", "step_size", "num_restarts", "noise_chunk_size", "loss"])
+def test_none_is_no_value_of_an_argument_that_is_needed(name):
+    arguments = {"eps": 0.1, "step_size": 0.1, "num_steps": 1, name: None}
+    with pytest.raises(ValueError, match=f"{name} is None: it must be"):
+        pgd.__wrapped__.__wrapped__(KEY, partial(apply, WEIGHTS), IMAGES, LABELS, **arguments)
+
+
 def test_targets_are_not_the_labels():
     with pytest.raises(ValueError, match="targets equal the labels of 8 images"):
         nes(
@@ -100,10 +107,10 @@ def test_targets_are_not_the_labels():
 
 
 def test_a_key_of_the_older_kind_is_the_same():
-    older = _check_key(jax.random.PRNGKey(3))
+    older = check_key(jax.random.PRNGKey(3))
     np.testing.assert_array_equal(
         jax.random.key_data(older), jax.random.key_data(jax.random.key(3))
     )
     for no_key in (jax.random.split(KEY), 3, np.zeros(2)):
         with pytest.raises(ValueError, match=r"not one key of JAX: give jax\.random\.key"):
-            _check_key(no_key)
+            check_key(no_key)

@@ -2,6 +2,7 @@
 
 import functools
 import types
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxadv.attacks.snapshot import take_snapshot
 from jaxadv.attacks.tracing import trace_model
 from jaxadv.models import make_model
 
+pow = 1.0  # the name of a builtin
 KEY = jax.random.key(0)
 IMAGES, _ = examples(n=4)
 W = jnp.asarray(WEIGHTS, jnp.float32)
@@ -28,6 +30,23 @@ def flat(images):
 
 def through_a_helper(key, images):
     return _helper(images)
+
+
+def with_an_attribute(key, images):
+    return with_an_attribute.scale * (flat(images) @ W)
+
+
+def with_an_import(key, images):
+    import types
+
+    return types.scale * (flat(images) @ W)
+
+
+class Layer(NamedTuple):
+    weights: jax.Array
+
+    def __call__(self, key, images):
+        return SCALE * (flat(images) @ self.weights)
 
 
 def _helper(images):
@@ -58,7 +77,8 @@ def changes():
     cell, listed, in_place, box = [1.0], {"w": W}, np.array(WEIGHTS, np.float32), NETS
     module = Module()
     variables = module.init(KEY, IMAGES)
-    scale = 1.0
+    scale, zeros = 1.0, [np.float32(0.0)]
+    with_an_attribute.scale, types.scale = 1.0, 1.0
 
     def nonlocal_scale():
         nonlocal scale
@@ -103,6 +123,26 @@ def changes():
         "an argument of a partial": (
             lambda _: listed.update(w=2 * W),
             functools.partial(lambda weights, key, x: flat(x) @ weights["w"], listed),
+        ),
+        "a global with the name of a builtin": (
+            lambda monkeypatch: monkeypatch.setitem(globals(), "pow", 2.0),
+            lambda key, images: pow * (flat(images) @ W),
+        ),
+        "an attribute of a function": (
+            lambda monkeypatch: monkeypatch.setattr(with_an_attribute, "scale", 2.0),
+            with_an_attribute,
+        ),
+        "what a function imports": (
+            lambda monkeypatch: monkeypatch.setattr(types, "scale", 2.0),
+            with_an_import,
+        ),
+        "a global of a tuple's method": (
+            lambda monkeypatch: monkeypatch.setitem(globals(), "SCALE", 2.0),
+            Layer(W),
+        ),
+        "the sign of a zero": (
+            lambda _: zeros.__setitem__(0, np.float32(-0.0)),
+            lambda key, images: (2.0 if np.signbit(zeros[0]) else 1.0) * (flat(images) @ W),
         ),
         "a default": (
             lambda _: listed.update(w=2 * W),
@@ -167,6 +207,18 @@ def test_values_that_a_function_reads_are_seen(read):
     assert take_snapshot(function) is not None
     weights["scale"] = jnp.float32(2)
     np.testing.assert_allclose(logits(function), 2 * before, rtol=1e-6)
+
+
+def test_interceptors_of_flax_are_seen():
+    function = KNOWN["a closure"](VARIABLES)
+    images = jnp.zeros((2, 32, 32, 3))
+    plain = trace_model(function, KEY, images)
+
+    def doubled(next_fn, args, kwargs, context):
+        return 2 * next_fn(*args, **kwargs)
+
+    with nn.intercept_methods(doubled):
+        assert trace_model(function, KEY, images).program is not plain.program
 
 
 def test_another_setting_of_jax_is_another_trace():

@@ -89,6 +89,27 @@ def test_fresh_closures_of_equal_structure_compile_once(name, kernel):
     assert [ref() for ref in weights] == [None] * 9  # nothing of a call is kept
 
 
+@pytest.mark.parametrize("loop", ["scan", "fori_loop", "cond", "checkpoint"])
+def test_jitted_parts_of_loops_stay_in_their_loops(loop):
+    weights = jnp.eye(48) * 0.5 + 0.01
+    inner = jax.jit(lambda flat: jnp.tanh(flat @ weights))
+    layers = {
+        "scan": lambda x: jax.lax.scan(lambda c, _: (inner(c), None), x, None, length=3)[0],
+        "fori_loop": lambda x: jax.lax.fori_loop(0, 3, lambda _, c: inner(c), x),
+        "cond": lambda x: jax.lax.cond(x.sum() > 0, inner, lambda x: x, x),
+        "checkpoint": jax.checkpoint(inner),
+    }[loop]
+
+    def model(key, images):
+        return layers(images.reshape(len(images), -1)) @ W
+
+    traced = trace_model(model, KEY, IMAGES)
+    np.testing.assert_allclose(traced(KEY, IMAGES), model(KEY, IMAGES), rtol=1e-5)
+    weights, inner = -weights, jax.jit(lambda flat: jnp.tanh(-(flat @ weights)) * 2)
+    traced = trace_model(model, KEY, IMAGES)
+    np.testing.assert_allclose(traced(KEY, IMAGES), model(KEY, IMAGES), rtol=1e-5)
+
+
 def test_autoattack_keeps_nothing_of_its_model():
     def attack(scale):
         weights = scale * W
