@@ -810,7 +810,7 @@ MUTATIONS = [
         (
             "arrays of NumPy are constants",
             "            case jax.Array():",
-            "            case np.ndarray():\n                return 'array'\n            case jax.Array():",
+            "            case np.ndarray():\n                return 'array'\n            case jax.Array():",  # noqa: E501
         ),
         (
             "methods of modules are not seen",

@@ -20,10 +20,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 from scipy.special import betaincinv, ndtri
 
-from jaxadv.attacks.inputs import check_images, check_key
+from jaxadv.attacks.inputs import check_key
 from jaxadv.attacks.tracing import TracedModel, trace_model
 from jaxadv.draws import normal
-from jaxadv.logits import predicted_class
+from jaxadv.logits import at_least_single, predicted_class
 from jaxadv.types import Images, LogitsFn, PRNGKey
 
 ABSTAIN = -1
@@ -92,7 +92,13 @@ def count_predictions(
       ValueError: `logits_fn` returns no logits of two classes or more, or `num_samples` is below 1.
     """
     _check_passes("num_samples", num_samples)
-    key, images = check_key(key), check_images("images", images)
+    images = jnp.asarray(images)
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {images.dtype} of shape {images.shape}: use floats (batch, height, width, "
+            "channels)"
+        )
+    key, images = check_key(key), at_least_single(images)
     model = trace_model(logits_fn, key, images, gradients=False)
     return _count_predictions(key, model, images, num_samples, first)
 

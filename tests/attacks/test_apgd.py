@@ -191,15 +191,6 @@ def test_only_what_it_found_itself_is_gone_on_from():
         attack(images[:3], labels[:3], resume=found)
 
 
-def test_a_batch_is_that_many_batches_of_one():
-    images, labels = problem()
-    whole = attack(images, labels)
-    for i in (2, 9):
-        one = jnp.array([i])
-        alone = attack(images[one], labels[one], example_ids=one)
-        assert_same(alone, jax.tree.map(lambda array, one=one: array[one], whole))
-
-
 def test_targets_are_the_other_classes_by_their_logits():
     images, labels = problem()
     found = attack(images, labels, num_targets=4, num_queries=1)

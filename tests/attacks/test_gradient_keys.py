@@ -27,25 +27,6 @@ BUDGET = {"eps": 0.1, "step_size": 0.02, "num_steps": 2}
 both_norms = pytest.mark.parametrize("norm", ORDERS)
 
 
-@both_norms
-def test_an_example_does_not_depend_on_its_place(norm):
-    images, labels = examples()
-    attack = partial(pgd, KEY, LOGITS_FN, norm=norm, **BUDGET)
-    order = jax.random.permutation(jax.random.key(1), 32)
-    in_order = attack(images=images, labels=labels)
-    shuffled = attack(images=images[order], labels=labels[order], example_ids=order)
-    np.testing.assert_allclose(shuffled, in_order[order], atol=1e-6)
-
-
-def test_an_example_does_not_depend_on_its_batch():
-    images, labels = examples()
-    together = pgd(KEY, LOGITS_FN, images, labels, **BUDGET)
-    for i in range(4):
-        one = jnp.array([i])
-        alone = pgd(KEY, LOGITS_FN, images[one], labels[one], example_ids=one, **BUDGET)
-        np.testing.assert_allclose(alone[0], together[i], atol=1e-6)
-
-
 def test_examples_are_numbered_by_position_and_start_apart():
     images, labels = jnp.full((32, *SHAPE), 0.5), jnp.zeros(32, jnp.int32)
     by_default = pgd(KEY, LOGITS_FN, images, labels, **BUDGET)

@@ -109,17 +109,6 @@ def test_what_is_misclassified_costs_one_look(name):
 
 
 @every_attack
-@both_norms
-def test_a_batch_is_that_many_batches_of_one(name, norm):
-    images, labels = problem()
-    together = found(name, norm)
-    for i in (3, 17):
-        one = jnp.array([i])
-        alone = attack(name, logits_fn, images[one], labels[one], norm=norm, example_ids=one)
-        assert_same(rows(alone, 0), rows(together, i))
-
-
-@every_attack
 @pytest.mark.parametrize("num_queries", [0, 1, 11, 12, 24])
 def test_the_budget_is_a_hard_cap(name, num_queries):
     """Counted by a model that the attack knows nothing of."""
