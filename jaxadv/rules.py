@@ -1,10 +1,10 @@
 """What each key of a config may hold."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jaxadv.attacks import ATTACKS
-from jaxadv.attacks.arguments import COUNT, DECAY, POSITIVE, RADIUS, SHARE, STEPS
+from jaxadv.attacks.arguments import COUNT, DECAY, POSITIVE, RADIUS, SHARE, STEPS, Rule
 from jaxadv.attacks.gradient import PGD_LOSSES
 from jaxadv.attacks.threat import THREATS
 from jaxadv.crafting import NOISES
@@ -15,11 +15,10 @@ from jaxadv.sampling import LABELS, SAMPLERS
 from jaxadv.types import UserError
 
 Number = int | float
-Rule = tuple[Callable[[Number], bool], str]
 
 CLASSIFIER_RULES: dict[str, Rule] = {
     "seed": STEPS,
-    "data.validation_fraction": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "data.validation_fraction": Rule(lambda value: 0 < value < 1, "between 0 and 1"),
     "data.synthetic.share": SHARE,
     "data.synthetic.label_smoothing": SHARE,
     "train.trades_beta": RADIUS,
@@ -45,8 +44,8 @@ CLASSIFIER_RULES: dict[str, Rule] = {
     "evaluation.certification.num_examples": STEPS,
     "evaluation.certification.num_selection": COUNT,
     "evaluation.certification.num_estimation": COUNT,
-    "evaluation.certification.failure": (lambda value: 0 < value < 1, "between 0 and 1"),
-    "evaluation.num_passes": (lambda value: value >= 2, "at least 2"),
+    "evaluation.certification.failure": Rule(lambda value: 0 < value < 1, "between 0 and 1"),
+    "evaluation.num_passes": Rule(lambda value: value >= 2, "at least 2"),
 }
 
 _PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
@@ -68,7 +67,7 @@ CLASSIFIER_CHOICES = {
 # Of the keys of an attack that are not arguments of its function; those know their own rules.
 ATTACK_CHOICES = {"attack": ATTACKS, "noise": NOISES}
 
-_JUDGED: Rule = (
+_JUDGED = Rule(
     lambda value: isinstance(value, int) and value >= 10,
     "an integer, at least 10, without which nothing can be judged",
 )
@@ -80,7 +79,7 @@ GAN_RULES: dict[str, Rule] = {
     "generator.features": COUNT,
     "generator.num_blocks": COUNT,
     "discriminator.features": COUNT,
-    "discriminator.num_blocks": (
+    "discriminator.num_blocks": Rule(
         lambda value: isinstance(value, int) and value >= 2,
         "an integer, at least 2",
     ),
@@ -93,7 +92,7 @@ GAN_RULES: dict[str, Rule] = {
     "optimizer.discriminator_learning_rate": POSITIVE,
     "optimizer.beta1": DECAY,
     "optimizer.beta2": DECAY,
-    "judge.num_samples": (
+    "judge.num_samples": Rule(
         lambda value: isinstance(value, int) and value >= 80,
         "an integer, at least 80, which the pictures show",
     ),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from linear_model import examples, linear, radii, random_weights
 
-from jaxadv.attacks import ATTACKS, autoattack
+from jaxadv.attacks import ATTACKS, arguments, autoattack
 from jaxadv.attacks.autoattack import VERSIONS, _plan, most_queries
 
 KEY = jax.random.key(0)
@@ -120,3 +120,7 @@ def test_one_class_is_refused(name):
         ATTACKS[name](
             KEY, one_logit, images, jnp.zeros(4, jnp.int32), eps=0.1, **budgets.get(name, {})
         )
+
+
+def test_the_table_of_arguments_knows_the_versions():
+    assert tuple(VERSIONS) == arguments.VERSIONS
