@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 _NUM_KEPT = 128  # programs, those that were used last
 _SMALL = 64  # numbers
+_OTHERS = ("keras", "onnxruntime", "sklearn", "tensorflow", "torch")  # other frameworks
 _JITTED = ("jit", "pjit")  # what `jax.jit` is called among operations, by the version of JAX
 # Primitives with a derivative of their own, which the traced pullback shows.
 _CUSTOM_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -242,7 +244,8 @@ def _explain(error: Exception) -> str | None:
             "logits_fn changes the state of its model, as in training: call model.eval() before "
             "the attack"
         )
-    if isinstance(error, (AttributeError, TypeError)) and "Tracer" in str(error):
+    calls = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    if "Tracer" in str(error) or any(name.split(".")[0] in _OTHERS for name in calls):
         return "logits_fn is no function of JAX: wrap a model of another framework in a BlackBox"
     return None
 

@@ -206,7 +206,14 @@ def test_double_precision_and_strict_promotion(name, norm):
     assert np.abs(np.asarray(found) - np.asarray(IMAGES)).max() <= 0.1 + 1e-6
 
 
+def of_another_framework(key, images):
+    scope = {"__name__": "torch.nn"}
+    exec("def forward(images): return images.flatten(1, 2, 3)", scope)
+    return scope["forward"](images)
+
+
 BAD_MODELS = {
+    "another framework": (of_another_framework, "wrap a model of another framework in a BlackBox"),
     "a tuple": (lambda key, x: (apply(W, key, x), {}), "returns 2 values: return the logits alone"),
     "a dict": (lambda key, x: {"logits": apply(W, key, x)}, "returns a dict: return the logits"),
     "one argument": (lambda x: apply(W, None, x), "must take (key, images)"),
