@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 _NUM_KEPT = 128  # programs, those that were used last
 _SMALL = 64  # numbers
-_OTHERS = ("keras", "onnxruntime", "sklearn", "tensorflow", "torch")  # other frameworks
+_OTHERS = ("onnxruntime", "sklearn", "tensorflow", "torch")  # other frameworks
 _JITTED = ("jit", "pjit")  # what `jax.jit` is called among operations, by the version of JAX
 # Primitives with a derivative of their own, which the traced pullback shows.
 _CUSTOM_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")

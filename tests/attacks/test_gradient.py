@@ -234,7 +234,7 @@ def test_the_divergence_is_ascended_whatever_the_labels():
     np.testing.assert_allclose(np.abs(adversarial - images), 0.1, rtol=1e-5)
     with pytest.raises(ValueError, match="needs random_start"):
         attack(labels, random_start=False)
-    with pytest.raises(ValueError, match="no targets"):
+    with pytest.raises(ValueError, match="targets cannot be used"):
         attack(labels, targets=labels)
 
 
