@@ -52,12 +52,17 @@ def signs_of_masking(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _nonfinite_logits(evaluation: dict[str, Any]) -> list[str]:
-    entries = {"clean": evaluation["clean"], **evaluation["attacks"]}
+    counts = {  # records of before have no such key
+        name: entry.get("nonfinite_logits", 0)
+        for name, entry in {"clean": evaluation["clean"], **evaluation["attacks"]}.items()
+    }
+    worst = max(counts, key=lambda name: counts[name])
+    if not counts[worst]:
+        return []
+    attacked = f", and under {worst} of {counts[worst]}" if counts[worst] > counts["clean"] else ""
     return [
-        f"{name}: the logits of {entry['nonfinite_logits']} of {entry['n']} images are NaN or "
-        "infinite, which counts as misclassified. Find where the model overflows."
-        for name, entry in entries.items()
-        if entry.get("nonfinite_logits")  # records of before have no such key
+        f"The logits of {counts['clean']} of {evaluation['clean']['n']} clean images are NaN or "
+        f"infinite{attacked}. They count as misclassified. Find where the model overflows."
     ]
 
 

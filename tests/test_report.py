@@ -317,7 +317,7 @@ def test_warnings_of_masked_gradients(page, undrawn):
     rewrite(undrawn, lambda evaluation: evaluation.update(warnings=["fgsm beats pgd40"]))
     text = render(undrawn).text
     assert "fgsm beats pgd40" in text
-    assert "Signs of masked gradients" in text
+    assert "Warnings: the accuracies under attack" in text
     assert "No sign of masked gradients" not in text
 
 
