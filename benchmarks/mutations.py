@@ -185,7 +185,7 @@ MUTATIONS = [
     ),
     *_of(
         "apgd",
-        "attacks/test_apgd attacks/test_autoattack_versions",
+        "attacks/test_best_is_kept attacks/test_apgd attacks/test_autoattack_versions",
         (
             "budget without the starts",
             "(num_steps + 1) * num_noise_samples",
@@ -352,7 +352,7 @@ MUTATIONS = [
     ),
     *_of(
         "queries",
-        "attacks/test_queries",
+        "attacks/test_best_is_kept attacks/test_queries",
         (
             "noise samples of a look are not paid for",
             "jnp.where(first, 0, how.cost(found)) + look_cost",
