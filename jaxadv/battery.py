@@ -12,10 +12,10 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.attacks import CHECKS, GRADIENT_FREE, RESUMABLE
+from jaxadv.attacks import GRADIENT_FREE, RESUMABLE
 from jaxadv.attacks.batches import Ledger, seconds_spent
 from jaxadv.classifier import check_images, is_declared_stochastic, make_logits_fn, to_float
-from jaxadv.crafting import Attack, expand, num_queries
+from jaxadv.crafting import Attack, check_attacks, expand, num_queries
 from jaxadv.export import round_inside
 from jaxadv.masking import signs_of_masking
 from jaxadv.metrics import proportion
@@ -171,11 +171,7 @@ def _check_attacks(
     ids, image = jnp.zeros(1, jnp.int32), to_float(jnp.asarray(split.images[:1]))
     logits_fn = make_logits_fn(model, weights, ids)
     num_classes = jax.eval_shape(logits_fn, jax.random.key(0), image).shape[1]
-    for name, attack in attacks.items():
-        try:
-            CHECKS[attack["attack"]](attack, num_classes)
-        except ValueError as error:
-            raise UserError(f"config.evaluation.attacks.{name.rsplit('/', 1)[0]}.{error}") from None
+    check_attacks(attacks, num_classes)
 
 
 def progress_bar(total: int, title: str, *, disable: bool = False) -> tqdm:

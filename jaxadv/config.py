@@ -3,18 +3,16 @@
 import errno
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
-from jaxadv.attacks import CHECKS
 from jaxadv.attacks.arguments import RADIUS
 from jaxadv.classifier import check_certifiable, make_classifier
-from jaxadv.crafting import expand
+from jaxadv.crafting import check_attack, check_attacks, expand
 from jaxadv.files import user_path, written_whole
 from jaxadv.processes import from_first, is_first
 from jaxadv.rules import (
@@ -64,8 +62,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
         _check_training(config, num_devices)
     for name, attack in config.evaluation.attacks.items():
         _check_attack(f"evaluation.attacks.{name}", attack)
-    for name, attack in expand(config.evaluation.attacks).items():
-        _check_arguments(f"evaluation.attacks.{name.rsplit('/', 1)[0]}", attack["attack"], attack)
+    check_attacks(expand(config.evaluation.attacks), _NUM_CLASSES)
     _check_radii_differ(config.evaluation.attacks)
     for name in config.evaluation.export:
         if name not in config.evaluation.attacks:
@@ -125,9 +122,9 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
             raise UserError("config.attack.name n_fgsm knows no config.attack.loss kl")
     if attack.fraction > 0:
         choices = {key: attack[key] for key in ("norm", "loss", "random_start")}
-        _check_arguments("attack", "pgd", choices)
+        check_attack("attack", "pgd", choices, _NUM_CLASSES)
     validation = {**config.validation, "norm": attack.norm, "random_start": False}
-    _check_arguments("validation", "pgd", validation)
+    check_attack("validation", "pgd", validation, _NUM_CLASSES)
 
 
 def _check_divisible(key: str, batch_size: int, num_devices: int) -> None:
@@ -147,14 +144,6 @@ def _check_attack(name: str, attack: ConfigDict) -> None:
         raise UserError(f"config.{name}.eps is {attack.eps}: it must be a tuple of radii")
     for eps in attack.eps:
         check_rule(f"{name}.eps", eps, RADIUS)
-
-
-def _check_arguments(name: str, attack: str, arguments: Mapping[str, Any]) -> None:
-    """Raises a UserError for what the attack itself would refuse."""
-    try:
-        CHECKS[attack](dict(arguments), _NUM_CLASSES)
-    except ValueError as error:
-        raise UserError(f"config.{name}.{error}") from None
 
 
 def _check_radii_differ(attacks: ConfigDict) -> None:

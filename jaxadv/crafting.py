@@ -1,7 +1,7 @@
 """Attacks of a config on a trained model."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxadv.attacks import ATTACKS, RESUMABLE, AutoAttacked, budgets
+from jaxadv.attacks import ATTACKS, CHECKS, RESUMABLE, AutoAttacked, budgets
 from jaxadv.attacks.autoattack import most_queries, run_version
 from jaxadv.attacks.batches import (
     Examples,
@@ -72,6 +72,26 @@ def expand(attacks: ConfigDict) -> dict[str, Attack]:
         for name, attack in attacks.items()
         for eps in attack.eps
     }
+
+
+def check_attacks(attacks: Mapping[str, Attack], num_classes: int) -> None:
+    """Raises a UserError that names the key of the first attack that would be refused.
+
+    Args:
+      attacks: as of `expand`.
+      num_classes: of the model.
+    """
+    for name, attack in attacks.items():
+        key = f"evaluation.attacks.{name.rsplit('/', 1)[0]}"
+        check_attack(key, attack["attack"], attack, num_classes)
+
+
+def check_attack(key: str, attack: str, arguments: Mapping[str, Any], num_classes: int) -> None:
+    """Raises a UserError that names a key of the config for what the attack itself would refuse."""
+    try:
+        CHECKS[attack](dict(arguments), num_classes)
+    except ValueError as error:
+        raise UserError(f"config.{key}.{error}") from None
 
 
 def craft(

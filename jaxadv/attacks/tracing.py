@@ -161,7 +161,7 @@ def _forget(place: Hashable) -> None:
 
 def _trace_anew(logits_fn: Any, key: PRNGKey, images: Any, gradients: bool) -> TracedModel:
     operations = _without_inner_constants(_trace(logits_fn, key, images))
-    description: Hashable = _describe(operations.jaxpr, {})
+    description: Hashable = _describe(operations.jaxpr)
     if gradients:
         description = description, _describe_parameter(_trace_pullback(operations, key, images))
     program = _kept(_programs, description)
@@ -327,14 +327,9 @@ def _run_inline(operations: ClosedJaxpr, arguments: Iterable[Any]) -> list[Any]:
     return [read(variable) for variable in jaxpr.outvars]
 
 
-def _describe(jaxpr: Jaxpr, numbers: dict[Any, int]) -> Hashable:
-    """Returns what two lists of operations have in common if and only if they are the same.
-
-    Args:
-      jaxpr: the operations.
-      numbers: of the variables outside, in the order in which they were met.
-    """
-    numbers = dict(numbers)
+def _describe(jaxpr: Jaxpr) -> Hashable:
+    """Returns what two lists of operations have in common if and only if they are the same."""
+    numbers: dict[Any, int] = {}  # of the variables, in the order in which they are met
 
     def number(variable: Any) -> Hashable:
         if isinstance(variable, Literal):
@@ -366,9 +361,9 @@ def _describe_parameters(equation: Any) -> Hashable:
 
 def _describe_parameter(value: Any) -> Hashable:
     if isinstance(value, ClosedJaxpr):
-        return _describe(value.jaxpr, {}), tuple(map(_describe_constant, value.consts))
+        return _describe(value.jaxpr), tuple(map(_describe_constant, value.consts))
     if isinstance(value, Jaxpr):
-        return _describe(value, {})
+        return _describe(value)
     if isinstance(value, (tuple, list)):
         return type(value), tuple(map(_describe_parameter, value))
     if isinstance(value, dict):
