@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from calls import CALLS, images_of, run
 from linear_model import LOGITS_FN, WEIGHTS, apply, examples
 
-from jaxadv.attacks import ATTACKS, Queried, pgd
+from jaxadv.attacks import pgd
 from jaxadv.attacks.gradient import _pgd
 
 KEY = jax.random.key(0)
@@ -72,30 +73,12 @@ def test_pmap_over_devices():
     np.testing.assert_allclose(found.reshape(batch[0].shape), attacked(PARAMS, *batch), atol=1e-6)
 
 
-# AutoAttack is a program of its own, which nothing traces.
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "autoattack"])
+@pytest.mark.parametrize("name", CALLS)
 def test_nothing_differentiates_through_an_attack(name):
-    budget = {
-        "fgsm": {"eps": 0.1},
-        "pgd": {"eps": 0.1, "step_size": 0.1, "num_steps": 1},
-        "apgd": {"eps": 0.1, "num_steps": 2, "num_targets": 1},
-        "fab": {"eps": 0.1, "num_steps": 2, "num_targets": 1},
-        "nes": {"eps": 0.1, "step_size": 0.1, "num_queries": 4, "samples_per_gradient": 2},
-        "nes_label_only": {
-            "eps": 0.1,
-            "num_queries": 20,
-            "samples_per_gradient": 2,
-            "label_samples": 2,
-        },
-        "square": {"eps": 0.1, "num_queries": 3},
-        "random_search": {"eps": 0.1, "num_queries": 3},
-    }[name]
-
     images, labels = examples()
 
     def total(params, images):
-        found = ATTACKS[name](KEY, partial(apply, params), images, labels, **budget)
-        return (found.images if isinstance(found, Queried) else found).sum()
+        return images_of(run(name, partial(apply, params), images, labels)).sum()
 
     for gradient in jax.grad(total, argnums=(0, 1))(PARAMS, images):
         np.testing.assert_array_equal(gradient, 0)
