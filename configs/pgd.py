@@ -1,11 +1,12 @@
-"""PGD adversarial training (Madry et al. 2018): every image attacked at eps 8/255.
+"""PGD adversarial training (Madry et al., 2018): every image is attacked at eps 8/255.
 
     python run.py --config configs/pgd.py
 
-BigNet on TFDS's CIFAR-10, JPEG copy: 52.6 % clean, 32.5 % under PGD-40 at eps .03 and 30.4 % under
-PGD-20 on the margin with 5 restarts, on the full test split, of the best checkpoint (epoch 23; the
-last has 53.2 and 32.7 %). One seed; 33 min of training and 8 min of evaluation on 2 cores of an
-Intel Xeon. See results/pgd/evaluation.json.
+Expected result of BigNet on CIFAR-10 (TFDS, images JPEG-compressed, full test split): 52.6 % clean,
+32.5 % under PGD-40 at eps 0.03, 30.4 % under PGD-20 on the margin loss with 5 restarts (best
+checkpoint, epoch 23). The last checkpoint has 53.2 % clean and 32.7 % under PGD-40. One seed;
+33 min of training and 8 min of evaluation on 2 cores of an Intel Xeon. See
+results/pgd/evaluation.json.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from configs import default
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Returns the config for "cifar10" or "digits"."""
+    """Return the config for "cifar10" or "digits"."""
     config = default.get_config(data)
     config.data.augmentation = "flip"
     config.train.num_epochs = 30

@@ -1,9 +1,10 @@
-"""Standard adversarial training of the study: half of each batch attacked at a fixed eps.
+"""Standard adversarial training of the study: half of each batch is attacked at a fixed eps.
 
     python run.py --config configs/standard.py
 
-Expected on TFDS's CIFAR-10, JPEG copy: 55.9 % clean, 25.0 % under PGD-40 at eps .03 on the full
-test split, in 22 min on 2 cores of an AMD EPYC: bignet_standard/0 in results/study/index.md.
+Expected result on CIFAR-10 (TFDS, images JPEG-compressed, full test split): 55.9 % clean, 25.0 %
+under PGD-40 at eps 0.03; 22 min on 2 cores of an AMD EPYC (bignet_standard/0 in
+results/study/index.md).
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from configs import default
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Returns the config for "cifar10" or "digits"."""
+    """Return the config for "cifar10" or "digits"."""
     config = default.get_config(data)
     config.attack.eps_start = config.attack.eps_end = 0.03
     config.attack.num_steps_start = config.attack.num_steps_end = 10

@@ -1,8 +1,9 @@
-"""TRADES (Zhang et al. 2019): the divergence from the clean prediction as attack and as loss.
+"""TRADES (Zhang et al., 2019): KL divergence from the clean prediction as attack and as loss.
 
     python run.py --config configs/trades.py
 
-At 8/255 with 10 steps of 2/255 and beta 6, as the paper has it. Expected result and time: not run.
+The values are those of the paper: eps 8/255, 10 steps of 2/255, beta 6. Expected result and time:
+not run.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from configs import pgd
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Returns the config for "cifar10" or "digits"."""
+    """Return the config for "cifar10" or "digits"."""
     config = pgd.get_config(data)
     config.train.loss = "trades"
     config.attack.loss = "kl"

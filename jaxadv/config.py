@@ -1,114 +1,196 @@
-"""What a config may hold, and the config that a workdir remembers."""
+"""Validation of configs: the values that each key may have, checked before a job starts.
 
-import errno
-import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+A new key gets its default in `configs/default.py` (or `evaluate.py`, `gan.py`, `study.py` there)
+and its rule here: a range in `CLASSIFIER_RULES` or `GAN_RULES`, or names in `CLASSIFIER_CHOICES`
+or `GAN_CHOICES`.
+"""
 
-from filelock import FileLock, Timeout
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from jaxadv.attacks.arguments import RADIUS
-from jaxadv.classifier import check_certifiable, make_classifier
-from jaxadv.crafting import check_attack, check_attacks, expand
-from jaxadv.files import user_path, written_whole
-from jaxadv.processes import from_first, is_first
-from jaxadv.rules import (
-    ATTACK_CHOICES,
-    CLASSIFIER_CHOICES,
-    CLASSIFIER_RULES,
-    GAN_CHOICES,
-    GAN_RULES,
-    check_rule,
-    check_values,
-)
-from jaxadv.types import UserError
+from jaxadv.attacks import ATTACKS
+from jaxadv.attacks.checks import COUNT, DECAY, POSITIVE, RADIUS, SHARE, STEPS, Rule
+from jaxadv.attacks.pgd import PGD_LOSSES
+from jaxadv.attacks.threat import THREATS
+from jaxadv.core.results import attack_key
+from jaxadv.core.types import UserError
+from jaxadv.data.augment import AUGMENTATIONS
+from jaxadv.data.datasets import DATASETS
+from jaxadv.evaluation.attack_runner import NOISES, check_attack, check_suite, expand_suite
+from jaxadv.gan.sampling import LABELS, SAMPLERS
+from jaxadv.models.classifier import check_certifiable, make_classifier
+from jaxadv.runs.workdir import flatten
+from jaxadv.training.optimizer import OPTIMIZERS, SCHEDULES
+from jaxadv.training.step import TRAINING_ATTACKS
 
-_NUM_CLASSES = 10  # of every data set that a config can name
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system that has none
-# What another machine may change without changing the experiment.
-_LOCAL = ("data.data_dir", "compilation_cache")
-# Keys that hold a path, in configs of any mode.
-_PATHS = (
-    "checkpoint",
-    "data.data_dir",
-    "data.synthetic.path",
-    "judge.checkpoint",
-    "judge.classifier.data.data_dir",
-    "judge.classifier.data.synthetic.path",
-    "sampling.path",
-    "study.results",
+Number = int | float
+
+CLASSIFIER_RULES: dict[str, Rule] = {
+    "seed": STEPS,
+    "data.validation_fraction": Rule(lambda value: 0 < value < 1, "between 0 and 1"),
+    "data.synthetic.share": SHARE,
+    "data.synthetic.label_smoothing": SHARE,
+    "train.trades_beta": RADIUS,
+    "model.dropout": DECAY,
+    "train.num_epochs": COUNT,
+    "train.batch_size": COUNT,
+    "train.ema_decay": DECAY,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.warmup_epochs": RADIUS,
+    "optimizer.weight_decay": RADIUS,
+    "optimizer.momentum": DECAY,
+    "attack.fraction": SHARE,
+    "attack.step_size": RADIUS,
+    "attack.eps_start": RADIUS,
+    "attack.eps_end": RADIUS,
+    "attack.num_steps_start": STEPS,
+    "attack.num_steps_end": STEPS,
+    "validation.eps": RADIUS,
+    "validation.step_size": RADIUS,
+    "validation.num_steps": STEPS,
+    "evaluation.batch_size": COUNT,
+    "evaluation.num_examples": COUNT,
+    "evaluation.certification.num_examples": STEPS,
+    "evaluation.certification.num_selection": COUNT,
+    "evaluation.certification.num_estimation": COUNT,
+    "evaluation.certification.failure": Rule(lambda value: 0 < value < 1, "between 0 and 1"),
+    "evaluation.num_passes": Rule(lambda value: value >= 2, "at least 2"),
+}
+
+_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+
+CLASSIFIER_CHOICES = {
+    "data.name": DATASETS,
+    "data.augmentation": AUGMENTATIONS,
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+    "attack.name": TRAINING_ATTACKS,
+    "attack.norm": THREATS,
+    "attack.loss": PGD_LOSSES,
+    "train.loss": ("cross_entropy", "trades"),
+    "train.precision": _PRECISIONS,
+    "evaluation.precision": _PRECISIONS,
+    "evaluation.split": ("test", "held_out"),
+}
+
+# Keys of an attack that are not arguments of its function, whose rules are in attacks/checks.py.
+ATTACK_CHOICES = {"attack": ATTACKS, "noise": NOISES}
+
+_NUM_IMAGES = Rule(
+    lambda value: isinstance(value, int) and value >= 10,
+    "an integer, at least 10: fewer samples cannot be evaluated",
 )
-# Files that a run leaves in its workdir once it has computed something.
-_RESULTS = (
-    "checkpoints/*/SHA256SUMS",
-    "interrupted/*/SHA256SUMS",
-    "damaged_checkpoints/*",
-    "judge/checkpoints/*/SHA256SUMS",
-    "ledger*/*.npz",
-    "evaluation*.json",
-    "gan.json",
-    "synthetic/manifest.json",
-)
+
+GAN_RULES: dict[str, Rule] = {
+    "seed": STEPS,
+    "data.validation_fraction": CLASSIFIER_RULES["data.validation_fraction"],
+    "latent_size": COUNT,
+    "generator.features": COUNT,
+    "generator.num_blocks": COUNT,
+    "discriminator.features": COUNT,
+    "discriminator.num_blocks": Rule(
+        lambda value: isinstance(value, int) and value >= 2,
+        "an integer, at least 2",
+    ),
+    "train.num_steps": COUNT,
+    "train.steps_per_round": COUNT,
+    "train.batch_size": COUNT,
+    "train.num_discriminator_steps": COUNT,
+    "train.ema_decay": DECAY,
+    "optimizer.generator_learning_rate": POSITIVE,
+    "optimizer.discriminator_learning_rate": POSITIVE,
+    "optimizer.beta1": DECAY,
+    "optimizer.beta2": DECAY,
+    "evaluator.num_samples": Rule(
+        lambda value: isinstance(value, int) and value >= 80,
+        "an integer, at least 80, the number of samples that the image grids show",
+    ),
+    "sampling.num_images": _NUM_IMAGES,
+    "sampling.ddls.step_size": POSITIVE,
+    "sampling.ddls.num_steps": STEPS,
+    "sampling.truncation": POSITIVE,
+    "sampling.min_probability": DECAY,
+    "sampling.batch_size": COUNT,
+    "sampling.shard_size": COUNT,
+}
+
+GAN_CHOICES = {
+    "data.name": DATASETS,
+    "data.augmentation": AUGMENTATIONS,
+    "sampling.which": ("best", "last"),
+    "sampling.sampler": SAMPLERS,
+    "sampling.labels": LABELS,
+    "sampling.format": ("shards", "npz"),
+}
+_NUM_CLASSES = 10  # of all data sets that a config can name
 
 
 def check(config: ConfigDict, num_devices: int) -> None:
-    """Raises a UserError that names the first key whose value cannot be meant."""
-    check_values(_flatten(config), CLASSIFIER_RULES, CLASSIFIER_CHOICES)
+    """Check a config of any mode; a study checks the configs of its runs before each.
+
+    Raises:
+      UserError: names the first key whose value is not allowed, and the values that are.
+    """
+    if config.mode in ("gan", "sample"):
+        _check_gan(config, num_devices)
+    elif config.mode in ("train", "evaluate"):
+        _check_classifier(config, num_devices)
+
+
+def _check_classifier(config: ConfigDict, num_devices: int) -> None:
+    check_values(flatten(config), CLASSIFIER_RULES, CLASSIFIER_CHOICES)
     if "model" in config:
-        check_model(config.model, config.evaluation)
+        _check_model(config.model, config.evaluation)
         _check_training(config, num_devices)
     for name, attack in config.evaluation.attacks.items():
         _check_attack(f"evaluation.attacks.{name}", attack)
-    check_attacks(expand(config.evaluation.attacks), _NUM_CLASSES)
-    _check_radii_differ(config.evaluation.attacks)
+    check_suite(expand_suite(config.evaluation.attacks), _NUM_CLASSES)
+    _check_unique_keys(config.evaluation.attacks)
     for name in config.evaluation.export:
         if name not in config.evaluation.attacks:
             raise UserError(
-                f"config.evaluation.export names {name!r}: the attacks are "
+                f"config.evaluation.export names {name!r}, which is not an attack of this suite: "
                 f"{', '.join(config.evaluation.attacks)}"
             )
     for radius in config.evaluation.certification.radii:
         check_rule("evaluation.certification.radii", radius, RADIUS)
     for key in ("train.batch_size", "evaluation.batch_size"):
-        _check_divisible(key, _flatten(config).get(key, num_devices), num_devices)
+        _check_divisible(key, flatten(config).get(key, num_devices), num_devices)
 
 
-def check_gan(config: ConfigDict, num_devices: int) -> None:
-    """Raises a UserError that names the first key of configs/gan.py whose value cannot be meant."""
-    check_values(_flatten(config), GAN_RULES, GAN_CHOICES)
+def _check_gan(config: ConfigDict, num_devices: int) -> None:
+    check_values(flatten(config), GAN_RULES, GAN_CHOICES)
     for key in ("train.batch_size", "sampling.batch_size"):
-        _check_divisible(key, _flatten(config)[key], num_devices)
+        _check_divisible(key, flatten(config)[key], num_devices)
     try:
-        check(config.judge.classifier, num_devices)
+        _check_classifier(config.evaluator.classifier, num_devices)
     except UserError as error:
-        raise UserError(f"config.judge.classifier: {error}") from None
+        raise UserError(f"config.evaluator.classifier: {error}") from None
 
 
-def check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
-    """Raises a UserError for a model that cannot be made, or not be evaluated as asked."""
+def _check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
     classifier = make_classifier(model, num_classes=_NUM_CLASSES)
     if evaluation.certification.num_examples:
         check_certifiable(classifier)
 
 
 def _check_training(config: ConfigDict, num_devices: int) -> None:
-    """Raises a UserError for keys of a training config that do not go together."""
+    """Check combinations of keys."""
     synthetic, attack = config.data.synthetic, config.attack
     if synthetic.share > 0 and not synthetic.path:
         raise UserError(
             f"config.data.synthetic.share is {synthetic.share}, but config.data.synthetic.path is "
-            "not set: name a folder of samples or an .npz"
+            "not set: give a folder of samples or an .npz file"
         )
     batch_size = config.train.batch_size
     num_synthetic = round(synthetic.share * batch_size)
     if synthetic.share > 0 and (num_synthetic % num_devices or not num_synthetic):
         fitting = max(num_synthetic // num_devices, 1) * num_devices / batch_size
         raise UserError(
-            f"config.data.synthetic.share is {synthetic.share}, {num_synthetic} images of a batch, "
-            f"which do not divide by the {num_devices} devices: take {fitting:.4g}"
+            f"config.data.synthetic.share is {synthetic.share}, {num_synthetic} images per batch, "
+            f"which is not divisible by the {num_devices} devices: use {fitting:.4g}"
         )
     if config.train.loss == "trades" and not attack.fraction:
         raise UserError("config.train.loss trades needs config.attack.fraction above 0")
@@ -119,7 +201,7 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
             if attack[key] != value:
                 raise UserError(f"config.attack.name n_fgsm needs config.attack.{key}={value}")
         if attack.loss == "kl":
-            raise UserError("config.attack.name n_fgsm knows no config.attack.loss kl")
+            raise UserError("config.attack.name n_fgsm does not support config.attack.loss kl")
     if attack.fraction > 0:
         choices = {key: attack[key] for key in ("norm", "loss", "random_start")}
         check_attack("attack", "pgd", choices, _NUM_CLASSES)
@@ -131,7 +213,7 @@ def _check_divisible(key: str, batch_size: int, num_devices: int) -> None:
     if batch_size % num_devices:
         raise UserError(
             f"config.{key} is {batch_size}, not divisible by the {num_devices} devices: "
-            f"take {batch_size // num_devices * num_devices or num_devices}"
+            f"use {batch_size // num_devices * num_devices or num_devices}"
         )
 
 
@@ -146,155 +228,48 @@ def _check_attack(name: str, attack: ConfigDict) -> None:
         check_rule(f"{name}.eps", eps, RADIUS)
 
 
-def _check_radii_differ(attacks: ConfigDict) -> None:
-    """Raises a UserError where two radii of an attack would have one name in the results."""
+def _check_unique_keys(attacks: ConfigDict) -> None:
+    """Check that no two radii of an attack have the same key in the results."""
     for name, attack in attacks.items():
-        named: dict[str, float] = {}
+        radii: dict[str, float] = {}
         for eps in attack.eps:
-            key = f"{eps:.4g}"  # as `crafting.expand` names results
-            if key in named:
+            key = attack_key(name, float(eps))
+            if key in radii:
                 raise UserError(
-                    f"config.evaluation.attacks.{name}.eps has {named[key]!r} and {eps!r}, which "
+                    f"config.evaluation.attacks.{name}.eps has {radii[key]!r} and {eps!r}, which "
                     f"are both {key} in the results: keep one of them"
                 )
-            named[key] = eps
+            radii[key] = eps
 
 
-def expand_paths(config: ConfigDict) -> None:
-    """Expands `~` in all paths of a config.
-
-    Raises:
-      UserError: a home directory is not known.
-    """
-    flat = _flatten(config)
-    for key in _PATHS:
-        if path := flat.get(key):
-            config.update_from_flattened_dict({key: str(user_path(path))})
-
-
-def read(workdir: Path, mode: str | None = None) -> ConfigDict:
-    """Returns the config that a run left in its workdir.
-
-    Args:
-      workdir: of the run.
-      mode: that it must have been of; None: any.
+def check_values(
+    values: Mapping[str, Any],
+    rules: Mapping[str, Rule],
+    choices: Mapping[str, Any],
+    prefix: str = "",
+) -> None:
+    """Check values by their rules; keys that are missing or None are skipped.
 
     Raises:
-      UserError: there is none, it cannot be read, or it is of another mode.
+      UserError: names the first key whose value is not allowed.
     """
-    path = workdir / "config.json"
-    try:
-        stored = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(_no_workdir(workdir)) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give another workdir") from None
-    if mode not in (None, stored.get("mode")):
-        raise UserError(f"{workdir} holds a run of mode {stored.get('mode')}, not of mode {mode}")
-    return stored
-
-
-def _no_workdir(path: Path) -> str:
-    """Returns in words what a path is that is not the workdir of a run."""
-    if not path.exists():
-        return f"{path} is not the workdir of a run: it does not exist"
-    for parent in path.absolute().parents[:2]:
-        if (parent / "config.json").exists() and (parent / "checkpoints").exists():
-            return f"{path} lies in the workdir of a run, which is {parent}: give that"
-    return f"{path} is not the workdir of a run: it has no config.json"
-
-
-@contextmanager
-def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
-    """Makes the workdir this config's own, or finds that it is already, and keeps others out.
-
-    Of several processes the first alone does so.
-
-    Raises:
-      UserError: it belongs to another config, another run is at work there, or it cannot be
-        written.
-    """
-    theirs = ConfigDict(json.loads(from_first(lambda: config.to_json())))
-    if different := differences(theirs, config):
-        raise UserError(f"the processes were not given the same config ({'; '.join(different)})")
-    if not is_first():
-        yield
-        return
-    with locked(workdir):
-        _claim(workdir, config)
-        yield
-
-
-@contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Keeps others out of a workdir; whatever ends the program frees it.
-
-    Raises:
-      UserError: another run is at work there, or it cannot be written.
-    """
-    lock = FileLock(workdir / ".lock", fallback_to_soft=False)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another run is at work in {workdir}: wait for its end, or give another --workdir"
-        ) from None
-    except (OSError, NotImplementedError) as error:  # the latter is filelock's word for ENOSYS
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+    for key, rule in rules.items():
+        if values.get(key) is not None:
+            check_rule(prefix + key, values[key], rule)
+    for key, options in choices.items():
+        if key in values and values[key] not in options:
             raise UserError(
-                f"{workdir} cannot be written ({error.strerror}): give another --workdir"
-            ) from None
-        warnings.warn(f"{workdir} cannot be locked: start no second run there", stacklevel=2)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _claim(workdir: Path, config: ConfigDict) -> None:
-    if (workdir / "config.json").exists() and has_results(workdir):
-        different = differences(read(workdir), config)
-        if different:
-            raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(different)}): "
-                "give another --workdir, or the config it was started with"
+                f"config.{prefix}{key} is {values[key]!r}: it must be one of "
+                f"{', '.join(map(str, options))}"
             )
-        return
-    with written_whole(workdir / "config.json") as partial:
-        partial.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
 
 
-def has_results(workdir: Path) -> bool:
-    """Returns whether a run left anything in its workdir that follows from its config."""
-    metrics = workdir / "metrics.jsonl"
-    if metrics.exists() and metrics.stat().st_size:  # it is created before the first epoch ends
-        return True
-    return any(any(workdir.glob(pattern)) for pattern in _RESULTS)
+def check_rule(key: str, value: Any, rule: Rule) -> None:
+    """Check one value.
 
-
-def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
-    """Returns in words where two configs differ, but for what each machine has of its own."""
-    old, new = _stored_values(stored), _stored_values(asked)
-    return [
-        f"config.{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if key not in _LOCAL and old.get(key) != new.get(key)
-    ]
-
-
-def _stored_values(config: ConfigDict) -> dict:
-    """Returns the values of a config as JSON keeps them, by their keys."""
-    plain = ConfigDict(json.loads(config.to_json()))
-    expand_paths(plain)  # runs of before kept `~` as it was written
-    return _flatten(plain)
-
-
-def _flatten(config: ConfigDict, prefix: str = "") -> dict:
-    flat: dict = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    Raises:
+      UserError: names the key.
+    """
+    is_valid, words = rule
+    if isinstance(value, bool) or not isinstance(value, Number) or not is_valid(value):
+        raise UserError(f"config.{key} is {value!r}: it must be {words}")

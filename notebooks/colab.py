@@ -13,30 +13,30 @@
 # %% [markdown]
 # # Robust image classifiers with jaxadv
 #
-# Train a classifier by curriculum adversarial training, on a TPU, a GPU or a CPU, keep its
-# checkpoints on Google Drive, attack it, and look at what came out. Choose the runtime first:
-# *Runtime → Change runtime type*. A session that Colab ends loses nothing: run all cells again,
-# and the job goes on where it stopped.
+# This notebook trains a classifier with curriculum adversarial training on a TPU, a GPU or a CPU,
+# stores its checkpoints on Google Drive, attacks it, and plots the results. Choose the runtime
+# first: *Runtime → Change runtime type*. If Colab ends the session, run all cells again: the job
+# resumes where it was interrupted.
 
 # %% [markdown]
-# ## What to run
+# ## Settings
 #
-# The digits take minutes anywhere. CIFAR-10 is downloaded the first time; an epoch of `bignet`
+# The digits take minutes on any device. CIFAR-10 is downloaded the first time; an epoch of `bignet`
 # takes a minute and a half on two CPU cores.
 
 # %%
-REPOSITORY = ""  # the address to clone from, where this notebook is not in a checkout
+REPOSITORY = ""  # the address to clone from, if this notebook is not in a checkout
 DATA = "digits"  # or "cifar10"
 MODEL = "bignet"
 NUM_EPOCHS = 10
-NUM_EXAMPLES = 128  # of the test split, to attack
-BATTERY = "autoattack"  # or another of configs/evaluate.py
-WORKDIR = "runs/colab"  # on Colab it lies on Google Drive
+NUM_EXAMPLES = 128  # test images to attack
+ATTACK_SUITE = "autoattack"  # or another suite of configs/evaluate.py
+WORKDIR = "runs/colab"  # on Colab this is a folder on Google Drive
 
 # %% [markdown]
 # ## Install
 #
-# For the accelerator that the runtime has. What is installed already stays.
+# Installs the package for the accelerator of the runtime, unless it is installed already.
 
 # %%
 import importlib.metadata
@@ -55,20 +55,20 @@ if root is None:
     subprocess.run(["git", "clone", "--quiet", REPOSITORY, str(root)], check=True)
 os.chdir(root)
 if "jaxadv" not in {found.name for found in importlib.metadata.distributions()}:
-    # libtpu's devices, and the driver's tool
+    # The device files of libtpu, and the tool of the NVIDIA driver.
     on_tpu = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     extra = "[tpu]" if on_tpu else "[cuda12]" if shutil.which("nvidia-smi") else ""
     # !{python} -m pip install --quiet --editable ".{extra}"
     assert _exit_code == 0, "the installation failed: see above"
 
 # %% [markdown]
-# JAX is only ever started in programs of their own: an accelerator serves one at a time.
+# JAX runs only in separate programs, because an accelerator serves one program at a time.
 
 # %%
 # !{python} -c "import jax; print(jax.__version__, jax.devices())"
 
 # %% [markdown]
-# ## Where checkpoints are kept
+# ## Storage of checkpoints
 
 # %%
 if importlib.util.find_spec("google") and importlib.util.find_spec("google.colab"):
@@ -83,9 +83,9 @@ print(workdir)
 # %% [markdown]
 # ## Train
 #
-# The curriculum: a part of each batch is attacked with PGD, whose eps and number of steps grow from
-# epoch to epoch. At its end the best and the last checkpoint are attacked on the test split. A job
-# that was ended goes on from its last checkpoint.
+# In curriculum training a part of each batch is attacked with PGD, whose eps and number of steps
+# grow from epoch to epoch. At the end the best and the last checkpoint are attacked on the test
+# split. An interrupted job resumes from its last checkpoint.
 
 # %%
 job = (
@@ -104,7 +104,7 @@ import numpy as np
 lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 epochs = [line["epoch"] for line in lines]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
-for name in ("clean", "adversarial"):  # of the digits each batch is attacked as a whole
+for name in ("clean", "adversarial"):  # a loss is None if no image of a batch is of its kind
     if lines[0][f"train_loss_{name}"] is not None:
         left.plot(epochs, [line[f"train_loss_{name}"] for line in lines], "o-", label=name)
 left.set(xlabel="epoch", ylabel="training loss")
@@ -118,82 +118,87 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# ## Evaluate from the checkpoint
+# ## Evaluate the checkpoint
 #
-# The workdir alone is enough, on this machine or on another: AutoAttack, or another battery, on the
-# best checkpoint.
+# Evaluation needs only the workdir, on this machine or on another. It runs AutoAttack, or another
+# attack suite, on the best checkpoint.
 
 # %%
-evaluation = (
-    f"--config configs/evaluate.py:{BATTERY} --config.checkpoint='{workdir}'"
-    f" --config.evaluation.num_examples={NUM_EXAMPLES} --workdir '{workdir}/{BATTERY}'"
+evaluation_job = (
+    f"--config configs/evaluate.py:{ATTACK_SUITE} --config.checkpoint='{workdir}'"
+    f" --config.evaluation.num_examples={NUM_EXAMPLES} --workdir '{workdir}/{ATTACK_SUITE}'"
 )
-# !{python} run.py {evaluation}
+# !{python} run.py {evaluation_job}
 assert _exit_code == 0, "the evaluation failed: see above"
 
 # %% [markdown]
-# ## What came out
+# ## Results
 #
-# Accuracy on the test split under each attack, with its 95 % interval. Where PGD leaves much more
-# standing than the worst case does, it was too weak.
+# The plot shows the accuracy on the test split under each attack with its 95 % interval. If PGD
+# leaves many more images robust than the worst case does, it is too weak.
 
 # %%
-results = json.loads((workdir / "evaluation.json").read_text())
-strong = json.loads((workdir / BATTERY / "evaluation.json").read_text())
+from jaxadv.core.example_results import ExampleResults
+from jaxadv.core.results import Evaluation
 
 
-def draw(axes, entries, label, style):
-    """Draws accuracy over eps, with intervals."""
-    entries = sorted(entries, key=lambda entry: entry["eps"])
-    eps = [entry["eps"] for entry in entries]
-    accuracy = np.array([entry["accuracy"] for entry in entries])
-    low, high = np.array([entry["ci95"] for entry in entries]).T
-    spread = 100 * np.array([accuracy - low, high - accuracy]).clip(0)
-    axes.errorbar(eps, 100 * accuracy, spread, fmt=style, capsize=3, label=label)
+def read(folder):
+    """Return the results of an evaluation."""
+    return Evaluation.from_json(json.loads((folder / "evaluation.json").read_text()))
 
 
-def within(entries):
-    """Returns what there is at the radii of the figure: at larger ones nothing stands."""
-    return [entry for entry in entries if entry["norm"] == "linf" and entry["eps"] <= 0.1]
+def draw(axes, results, label, style):
+    """Draw accuracy over eps with its intervals, in L-inf. Beyond eps 0.1 no image is robust."""
+    results = [one for one in results if one.norm == "linf" and one.eps <= 0.1]
+    if results:
+        eps = [one.eps for one in results]
+        accuracy = np.array([one.accuracy for one in results])
+        low, high = np.array([one.ci95 for one in results]).T
+        errors = 100 * np.array([accuracy - low, high - accuracy]).clip(0)
+        axes.errorbar(eps, 100 * accuracy, errors, fmt=style, capsize=3, label=label)
 
 
+evaluation, suite = read(workdir), read(workdir / ATTACK_SUITE)
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-attacks = within(results["attacks"].values())
-for attack in sorted({entry["attack"] for entry in attacks}):
-    draw(axes, [entry for entry in attacks if entry["attack"] == attack], attack, "o-")
-draw(axes, within(results["worst_case"].values()), "worst case", "k--")
-draw(axes, within(strong["worst_case"].values()), BATTERY, "s")
-axes.axhline(100 * results["clean"]["accuracy"], color="grey", lw=1, label="clean")
+for name, entries in evaluation.by_name().items():
+    draw(axes, entries, name, "o-")
+draw(axes, evaluation.worst_case, "worst case", "k--")
+draw(axes, suite.worst_case, ATTACK_SUITE, "s")
+axes.axhline(100 * evaluation.clean.accuracy, color="grey", lw=1, label="clean")
 axes.set(xlabel="eps (L-inf)", ylabel="accuracy, %", ylim=(0, 102))
-axes.set_title(f"{results['model']} on {results['dataset']}, {results['n']} test images")
+axes.set_title(f"{evaluation.model} on {evaluation.dataset}, {evaluation.n} test images")
 axes.legend()
 plt.show()
 
 # %% [markdown]
-# Adversarial examples of PGD-40: the image, the perturbation, and what it became.
+# Adversarial examples of PGD-40: the image, the perturbation, and the predicted class.
 
 # %%
-with np.load(workdir / "examples.npz", allow_pickle=False) as examples:
-    name = "pgd40/0.05"
-    clean, adversarial = examples["sample/images"], examples[f"sample/adversarial/{name}"]
-    labels = examples["labels"][examples["sample/ids"]]
-    predictions = examples[f"sample/predictions/{name}"]
-    names = examples["class_names"]
+with np.load(workdir / "examples.npz", allow_pickle=False) as arrays:
+    examples = ExampleResults.from_arrays(dict(arrays))
 
-eps = results["attacks"][name]["eps"]
+key = "pgd40/0.05"
+(entry,) = [one for one in evaluation.attacks if one.key == key]
+attacked = examples.attacks[key]
+clean, adversarial = examples.sample_images, attacked.sample_images
+labels, names = examples.labels[examples.sample_ids], examples.class_names
 figure, grid = plt.subplots(3, len(clean), figsize=(1.5 * len(clean), 5), layout="constrained")
 for column in range(len(clean)):
-    change = (adversarial[column] - clean[column]) / (2 * eps) + 0.5
-    rows = ((clean, names[labels[column]]), (None, ""), (adversarial, names[predictions[column]]))
-    for axes, (images, title) in zip(grid[:, column], rows, strict=True):
-        axes.imshow(change if images is None else images[column])
+    perturbation = adversarial[column] - clean[column]
+    rows = (
+        (clean[column], names[labels[column]]),
+        ((perturbation / (2 * entry.eps) + 0.5).clip(0, 1), ""),
+        (adversarial[column], names[attacked.sample_predictions[column]]),
+    )
+    for axes, (image, title) in zip(grid[:, column], rows, strict=True):
+        axes.imshow(image)
         axes.set_title(title, fontsize=9)
         axes.axis("off")
-figure.suptitle(f"{name}: image, perturbation, adversarial image with what the model takes it for")
+figure.suptitle(f"{key}: image, perturbation, adversarial image with its predicted class")
 plt.show()
 
 # %% [markdown]
-# The whole report, one page with all tables and figures, lies in the workdir:
+# The workdir also has the report, one page with all tables and plots:
 
 # %%
 print(workdir / "report.html")

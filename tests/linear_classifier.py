@@ -6,12 +6,13 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from jaxadv.core.types import HostBatch
+from jaxadv.evaluation.suite import run_attack_suite
 from jaxadv.models.defences import InputNoise
-from jaxadv.types import Batch
 
 
 class Linear(nn.Module):
-    """Two classes: the logits are 0 and w.x + b."""
+    """Two classes with the logits 0 and w.x + b."""
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -22,7 +23,7 @@ class Linear(nn.Module):
 
 
 class NoisyLinear(Linear):
-    """The same with Gaussian noise on the images: the score is a Gaussian of known moments."""
+    """The same with Gaussian noise on the images: the score is Gaussian with known moments."""
 
     defence: InputNoise | None = InputNoise(sigma=0.05)
 
@@ -38,9 +39,9 @@ class NoisyLinear(Linear):
 
 
 def make_problem():
-    """Returns weights, a split, and the margin of each example."""
+    """Return weights, a split, and the margin of each example."""
     generator = np.random.default_rng(0)
-    # Far enough from 0 and 255 that the box never matters at these radii.
+    # Far enough from 0 and 255 that clipping never matters at these radii.
     images = generator.integers(64, 192, (50, 2, 2, 3), dtype=np.uint8)
     w = generator.normal(size=12).astype(np.float32)
     scores = (images / 255).reshape(50, -1) @ w
@@ -48,8 +49,13 @@ def make_problem():
     labels = (scores + b > 0).astype(np.int32)
     labels[:5] = 1 - labels[:5]
     margins = np.where(labels == 1, scores + b, -(scores + b))
-    return {"params": {"w": w, "b": b}}, Batch(images, labels), margins
+    return {"params": {"w": w, "b": b}}, HostBatch(images, labels), margins
 
 
-def battery(batch_size=16, **attacks):
-    return ConfigDict({"batch_size": batch_size, "num_passes": 20, "attacks": attacks})
+def run_suite(model, weights, split, batch_size=16, seed=0, cache=None, **attacks):
+    """Return the results of an attack suite, its entries by key, and the example results."""
+    config = ConfigDict({"batch_size": batch_size, "num_passes": 20, "attacks": attacks})
+    results, examples = run_attack_suite(
+        model, weights, split, config, seed, progress=False, cache=cache
+    )
+    return results, {entry.key: entry for entry in results.attacks}, examples

@@ -1,19 +1,19 @@
-"""That the tests check the shapes of what jaxadv's functions are given and return."""
+"""Run-time checks of the types and shapes of arguments and results."""
 
 import jax.numpy as jnp
 import pytest
 from checked_types import checked
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
-from jaxadv.losses import cross_entropy
+from jaxadv.core.losses import cross_entropy
 
 
-def test_a_wrong_shape_is_refused():
+def test_a_wrong_shape_raises_an_error():
     with pytest.raises(TypeCheckError, match="labels"):
         cross_entropy(jnp.zeros((4, 10)), jnp.zeros((3,), int))
 
 
-def test_a_function_inside_of_another_is_checked_at_each_call():
+def test_nested_functions_are_checked_at_each_call():
     def outer(value):
         @jaxtyped(typechecker=checked)
         def inner(x: Float[Array, "n"]) -> Float[Array, "n"]:
@@ -29,7 +29,7 @@ def test_a_function_inside_of_another_is_checked_at_each_call():
         outer(x)(jnp.zeros((3, 1)))
 
 
-def test_checks_are_made_once_for_each_signature():
+def test_checks_are_created_once_per_signature():
     def make(kind):
         def inner(x: kind):
             pass

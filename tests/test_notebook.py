@@ -1,4 +1,4 @@
-"""The notebook, from top to bottom, as a user runs it."""
+"""The notebook runs from top to bottom, as a user runs it."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ import jupytext
 import nbclient
 import pytest
 
+pytestmark = pytest.mark.slow  # starts processes
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
@@ -14,19 +16,19 @@ def sources(notebook):
     return [(cell.cell_type, cell.source) for cell in notebook.cells]
 
 
-def test_the_notebook_is_its_source():
+def test_notebook_matches_its_source():
     source, notebook = (jupytext.read(NOTEBOOKS / f"colab.{kind}") for kind in ("py", "ipynb"))
     assert sources(notebook) == sources(source)
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """A copy for a small net and few images, executed in the folder that it lies in."""
+    """Execute a copy with a small model and few images, in the folder of the notebook."""
     workdir = tmp_path_factory.mktemp("colab") / "run"
     notebook = jupytext.read(NOTEBOOKS / "colab.py")
     (settings,) = [cell for cell in notebook.cells if cell.source.startswith("REPOSITORY = ")]
     values = {"MODEL": "net", "NUM_EPOCHS": 2, "NUM_EXAMPLES": 16}
-    values |= {"BATTERY": "plain", "WORKDIR": str(workdir)}
+    values |= {"ATTACK_SUITE": "plain", "WORKDIR": str(workdir)}
     settings.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}
@@ -34,18 +36,18 @@ def executed(tmp_path_factory):
     return notebook, workdir
 
 
-def test_the_notebook_runs_from_top_to_bottom(executed):
+def test_notebook_runs(executed):
     notebook, workdir = executed
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    plots = [output for output in outputs if "image/png" in output.get("data", {})]
     text = "".join(output.get("text", "") for output in outputs)
-    assert len(pictures) == 3
+    assert len(plots) == 3
     assert "epoch   2/2" in text
     assert text.count("Report: ") == 2
     assert {"report.html", "evaluation.json", "checkpoints"} <= {p.name for p in workdir.iterdir()}
 
 
-def test_the_job_of_the_notebook_is_what_it_says(executed):
+def test_notebook_evaluates_the_trained_model(executed):
     _, workdir = executed
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert len(evaluation["attacks"]) == 15

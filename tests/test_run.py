@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: what it says when something is wrong."""
+"""The command line as a program: error messages, exit codes, and interruption."""
 
 import os
 import shlex
@@ -14,6 +14,8 @@ import pytest
 import run as program
 from configs import evaluate
 
+pytestmark = pytest.mark.slow  # starts processes
+
 ROOT = Path(__file__).parent.parent
 CURRICULUM = ("--config", "configs/curriculum.py:digits")
 
@@ -28,8 +30,8 @@ def run(*arguments, **environment):
     )
 
 
-def told(*arguments, **environment):
-    """Returns the one line of an error; nothing but progress may stand before it."""
+def error_line(*arguments, **environment):
+    """Return the error message, which must be the only line of stderr."""
     result = run(*arguments, **environment)
     assert result.returncode != 0
     assert "Traceback" not in result.stderr + result.stdout
@@ -41,28 +43,28 @@ def told(*arguments, **environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no config: give --config"),
+        ((), "no config: pass --config"),
         (("--config", "configs/nope.py"), "No such file or directory: 'configs/nope.py'"),
         ((*CURRICULUM, "--config.model.nme=net"), 'Did you mean "name"'),
         ((*CURRICULUM, "--config.train.num_epochs=many"), "--config.train.num_epochs=many"),
         ((*CURRICULUM, "--config.mode=dance"), "config.mode is 'dance'"),
         ((*CURRICULUM, "--confg.seed=1"), "confg.seed"),
         ((*CURRICULUM, "seed=1"), "unknown argument 'seed=1'"),
-        (("--config", "configs/evaluate.py:digits"), "no battery 'digits': use one of default"),
+        (("--config", "configs/evaluate.py:digits"), "unknown attack suite 'digits'"),
     ],
 )
-def test_what_is_wrong_with_the_flags_is_told_in_one_line(arguments, message):
-    assert message in told(*arguments)
+def test_wrong_flags_are_reported_in_one_line(arguments, message):
+    assert message in error_line(*arguments)
 
 
-def test_an_impossible_value_leaves_no_workdir(tmp_path):
-    line = told(*CURRICULUM, "--config.attack.eps_end=-1", "--workdir", tmp_path / "run")
+def test_an_invalid_value_creates_no_workdir(tmp_path):
+    line = error_line(*CURRICULUM, "--config.attack.eps_end=-1", "--workdir", tmp_path / "run")
     assert "config.attack.eps_end is -1.0: it must be 0 or more" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_data_set_that_cannot_be_had_is_told_at_once(tmp_path):
-    line = told(
+def test_an_unavailable_data_set_is_reported_at_once(tmp_path):
+    line = error_line(
         "--config",
         "configs/curriculum.py",
         f"--config.data.data_dir={tmp_path}",
@@ -79,9 +81,9 @@ def test_a_data_set_that_cannot_be_had_is_told_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("raised", "fail_on_warnings", "code"),
-    [(["a sign"], False, 0), ([], True, 0), (["a sign"], True, 3)],
+    [(["a warning"], False, 0), ([], True, 0), (["a warning"], True, 3)],
 )
-def test_warnings_are_a_failure_where_that_is_asked_for(
+def test_warnings_set_the_exit_code_if_the_config_asks_for_it(
     monkeypatch, raised, fail_on_warnings, code
 ):
     config = evaluate.get_config()
@@ -89,17 +91,17 @@ def test_warnings_are_a_failure_where_that_is_asked_for(
     values = {"_CONFIG": config, "_WORKDIR": "out", "_DEBUG": False, "_DISTRIBUTED": False}
     for name, value in {**values, "_COORDINATOR": None, "_NUM_PROCESSES": None}.items():
         monkeypatch.setattr(program, name, SimpleNamespace(value=value))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
-    monkeypatch.setattr("jaxadv.parallel.set_up_cpu", lambda: None)
-    monkeypatch.setattr("jaxadv.stopping.heed_signals", lambda end: None)
-    monkeypatch.setattr("jaxadv.evaluate.run", lambda *_: raised)
-    monkeypatch.setattr("jaxadv.processes.end", lambda _, text: pytest.fail(text))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restored afterwards
+    monkeypatch.setattr("jaxadv.core.devices.set_up_cpu", lambda: None)
+    monkeypatch.setattr("jaxadv.runs.signals.install_handlers", lambda end: None)
+    monkeypatch.setattr("jaxadv.evaluation.evaluate.run", lambda *_: raised)
+    monkeypatch.setattr("jaxadv.runs.distributed.exit_all", lambda _, text: pytest.fail(text))
     with pytest.raises(SystemExit) as exit_of_program:
         program.main([])
     assert exit_of_program.value.code == code
 
 
-def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
+def test_a_stopped_run_prints_the_command_that_resumes_it(tmp_path):
     command = ["run.py", *CURRICULUM, "--workdir", str(tmp_path), "--config.model.name=net"]
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -111,10 +113,10 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
         assert process.poll() is None
         time.sleep(0.1)
     process.terminate()
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     assert process.returncode == 0
     assert (
-        said.splitlines()[-1]
-        == f"Stopped (SIGTERM). Go on with: {shlex.join(['python', *command])}"
+        stderr.splitlines()[-1]
+        == f"Stopped (SIGTERM). Resume with: {shlex.join(['python', *command])}"
     )
     assert list((tmp_path / "interrupted").iterdir())

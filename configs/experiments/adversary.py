@@ -1,43 +1,26 @@
-"""Standard against curriculum adversarial training, as the study ran them: BigNet, 10 epochs.
+"""Standard and curriculum adversarial training of BigNet for 10 epochs, as in the study.
 
     python run.py --config configs/experiments/adversary.py:standard
 
-The argument is standard, eps .03 and 10 steps of .008, or curriculum, which ends at three times
-that eps and has spent twice the gradients. For curricula at equal cost see curricula.py. Expected
-result and time: see results/study/index.md.
+The argument is standard or curriculum. `standard` attacks at eps 0.03 with 10 steps of 0.008. The
+curriculum ends at about three times that eps and takes about twice the gradients; curricula.py has
+curricula of equal cost.
+
+Expected results on CIFAR-10 (TFDS, images JPEG-compressed, full test split, mean of three seeds):
+standard 56.6 % clean and 25.2 % under PGD-40 at eps 0.03, 18 to 22 min on 2 cores of an AMD EPYC;
+curriculum 52.2 and 32.2 %, 16 to 32 min. See results/study/index.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs import presets, slides, standard, study_curriculum
-from configs.experiments import shown
+from configs import standard, study_curriculum
+from configs.experiments.variants import evaluate_corrected
 
-ARMS = {"standard": standard.get_config, "curriculum": study_curriculum.get_config}
-
-PAGE = shown.experiment(
-    "Standard against curriculum training",
-    "BigNet for 10 epochs, at a fixed eps of .03 or under the study's curriculum, which "
-    "spends twice the gradients.",
-    arms={"standard": "bignet_standard", "curriculum": "bignet_curriculum"},
-    study={"curriculum": slides.MODEL_SIZE["bignet"]},
-    claims=[
-        shown.more(
-            "The curriculum makes the model more robust",
-            ("curriculum", "0.03"),
-            ("standard", "0.03"),
-        ),
-        shown.more(
-            "Curriculum training costs clean accuracy",
-            ("standard", "clean"),
-            ("curriculum", "clean"),
-            by="ours",
-        ),
-    ],
-)
+VARIANTS = {"standard": standard.get_config, "curriculum": study_curriculum.get_config}
 
 
-def get_config(arm: str = "curriculum") -> ConfigDict:
-    """Returns the config of that arm."""
-    if arm not in ARMS:
-        raise ValueError(f"no arm {arm!r}: use one of {', '.join(ARMS)}")
-    return presets.corrected(ARMS[arm]())
+def get_config(variant: str = "curriculum") -> ConfigDict:
+    """Return the config of that training."""
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
+    return evaluate_corrected(VARIANTS[variant]())

@@ -1,43 +1,20 @@
-"""Augmentation: BigNet under the study's curriculum, for 10 epochs; the study took 60.
+"""Augmentation: BigNet under the study's curriculum for 10 epochs; the study took 60.
 
     python run.py --config configs/experiments/augmentation.py:flip
 
-The argument is none, flip or flip_crop_jitter. Expected result and time: see
-results/study/index.md.
+The argument is none, flip or flip_crop_jitter. Expected results on CIFAR-10 (TFDS, images
+JPEG-compressed, full test split): none 52.2 % clean and 32.2 % under PGD-40 at eps 0.03 (mean of
+three seeds), flip 52.2 and 31.6 %, flip_crop_jitter 48.2 and 28.9 % (one seed each); 16 to 33 min
+on 2 cores of an AMD EPYC. See results/study/index.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs import slides
-from configs.experiments import arms, shown
+from configs.experiments.variants import get_variant
 
-AUGMENTATIONS = ("none", "flip", "flip_crop_jitter")
-
-PAGE = shown.experiment(
-    "Augmentation",
-    "BigNet under the study's curriculum, for 10 epochs; there for 60, and judged with steps of "
-    ".02.",
-    arms={
-        "none": "bignet_curriculum",
-        "flip": "bignet_flip",
-        "flip, crop, jitter": "bignet_flip_crop_jitter",
-    },
-    study=slides.AUGMENTATION,
-    as_there=shown.AS_THERE_COARSE,
-    claims=[
-        shown.more(
-            "A horizontal flip helps (10 epochs here, 60 there)", ("flip", "0.03"), ("none", "0.03")
-        ),
-        shown.more(
-            "Crop and jitter on top of a flip are worse than a flip (10 epochs here, 60 there)",
-            ("flip", "0.03"),
-            ("flip, crop, jitter", "0.03"),
-        ),
-    ],
-)
+VARIANTS = {name: {"data.augmentation": name} for name in ("none", "flip", "flip_crop_jitter")}
 
 
 def get_config(augmentation: str = "flip") -> ConfigDict:
-    """Returns the config with that augmentation."""
-    changes = {name: {"data.augmentation": name} for name in AUGMENTATIONS}
-    return arms.get_config(changes, augmentation)
+    """Return the training config with that augmentation."""
+    return get_variant(VARIANTS, augmentation)

@@ -1,37 +1,25 @@
-"""SGD against AdamW: `net` under the study's curriculum.
+"""SGD and AdamW: `net` under the study's curriculum.
 
     python run.py --config configs/experiments/optimizer.py:sgd
 
-The argument is adamw, learning rate .001 and weight decay .01, or sgd, .001 with momentum .9.
-Expected result and time: see results/study/index.md.
+The argument is adamw, with weight decay 0.01, or sgd, with momentum 0.9; both have learning rate
+0.001. Expected results on CIFAR-10 (TFDS, images JPEG-compressed, full test split, mean of three
+seeds): adamw 42.9 % clean and 27.6 % under PGD-40 at eps 0.03, sgd 31.9 and 23.3 %; 10 to 15 min on
+2 cores of an AMD EPYC. See results/study/index.md.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.experiments import arms, shown
+from configs.experiments.variants import get_variant
 
-ARMS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"model.name": "net"},
     "sgd": {"model.name": "net", "optimizer.name": "sgd", "optimizer.weight_decay": 0.0},
 }
 
-PAGE = shown.experiment(
-    "SGD against AdamW",
-    "`net` under the study's curriculum: AdamW with weight decay .01 or SGD with momentum .9, both "
-    "at a learning rate of .001, which was tuned for neither. The slides have no figures of it.",
-    arms={"AdamW": "net_curriculum", "SGD": "net_sgd"},
-    claims=[
-        shown.more(
-            "AdamW trains better than SGD (at one learning rate)",
-            ("AdamW", "0.03"),
-            ("SGD", "0.03"),
-        )
-    ],
-)
 
-
-def get_config(arm: str = "adamw") -> ConfigDict:
-    """Returns the config of that arm."""
-    return arms.get_config(ARMS, arm)
+def get_config(variant: str = "adamw") -> ConfigDict:
+    """Return the training config of that optimizer."""
+    return get_variant(VARIANTS, variant)

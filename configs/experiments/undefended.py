@@ -1,35 +1,20 @@
-"""What an attack leaves of `net` where nothing defends it.
+"""`net` after natural training, under PGD-40.
 
     python run.py --config configs/experiments/undefended.py
 
-Expected result and time: see results/study/index.md.
+Expected result on CIFAR-10 (TFDS, images JPEG-compressed, full test split), one seed: 60.8 % clean,
+9.0 % under PGD-40 at eps 0.01, 0.0 % at eps 0.03; 6 min on 2 cores of an AMD EPYC. See
+results/study/index.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs import natural, presets, slides
-from configs.experiments import shown
-
-PAGE = shown.experiment(
-    "An undefended network",
-    "`net`, trained without an adversary, under PGD-40.",
-    arms={"net": "net_natural"},
-    study=slides.UNDEFENDED,
-    extra={".01, steps of .02": ("study:pgd40_coarse/0.01",)},
-    claims=[
-        shown.at_most("An undefended network falls to nothing: at most 1 %", ("net", "0.03"), 0.01),
-        shown.more(
-            "Steps of .02 are a weaker attack at eps .01 than steps of .01",
-            ("net", ".01, steps of .02"),
-            ("net", "as there 0.01"),
-            by="flaw 5",
-        ),
-    ],
-)
+from configs import natural
+from configs.experiments.variants import evaluate_corrected
 
 
 def get_config() -> ConfigDict:
-    """Returns the config of naturally trained `net`."""
+    """Return the config of the natural training of `net`."""
     config = natural.get_config()
     config.model.name = "net"
-    return presets.corrected(config)
+    return evaluate_corrected(config)

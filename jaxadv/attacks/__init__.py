@@ -1,49 +1,32 @@
-"""Adversarial attacks on any JAX function: `(key, images) -> logits` is all they see."""
+"""Adversarial attacks on any JAX function `(key, images) -> logits`."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from jaxadv.attacks.apgd import APGD, apgd
+from jaxadv.attacks.autoattack import AUTOATTACK, autoattack
+from jaxadv.attacks.black_box import BlackBox
+from jaxadv.attacks.ensemble import AutoAttackResult
+from jaxadv.attacks.fab import FAB, fab
+from jaxadv.attacks.nes import NES, nes
+from jaxadv.attacks.nes_label_only import NES_LABEL_ONLY, nes_label_only
+from jaxadv.attacks.pgd import FGSM, PGD, fgsm, n_fgsm, pgd
+from jaxadv.attacks.random_search import RANDOM_SEARCH, random_search
+from jaxadv.attacks.result import AttackResult
+from jaxadv.attacks.spec import AttackSpec
+from jaxadv.attacks.square import SQUARE, square
 
-from jaxadv.attacks.apgd import apgd, check_apgd
-from jaxadv.attacks.arguments import check_arguments
-from jaxadv.attacks.autoattack import AutoAttacked, autoattack
-from jaxadv.attacks.fab import check_fab, fab
-from jaxadv.attacks.gradient import check_pgd, fgsm, n_fgsm, pgd
-from jaxadv.attacks.label_only import check_nes_label_only, nes_label_only
-from jaxadv.attacks.nes import nes
-from jaxadv.attacks.passes import BlackBox
-from jaxadv.attacks.queries import Queried
-from jaxadv.attacks.random_search import random_search
-from jaxadv.attacks.square import square
-
-ATTACKS: dict[str, Callable] = {
-    "fgsm": fgsm,
-    "pgd": pgd,
-    "apgd": apgd,
-    "fab": fab,
-    "nes": nes,
-    "nes_label_only": nes_label_only,
-    "square": square,
-    "random_search": random_search,
-    "autoattack": autoattack,
+# The attacks of a suite, by the name that configs use.
+ATTACKS: dict[str, AttackSpec] = {
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "apgd": APGD,
+    "fab": FAB,
+    "nes": NES,
+    "nes_label_only": NES_LABEL_ONLY,
+    "square": SQUARE,
+    "random_search": RANDOM_SEARCH,
+    "autoattack": AUTOATTACK,
 }
-
-# Of each, `(arguments, num_classes) -> None`: a ValueError that names what it cannot be asked.
-CHECKS: dict[str, Callable[[dict[str, Any], int | None], None]] = {
-    **dict.fromkeys(ATTACKS, check_arguments),
-    "nes": partial(check_arguments, optional=("chunk_size",)),
-    "nes_label_only": check_nes_label_only,
-    "pgd": check_pgd,
-    "apgd": check_apgd,
-    "fab": check_fab,
-}
-
-GRADIENT_FREE = ("nes", "nes_label_only", "square", "random_search")
-# That keep a ledger, and go on where they stopped: they return a `Queried`.
-RESUMABLE = (*GRADIENT_FREE, "apgd", "fab")
 
 __all__ = [
-    "ATTACKS", "CHECKS", "GRADIENT_FREE", "RESUMABLE", "AutoAttacked", "BlackBox", "Queried",
-    "apgd", "autoattack", "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "random_search",
-    "square",
+    "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "apgd", "autoattack",
+    "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "random_search", "square",
 ]  # fmt: skip

@@ -1,49 +1,68 @@
-"""Fast adaptive boundary attack: the nearest misclassified image (Croce & Hein 2020)."""
+"""Fast adaptive boundary attack (FAB): find the nearest adversarial image (Croce & Hein, 2020)."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxadv.attacks.arguments import (
+from jaxadv.attacks.checks import (
     Arguments,
+    Inputs,
     check_arguments,
     check_at_least_one,
-    check_total,
+    check_product,
+    prepare,
 )
-from jaxadv.attacks.boundary import nearest_on_plane
-from jaxadv.attacks.expectation import Noise, Objective, finite_or_zero
-from jaxadv.attacks.inputs import Inputs, prepare
-from jaxadv.attacks.queries import (
-    Queried,
-    begin,
-    buys_nothing,
+from jaxadv.attacks.eot import Noise, Objective, finite_or_zero
+from jaxadv.attacks.result import AttackResult, initial_result
+from jaxadv.attacks.search import (
     earliest_step,
-    go_on,
-    select,
+    is_zero_budget,
+    rank_target_classes,
+    resume_or_start,
+    select_rows,
 )
-from jaxadv.attacks.targets import rank_classes
+from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS, random_on_sphere
 from jaxadv.attacks.tracing import TracedModel
-from jaxadv.losses import make_objective, make_targeted_objective
-from jaxadv.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
+from jaxadv.core.losses import make_objective, make_targeted_objective
+from jaxadv.core.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
 
-_OVERSHOOT = 1.05  # eta: how far beyond the linearised boundary a step goes
-_BACK = 0.9  # beta: how much of the way to a misclassified image is kept
-_LARGEST_PULL = 0.1  # alpha_max: of the step from the clean image, against that from here
-_QUERIES_OF_STEP = 2  # one of them with its gradients
+_ETA = 1.05  # overshoot beyond the linearised decision boundary
+_BETA = 0.9  # share of the distance to the clean image that a backward step keeps
+_ALPHA_MAX = 0.1  # largest weight of the projection of the clean image
+_QUERIES_PER_STEP = 2  # one of them with its gradients
 _TINY = 1e-8
 
 
-class _Memory(NamedTuple):
+class FABBudget(NamedTuple):
+    """The traced arguments of FAB, see `fab`; `eps` is infinite for None."""
+
+    eps: Float[Array, ""]
+    num_queries: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class FABOptions:
+    """The static arguments of FAB, see `fab`."""
+
+    num_steps: int
+    norm: str
+    num_targets: int
+    num_restarts: int
+    early_stop: bool
+
+
+class _Extras(NamedTuple):
     targets: Int[Array, "batch targets"]
-    here: Images
-    distance: PerExample  # of the nearest misclassified image; infinite where there is none
+    iterate: Images
+    distance: PerExample  # to the nearest misclassified image found; infinite without one
 
 
 def fab(
@@ -60,238 +79,315 @@ def fab(
     early_stop: bool = True,
     example_ids: Int[Array, "batch"] | None = None,
     num_queries: ArrayLike | None = None,
-    resume: Queried | None = None,
-) -> Queried:
-    """Returns the nearest misclassified images that walks along the boundary find.
+    resume: AttackResult | None = None,
+) -> AttackResult:
+    """Run the fast adaptive boundary attack (Croce & Hein, 2020) for the nearest adversarial image.
 
-    There is an attempt for each of the `num_targets` likeliest other classes (FAB-T). Each step
-    takes the boundary to the target for a plane, moves to a mean of the points of it that are
-    nearest to where it is and to the clean image, both inside of the box, and goes a little beyond.
-    From a misclassified image it goes back a tenth of the way to the clean one. An image that is
-    misclassified as it stands is a success at distance 0, which takes one query. Without targets
-    each step takes the boundary that is nearest by its linearisation, which asks for the gradients
-    of all classes.
+    There is a run for each of the `num_targets` most likely other classes (FAB-T). Each step
+    linearises the decision boundary to the target. It projects the iterate and the clean image onto
+    this hyperplane within the box [0, 1], and moves to a weighted mean of the two points, slightly
+    beyond the hyperplane. From a misclassified image it then returns a tenth of the way to the
+    clean image. An image that is misclassified without a perturbation is a success at distance 0,
+    at the cost of one query. Without targets each step uses the boundary that is nearest by its
+    linearisation, which needs the gradients of all classes.
 
-    Static are all arguments but the arrays, `eps` and `num_queries`. The model's noise, if it has
-    any, is drawn anew at each query and not averaged.
+    Traced arguments: the arrays, `eps` and `num_queries`. All others are static. The model's noise,
+    if any, is sampled for every query and not averaged.
 
     Args:
-      key: randomness of the restarts and of the model's noise.
+      key: key of the restarts and of the model's noise.
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
       images: clean images in [0, 1], shape (batch, height, width, channels); half precision is
-        cast to single, and so is the result.
+        cast to single precision, and so is the result.
       labels: true classes, shape (batch,).
-      eps: distance at which a misclassified image is a success; None is any distance.
-      num_steps: steps of each attempt.
+      eps: distance up to which a misclassified image is a success, in units of the pixel range;
+        None is any distance.
+      num_steps: steps per run.
       norm: "linf" or "l2".
-      num_targets: how many classes are tried, one after another; 0 is the nearest in each step.
-      num_restarts: attempts for each target; all but the first begin at a random point, half as
-        far away as what was found, or as eps.
-      early_stop: an example is done with its first success; False takes all steps, for the
-        smallest distance.
-      example_ids: distinct numbers of the examples, shape (batch,), by default their positions.
-      num_queries: a budget for each example; None is all that the attempts take: 2 passes for each
-        step, one of them with its gradient, or without targets with that of every other class.
-      resume: result of an earlier call with a smaller budget and else the same arguments: the
-        search goes on from there, to the same result as if it had never stopped.
+      num_targets: number of target classes, tried one after another; 0 uses the nearest boundary
+        in each step.
+      num_restarts: runs per target. All but the first start at a random point, at half the distance
+        of the nearest misclassified image found, or at eps / 2 if that is less.
+      early_stop: end an example with its first success; False takes all steps, for the smallest
+        distance.
+      example_ids: distinct integers, shape (batch,), by default the positions in the batch.
+      num_queries: budget of forward passes per example. None is the cost of all runs: 2 forward
+        passes per step, one of them with its gradient, or without targets with the gradients of all
+        other classes.
+      resume: result of an earlier call with a smaller budget and otherwise equal arguments. The
+        attack continues from it, to the same result as an uninterrupted call.
 
     Returns:
-      For each example the nearest misclassified image within eps, the clean one where none was
-      found, and the ledger; `memory.distance` is that of the nearest at all.
+      The nearest misclassified image of each example within eps, or the clean image if none was
+      found, with success and query counts. `extras.distance` is the distance to the nearest
+      misclassified image found, also beyond eps.
 
     Raises:
-      ValueError: a shape, a range or a name that is not as above.
+      ValueError: an argument has an invalid shape, range or name; the message names it.
+
+    >>> logits_fn = lambda key, x: x.sum((1, 2)) @ jnp.array([[1.0, -1.0]]) + jnp.array([-3.9, 0])
+    >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+    >>> fab(jax.random.key(0), logits_fn, x, y, num_steps=10, num_targets=1).success
+    Array([ True], dtype=bool)
     """
-    arguments = {
-        "eps": eps, "num_steps": num_steps, "norm": norm, "num_targets": num_targets,
-        "num_restarts": num_restarts, "early_stop": early_stop, "num_queries": num_queries,
+    static: dict[str, Any] = {
+        "num_steps": num_steps, "norm": norm, "num_targets": num_targets,
+        "num_restarts": num_restarts, "early_stop": early_stop,
     }  # fmt: skip
-    check_fab(arguments)
+    traced = {"eps": eps, "num_queries": num_queries}
+    check_fab({**traced, **static})
     model, inputs = prepare(logits_fn, key, images, labels, None, example_ids)
-    check_fab(arguments, model.num_classes)
+    check_fab({**traced, **static}, model.num_classes)
     if num_queries is None:
-        num_queries = whole_budget(num_steps, num_targets, num_restarts)
+        num_queries = max_queries(static)
     images = inputs.images
     eps = jnp.asarray(jnp.inf if eps is None else eps, images.dtype)
     no_targets = jnp.zeros_like(inputs.labels, shape=(len(images), num_targets))
-    nowhere = jnp.full_like(images[:, 0, 0, 0], jnp.inf)
-    first = begin(images, _Memory(no_targets, images, nowhere))
-    found = go_on(resume, first, eps, norm)
-    if buys_nothing(num_queries):
-        return found
-    return _fab(
-        model,
-        inputs,
-        found,
-        eps,
-        jnp.asarray(num_queries, jnp.int32),
-        num_steps=num_steps,
-        norm=norm,
-        num_targets=num_targets,
-        num_restarts=num_restarts,
-        early_stop=early_stop,
-    )
+    no_distance = jnp.full_like(images[:, 0, 0, 0], jnp.inf)
+    initial = initial_result(images, _Extras(no_targets, images, no_distance))
+    result = resume_or_start(resume, initial, eps, norm)
+    if is_zero_budget(num_queries):
+        return result
+    budget = FABBudget(eps, jnp.asarray(num_queries, jnp.int32))
+    return _fab(model, inputs, result, budget, FABOptions(**static))
 
 
 def check_fab(arguments: Arguments, num_classes: int | None = None) -> None:
-    """Raises a ValueError that names what `fab` cannot be asked."""
+    """Raise a ValueError that names the first invalid argument of `fab`."""
     check_arguments(arguments, num_classes, optional=("eps", "num_queries"))
-    given = {"num_steps": 100, "num_targets": 9, "num_restarts": 1}
-    given |= {name: value for name, value in arguments.items() if name in given}
-    check_at_least_one(num_steps=given["num_steps"])
-    check_total(
-        **{**given, "num_targets": max(given["num_targets"], 1)}, queries_per_step=_QUERIES_OF_STEP
-    )
+    counts = {"num_steps": 100, "num_targets": 9, "num_restarts": 1}
+    counts |= {name: value for name, value in arguments.items() if name in counts}
+    check_at_least_one(num_steps=counts["num_steps"])
+    counts["num_targets"] = max(counts["num_targets"], 1)
+    check_product(**counts, queries_per_step=_QUERIES_PER_STEP)
 
 
-def whole_budget(num_steps: int, num_targets: int, num_restarts: int) -> int:
-    """Returns the passes that all attempts take."""
-    return _QUERIES_OF_STEP * num_steps * max(num_targets, 1) * num_restarts
+def max_queries(arguments: Arguments) -> int:
+    """Return the cost of all runs in forward passes."""
+    num_runs = max(arguments.get("num_targets", 9), 1) * arguments.get("num_restarts", 1)
+    return _QUERIES_PER_STEP * arguments.get("num_steps", 100) * num_runs
 
 
-_STATIC = ("num_steps", "norm", "num_targets", "num_restarts", "early_stop")
-
-
-@partial(jax.jit, static_argnames=_STATIC)
+@partial(jax.jit, static_argnames="options")
 def _fab(
     model: TracedModel,
     inputs: Inputs,
-    found: Queried,
-    eps: Float[Array, ""],
-    num_queries: Int[Array, ""],
-    *,
-    num_steps: int,
-    norm: str,
-    num_targets: int,
-    num_restarts: int,
-    early_stop: bool,
-) -> Queried:
+    result: AttackResult,
+    budget: FABBudget,
+    options: FABOptions,
+) -> AttackResult:
     key, images, labels, _, example_ids = inputs
-    threat = THREATS[norm]
+    eps, num_queries = budget
+    threat = THREATS[options.norm]
     margin = make_objective("margin", labels, None)
     start_key, noise_key, rank_key = jax.random.split(key, 3)
-    last = num_steps * max(num_targets, 1) * num_restarts
-    found = _withdraw(found, eps)
-    found = rank_classes(found, rank_key, model, inputs, Noise(1, 1, "loss"), num_queries)
-    at_once = found.success & (found.steps == 0)
-    distance = jnp.where(at_once, 0, found.memory.distance)
-    found = found._replace(memory=found.memory._replace(distance=distance))
+    last_step = options.num_steps * max(options.num_targets, 1) * options.num_restarts
+    result = _forget_unconfirmed(result, eps)
+    result = rank_target_classes(result, rank_key, model, inputs, Noise(1, 1, "loss"), num_queries)
+    is_clean = result.success & (result.steps == 0)
+    distance = jnp.where(is_clean, 0, result.extras.distance)
+    result = result._replace(extras=result.extras._replace(distance=distance))
 
-    def active(found: Queried) -> Bool[Array, "batch"]:
-        affordable = found.queries + _QUERIES_OF_STEP <= num_queries
-        done = found.success & (early_stop | (found.memory.distance == 0))
-        return ~done & (found.steps < last) & affordable
+    def active(result: AttackResult) -> Bool[Array, "batch"]:
+        affordable = result.queries + _QUERIES_PER_STEP <= num_queries
+        done = result.success & (options.early_stop | (result.extras.distance == 0))
+        return ~done & (result.steps < last_step) & affordable
 
-    def advance(found: Queried) -> Queried:
-        # Rows that are behind first catch up: each takes its steps as it would alone.
-        ready = active(found)
-        step = earliest_step(found, ready)
-        rows = ready & (found.steps == step)
-        number, i = step // num_steps, step % num_steps
-        if num_targets:
-            target = found.memory.targets[:, number // num_restarts]
-            plane_fn = partial(_plane_to, make_targeted_objective("margin", labels, target))
+    def advance(result: AttackResult) -> AttackResult:
+        # Rows that are behind catch up first: each takes the steps that it would take alone.
+        rows = active(result)
+        step = earliest_step(result, rows)
+        rows = rows & (result.steps == step)
+        run, i = step // options.num_steps, step % options.num_steps
+        extras = result.extras
+        if options.num_targets:
+            target = extras.targets[:, run // options.num_restarts]
+            linearise = partial(
+                _linearise_target, make_targeted_objective("margin", labels, target)
+            )
         else:
-            plane_fn = partial(_nearest_plane, labels, norm)
+            linearise = partial(_linearise_nearest, labels, options.norm)
 
         def start() -> Images:
-            radius = jnp.minimum(found.memory.distance, eps) / 2
-            radius = jnp.where(jnp.isfinite(radius) & (number % num_restarts > 0), radius, 0)
-            attempt_key = jax.random.fold_in(start_key, number)
-            return random_on_sphere(threat, attempt_key, example_ids, images, radius)
+            radius = jnp.minimum(extras.distance, eps) / 2
+            is_random = jnp.isfinite(radius) & (run % options.num_restarts > 0)
+            radius = jnp.where(is_random, radius, 0)
+            run_key = jax.random.fold_in(start_key, run)
+            return random_on_sphere(threat, run_key, example_ids, images, radius)
 
-        here = lax.cond(i == 0, start, lambda: found.memory.here)
-        plane_key, look_key = jax.random.split(jax.random.fold_in(noise_key, step))
-        plane = plane_fn(partial(model, plane_key), here)
-        here = _cross(plane, images, here, norm)
-        margins = margin(model(look_key, here)).astype(images.dtype)
-        distance = threat.length(here - images)[:, 0, 0, 0]
-        wrong = margins > 0
-        nearer = wrong & (distance < found.memory.distance)
-        memory = found.memory._replace(
-            here=jnp.where(wrong[:, None, None, None], images + _BACK * (here - images), here),
-            distance=jnp.where(nearer, distance, found.memory.distance),
+        iterate = lax.cond(i == 0, start, lambda: extras.iterate)
+        gradient_key, check_key = jax.random.split(jax.random.fold_in(noise_key, step))
+        boundary = linearise(partial(model, gradient_key), iterate)
+        iterate = _step_across(boundary, images, iterate, options.norm)
+        margins = margin(model(check_key, iterate)).astype(images.dtype)
+        distance = threat.length(iterate - images)[:, 0, 0, 0]
+        is_wrong = margins > 0
+        is_nearer = is_wrong & (distance < extras.distance)
+        backward = images + _BETA * (iterate - images)
+        moved = result._replace(
+            queries=result.queries + _QUERIES_PER_STEP,
+            gradients=result.gradients + boundary.num_gradients,
+            nonfinite=result.nonfinite + boundary.nonfinite,
+            steps=result.steps + 1,
+            extras=extras._replace(
+                iterate=jnp.where(is_wrong[:, None, None, None], backward, iterate),
+                distance=jnp.where(is_nearer, distance, extras.distance),
+            ),
         )
-        moved = found._replace(
-            queries=found.queries + _QUERIES_OF_STEP,
-            gradients=found.gradients + plane.num_gradients,
-            nonfinite=found.nonfinite + plane.nonfinite,
-            steps=found.steps + 1,
-            memory=memory,
-        )
-        better = moved._replace(images=here, margins=margins, success=wrong)
-        return select(rows, select(nearer & (distance <= eps), better, moved), found)
+        better = moved._replace(images=iterate, margins=margins, success=is_wrong)
+        accepted = select_rows(is_nearer & (distance <= eps), better, moved)
+        return select_rows(rows, accepted, result)
 
-    found = lax.while_loop(lambda found: active(found).any(), advance, found)
-    return lax.stop_gradient(found)
+    result = lax.while_loop(lambda result: active(result).any(), advance, result)
+    return lax.stop_gradient(result)
 
 
-def _withdraw(found: Queried, eps: Float[Array, ""]) -> Queried:
-    """Returns the state without the distances of successes that a second look did not confirm.
+def _forget_unconfirmed(result: AttackResult, eps: Float[Array, ""]) -> AttackResult:
+    """Reset the distances within eps of examples that do not count as successes.
 
-    Else nothing farther away than such a success would count any more.
+    A second success check did not confirm these. Without the reset no farther image would count.
     """
-    distance = found.memory.distance
-    distance = jnp.where(~found.success & (distance <= eps), jnp.inf, distance)
-    return found._replace(memory=found.memory._replace(distance=distance))
+    distance = result.extras.distance
+    distance = jnp.where(~result.success & (distance <= eps), jnp.inf, distance)
+    return result._replace(extras=result.extras._replace(distance=distance))
 
 
-class _Plane(NamedTuple):
-    """A boundary as it seems from an image: where a linear function of the change is zero."""
+class _Boundary(NamedTuple):
+    """A decision boundary, linearised at an iterate: the hyperplane where a function is zero.
+
+    Attributes:
+      normal: gradient of the linear function of the perturbation.
+      values: its values at the iterate.
+      num_gradients: gradients per example that were computed.
+      nonfinite: gradients among them that were NaN or infinite.
+    """
 
     normal: Images
-    values: PerExample  # of that function, here
-    num_gradients: int  # that it took to know it
-    nonfinite: Int[Array, "batch"]  # of them
+    values: PerExample
+    num_gradients: int
+    nonfinite: Int[Array, "batch"]
 
 
-def _plane_to(gap: Objective, logits_fn: Callable[[Images], Logits], here: Images) -> _Plane:
-    def gaps(here: Images) -> tuple[Float[Array, ""], PerExample]:
-        values = gap(logits_fn(here))
+def _linearise_target(
+    margin: Objective, logits_fn: Callable[[Images], Logits], iterate: Images
+) -> _Boundary:
+    """Linearise the boundary to the target class."""
+
+    def total_margin(images: Images) -> tuple[Float[Array, ""], PerExample]:
+        values = margin(logits_fn(images))
         return values.sum(), values
 
-    normal, values = jax.grad(gaps, has_aux=True)(here)
-    normal, bad = finite_or_zero(normal)
-    values = jnp.where(jnp.isfinite(values), values, 0).astype(here.dtype)
-    return _Plane(normal, values, 1, bad.astype(jnp.int32))
+    normal, values = jax.grad(total_margin, has_aux=True)(iterate)
+    normal, nonfinite = finite_or_zero(normal)
+    values = jnp.where(jnp.isfinite(values), values, 0).astype(iterate.dtype)
+    return _Boundary(normal, values, 1, nonfinite.astype(jnp.int32))
 
 
-def _nearest_plane(
-    labels: Labels, norm: str, logits_fn: Callable[[Images], Logits], here: Images
-) -> _Plane:
-    """Returns, of the boundaries to all other classes, the one that seems the nearest."""
-    rows = jnp.arange(len(here), dtype=jnp.int32)
+def _linearise_nearest(
+    labels: Labels, norm: str, logits_fn: Callable[[Images], Logits], iterate: Images
+) -> _Boundary:
+    """Linearise the boundaries to all other classes, and return the nearest."""
+    rows = jnp.arange(len(iterate), dtype=jnp.int32)
 
-    def gaps(here: Images) -> Float[Array, "batch classes"]:
-        logits = logits_fn(here)
+    def margins(images: Images) -> Float[Array, "batch classes"]:
+        logits = logits_fn(images)
         return logits - logits[rows, labels][:, None]
 
-    values, gradients_of = jax.vjp(gaps, here)
+    values, pull_back = jax.vjp(margins, iterate)
     classes = jnp.eye(values.shape[1], dtype=values.dtype)
-    each = jnp.broadcast_to(classes[:, None], (len(classes), *values.shape))
-    normals, bad = finite_or_zero(jax.vmap(gradients_of)(each)[0])
+    cotangents = jnp.broadcast_to(classes[:, None], (len(classes), *values.shape))
+    normals, nonfinite = finite_or_zero(jax.vmap(pull_back)(cotangents)[0])
     values = jnp.where(jnp.isfinite(values), values, 0)
-    order = {"linf": 1, "l2": 2}[norm]  # the dual norm: how far a unit step changes the function
-    flat = normals.reshape(*normals.shape[:2], math.prod(here.shape[1:]))  # no images: no -1
-    # Scaled first, alike for all classes: squares would leave the range of floats.
+    dual_order = {"linf": 1, "l2": 2}[norm]
+    # An empty batch does not allow -1 here.
+    flat = normals.reshape(*normals.shape[:2], math.prod(iterate.shape[1:]))
+    # Scaled first, with one factor for all classes: squares would leave the range of floats.
     largest = jnp.abs(flat).max(axis=(0, 2))[:, None]
-    reach = jnp.linalg.norm(flat / jnp.where(largest > 0, largest, 1), order, axis=-1) + _TINY
+    scaled = flat / jnp.where(largest > 0, largest, 1)
+    dual_norm = jnp.linalg.norm(scaled, dual_order, axis=-1) + _TINY
     is_label = jnp.arange(values.shape[1], dtype=labels.dtype) == labels[:, None]
-    nearest = jnp.where(is_label, jnp.inf, jnp.abs(values) / reach.T).argmin(axis=1)
-    # The label's own gap is constant.
-    num_bad = jnp.where(is_label.T, False, bad).sum(axis=0, dtype=jnp.int32)
-    value = values[rows, nearest].astype(here.dtype)
-    return _Plane(normals[nearest, rows], value, values.shape[1] - 1, num_bad)
+    nearest = jnp.where(is_label, jnp.inf, jnp.abs(values) / dual_norm.T).argmin(axis=1)
+    # The margin of the label itself is constant and needs no gradient.
+    num_nonfinite = jnp.where(is_label.T, False, nonfinite).sum(axis=0, dtype=jnp.int32)
+    value = values[rows, nearest].astype(iterate.dtype)
+    return _Boundary(normals[nearest, rows], value, values.shape[1] - 1, num_nonfinite)
 
 
-def _cross(plane: _Plane, images: Images, here: Images, norm: str) -> Images:
-    """Returns the point beyond the linearised boundary to which a step goes."""
-    normal, values = plane.normal, plane.values
+def _step_across(boundary: _Boundary, images: Images, iterate: Images, norm: str) -> Images:
+    """Return the iterate after a step beyond the linearised boundary (algorithm 1 of the paper)."""
+    normal, values = boundary.normal, boundary.values
     length = THREATS[norm].length
-    across = nearest_on_plane(here, normal, -values, norm)
-    behind = (normal * (images - here)).sum(axis=(1, 2, 3))
-    from_clean = nearest_on_plane(images, normal, -values - behind, norm)
-    near, far = (jnp.maximum(length(change), _TINY) for change in (across, from_clean))
-    pull = jnp.minimum(near / (near + far), _LARGEST_PULL)
-    mean = (1 - pull) * (here + _OVERSHOOT * across) + pull * (images + _OVERSHOOT * from_clean)
-    return jnp.clip(mean, 0.0, 1.0)
+    from_iterate = project_onto_hyperplane(iterate, normal, -values, norm)
+    offset = (normal * (images - iterate)).sum(axis=(1, 2, 3))
+    from_clean = project_onto_hyperplane(images, normal, -values - offset, norm)
+    near, far = (jnp.maximum(length(delta), _TINY) for delta in (from_iterate, from_clean))
+    alpha = jnp.minimum(near / (near + far), _ALPHA_MAX)
+    ahead, ahead_of_clean = iterate + _ETA * from_iterate, images + _ETA * from_clean
+    return jnp.clip((1 - alpha) * ahead + alpha * ahead_of_clean, 0.0, 1.0)
+
+
+def project_onto_hyperplane(
+    images: Images, normal: Images, increase: PerExample, norm: str
+) -> Images:
+    """Return the smallest perturbations within [0, 1] that change a linear function by `increase`.
+
+    Each pixel moves along its weight w_i until it meets the box: by a common amount t in L-inf, by
+    t |w_i| in L2. The increase is a concave, piecewise linear function of t. Newton's method from
+    the left reaches the solution exactly once no further pixel meets the box. If the box contains
+    no solution, all pixels move to its faces.
+
+    Args:
+      images: points in [0, 1], shape (batch, height, width, channels).
+      normal: gradients of the linear functions, of the same shape.
+      increase: required change of the functions, shape (batch,); negative for a decrease.
+      norm: "linf" or "l2".
+    """
+    # Scaled first: squares of tiny or huge weights would leave the range of floats.
+    largest = jnp.abs(normal).max(axis=(1, 2, 3), keepdims=True)
+    largest = jnp.where(largest > 0, largest, 1)
+    normal, increase = normal / largest, increase / largest[:, 0, 0, 0]
+    normal = jnp.where(increase[:, None, None, None] < 0, -normal, normal)
+    weight, required = jnp.abs(normal), jnp.abs(increase)
+    room = jnp.where(normal > 0, 1 - images, images)
+    speed = jnp.ones_like(weight) if norm == "linf" else weight
+    speed = jnp.where(weight > 0, speed, 0)
+
+    def newton_step(
+        state: tuple[PerExample, Bool[Array, "batch"]],
+    ) -> tuple[PerExample, Bool[Array, "batch"]]:
+        t, is_growing = state
+        move = speed * _per_image(t)
+        gain = _sum(weight * jnp.minimum(move, room))
+        slope = _sum(weight * jnp.where(move < room, speed, 0))
+        step = jnp.where(slope > 0, (required - gain) / jnp.where(slope > 0, slope, 1), 0)
+        # A converged row keeps its value, so that it does not depend on the rest of the batch.
+        new_t = jnp.where(is_growing, jnp.maximum(t + step, t), t)
+        return new_t, new_t > t * (1 + 1e-6)
+
+    start = jnp.zeros_like(required), jnp.ones_like(required, bool)
+    t, _ = lax.while_loop(lambda state: state[1].any(), newton_step, start)
+    # The slope is 0 once all pixels are at the faces, even if more increase is required.
+    is_out_of_reach = required > _sum(weight * room)
+    move = jnp.where(_per_image(is_out_of_reach), room, jnp.minimum(speed * _per_image(t), room))
+    return jnp.sign(normal) * move
+
+
+def _sum(images: Images) -> PerExample:
+    return images.sum(axis=(1, 2, 3))
+
+
+def _per_image(values: Array) -> Array:
+    return values[:, None, None, None]
+
+
+FAB = AttackSpec(
+    attack_fn=fab,
+    run=fab,
+    traced=("eps", "num_queries"),
+    uses_gradients=True,
+    max_queries=max_queries,
+    resumable=True,
+    returns_clean=True,
+    measures_distance=True,
+    check=check_fab,
+)

@@ -1,4 +1,4 @@
-"""Random search: the attack that any other one must beat."""
+"""Random search: the baseline that every black-box attack should beat."""
 
 from functools import partial
 
@@ -6,25 +6,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Int
 
-from jaxadv.attacks.arguments import check_arguments
-from jaxadv.attacks.passes import BlackBox, make_passes, reaching
-from jaxadv.attacks.queries import (
+from jaxadv.attacks.black_box import BlackBox, make_query_fn, query_context
+from jaxadv.attacks.checks import check_arguments
+from jaxadv.attacks.result import AttackResult, initial_result
+from jaxadv.attacks.search import (
     Proposal,
-    Queried,
-    Search,
-    Task,
-    always,
-    begin,
-    buys_nothing,
-    go_on,
-    keep_larger,
-    make_task,
-    search,
+    SearchMethod,
+    SearchProblem,
+    accept_larger_margin,
+    constant_cost,
+    is_zero_budget,
+    make_problem,
+    resume_or_start,
+    run_search,
 )
+from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
 from jaxadv.attacks.tracing import TracedModel
-from jaxadv.losses import make_objective
-from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
+from jaxadv.core.losses import make_objective
+from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
 
 def random_search(
@@ -39,46 +39,66 @@ def random_search(
     num_noise_samples: ArrayLike = 1,
     targets: Labels | None = None,
     example_ids: Int[Array, "batch"] | None = None,
-    resume: Queried | None = None,
-) -> Queried:
-    """Looks at uniform draws from the ball of each image until one is misclassified.
+    resume: AttackResult | None = None,
+) -> AttackResult:
+    """Sample uniformly from the ball around each image until a sample is misclassified.
 
-    The clean image is the first. What is returned has the largest margin seen. The arguments are
-    those of `jaxadv.attacks.nes`.
+    The first success check is that of the clean image. The result has the largest margin seen.
+    The arguments and errors are those of `jaxadv.attacks.nes`: `norm` is static; `eps`,
+    `num_queries` and `num_noise_samples` are traced.
+
+    >>> logits_fn = lambda key, x: x.sum((1, 2)) @ jnp.array([[1.0, -1.0]]) + jnp.array([-3.9, 0])
+    >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+    >>> random_search(jax.random.key(0), logits_fn, x, y, eps=0.1, num_queries=10).success
+    Array([ True], dtype=bool)
     """
     check_arguments({
         "eps": eps, "num_queries": num_queries, "norm": norm,
         "num_noise_samples": num_noise_samples,
     })  # fmt: skip
-    model, task = make_task(
+    model, problem = make_problem(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
         num_noise_samples=num_noise_samples,
     )  # fmt: skip
-    found = go_on(resume, begin(task.images), task.eps, norm)
-    if buys_nothing(num_queries):
-        return found
-    with reaching(model):
-        return _random_search(model, task, found, norm=norm)
+    state = resume_or_start(resume, initial_result(problem.images), problem.eps, norm)
+    if is_zero_budget(num_queries):
+        return state
+    with query_context(model):
+        return _random_search(model, problem, state, norm=norm)
 
 
 @partial(jax.jit, static_argnames="norm")
 def _random_search(
-    model: TracedModel | BlackBox, task: Task, found: Queried, *, norm: str
-) -> Queried:
+    model: TracedModel | BlackBox, problem: SearchProblem, state: AttackResult, *, norm: str
+) -> AttackResult:
     threat = THREATS[norm]
-    draw_key, look_key = jax.random.split(task.key)
+    sample_key, check_key = jax.random.split(problem.key)
 
-    def propose(found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]) -> Proposal:
-        step_key = jax.random.fold_in(draw_key, step)
-        delta = random_perturbation(threat, step_key, task.example_ids, task.images, task.eps)
-        candidates = perturb(threat, task.images, delta, task.eps)
-        return Proposal(candidates, (), jnp.zeros_like(found.nonfinite))
+    def propose(
+        state: AttackResult, active: Bool[Array, "batch"], step: Int[Array, ""]
+    ) -> Proposal:
+        step_key = jax.random.fold_in(sample_key, step)
+        delta = random_perturbation(
+            threat, step_key, problem.example_ids, problem.images, problem.eps
+        )
+        candidates = perturb(threat, problem.images, delta, problem.eps)
+        return Proposal(candidates, (), jnp.zeros_like(state.nonfinite))
 
-    return search(
-        look_key,
-        make_passes(model, task.labels, task.targets),
-        make_objective("margin", task.labels, task.targets),
-        task,
-        found,
-        Search(propose, always(0), keep_larger),
+    return run_search(
+        check_key,
+        make_query_fn(model, problem.labels, problem.targets),
+        make_objective("margin", problem.labels, problem.targets),
+        problem,
+        state,
+        SearchMethod(propose, constant_cost(0), accept_larger_margin),
     )
+
+
+RANDOM_SEARCH = AttackSpec(
+    attack_fn=random_search,
+    run=random_search,
+    traced=("eps", "num_queries", "num_noise_samples"),
+    uses_gradients=False,
+    max_queries=lambda arguments: arguments["num_queries"],
+    resumable=True,
+)

@@ -1,10 +1,10 @@
-"""What a function of Python follows from: its code, and the values that this code can reach.
+"""Snapshots of Python functions: their code and all values that it can reach.
 
-Tracing a model takes tens of milliseconds, more than an attack on a few images of a small one. It
-need not be done again where nothing that the function can reach has changed. That is known of code,
-of constants, of JAX's arrays, which nothing changes in place, of containers of these, and of Flax's
-Linen modules. Of anything else, NumPy's arrays among them, nothing is known, and the function is
-traced again. What it reads from outside of Python, a file or a clock, is not seen.
+Tracing a model takes tens of milliseconds, more than an attack on a few images of a small model. It
+can be skipped if nothing that the function can reach has changed. This is known for code,
+constants, JAX arrays (which are immutable), containers of these, and Linen modules of Flax. For all
+other values, such as NumPy arrays, it is not known, and the function is traced again. Inputs from
+outside of Python, such as files or clocks, are not detected.
 """
 
 import dis
@@ -21,19 +21,19 @@ from flax import linen
 from flax.core import FrozenDict
 
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, type(...))
-# Code that uses these may reach anything.
+# Code that uses these names may reach any value.
 _UNBOUNDED = {"__import__", "eval", "exec", "globals", "locals", "vars"}
 _IMPORT = dis.opmap["IMPORT_NAME"]
-# Packages whose functions and classes are as they were when they were imported.
+# Packages whose functions and classes do not change after their import.
 _PACKAGES = ("builtins", "functools", "operator", "math", "numpy", "jax", "flax", "jaxadv")
 
 
 class Snapshot(NamedTuple):
-    """All that a function follows from.
+    """Everything that the result of a function can depend on.
 
     Attributes:
-      structure: all but the arrays.
-      arrays: those that it can reach.
+      structure: code and values other than arrays, with array types in place of arrays.
+      arrays: JAX arrays that the function can reach.
     """
 
     structure: Hashable
@@ -41,11 +41,11 @@ class Snapshot(NamedTuple):
 
 
 class _UnknownError(Exception):
-    pass
+    """The function can reach a value that may change unnoticed."""
 
 
 def take_snapshot(function: Any) -> Snapshot | None:
-    """Returns all that a function follows from, or None where that is not known."""
+    """Return a snapshot of a function, or None if it can reach values that may change unnoticed."""
     walk = _Walk()
     try:
         structure = walk.describe(function)
@@ -55,23 +55,23 @@ def take_snapshot(function: Any) -> Snapshot | None:
 
 
 class _Walk:
-    """A walk over all that a function can reach, each object once."""
+    """A traversal of all values that a function can reach, each object once."""
 
     def __init__(self) -> None:
         self.arrays: list[jax.Array] = []
-        self._places: dict[int, int] = {}  # of what was met before, by its identity
-        self._met: list[Any] = []  # held, so that an identity is that of one object
+        self._positions: dict[int, int] = {}  # id of a visited object -> position in `_visited`
+        self._visited: list[Any] = []  # the references keep ids from being reused
 
     def describe(self, value: Any) -> Hashable:
-        """Returns what this value and all that it can reach are, in place of their arrays."""
+        """Return a hashable description of a value and of all that it can reach."""
         if isinstance(value, np.generic):
             return value.dtype, value.tobytes()
         if type(value) in _CONSTANTS:
             return type(value), repr(value) if isinstance(value, (float, complex)) else value
-        if id(value) in self._places:
-            return "met", self._places[id(value)]
-        self._places[id(value)] = len(self._met)
-        self._met.append(value)
+        if id(value) in self._positions:
+            return "visited", self._positions[id(value)]
+        self._positions[id(value)] = len(self._visited)
+        self._visited.append(value)
         return self._describe_new(value)
 
     def _describe_new(self, value: Any) -> Hashable:
@@ -86,9 +86,9 @@ class _Walk:
             case dict() | FrozenDict() if type(value) in (dict, FrozenDict):
                 items = tuple((name, self.describe(entry)) for name, entry in value.items())
                 return type(value), items
-            case list() | tuple() if type(value) in (list, tuple) or _is_known_class(type(value)):
+            case list() | tuple() if type(value) in (list, tuple) or _is_package_class(type(value)):
                 return type(value), tuple(map(self.describe, value))
-            case functools.partial() if _is_known_class(type(value)):
+            case functools.partial() if _is_package_class(type(value)):
                 return "partial", self._all(value.func, value.args, value.keywords)
             case MethodType():
                 return "method", self._all(value.__func__, value.__self__)
@@ -97,13 +97,13 @@ class _Walk:
             case linen.Module():
                 return "module", self._all(type(value), dict(_fields(value)))
             case type():
-                return value if _is_known_class(value) else self._describe_class(value)
+                return value if _is_package_class(value) else self._describe_class(value)
             case ModuleType():
-                return _known(value, value.__name__)
+                return _constant_of(value, value.__name__)
             case BuiltinFunctionType() if isinstance(value.__self__, ModuleType):
-                return _known(value, value.__self__.__name__)
+                return _constant_of(value, value.__self__.__name__)
             case np.ufunc() | jax.custom_jvp() | jax.custom_vjp():
-                return _known(value, getattr(value, "__module__", "numpy"))
+                return _constant_of(value, getattr(value, "__module__", "numpy"))
         if _is_jitted(value):
             return "jitted", self._all(value.__wrapped__)
         raise _UnknownError
@@ -127,7 +127,7 @@ class _Walk:
         return function.__code__, described, self.describe(reached)
 
     def _describe_class(self, kind: type) -> Hashable:
-        """Returns a class of the user's, of which only Linen modules are known."""
+        """Describe a class of the user, which must be a Linen module."""
         if not issubclass(kind, linen.Module):
             raise _UnknownError
         own = {
@@ -137,16 +137,17 @@ class _Walk:
         }
         methods = {name: e for name, e in own.items() if isinstance(e, FunctionType)}
         constants = {name: e for name, e in own.items() if isinstance(e, (*_CONSTANTS, jax.Array))}
-        if len(methods) + len(constants) + len(_MACHINERY & own.keys()) < len(own):
+        if len(methods) + len(constants) + len(_FLAX_ATTRIBUTES & own.keys()) < len(own):
             raise _UnknownError
         return kind, self._all(methods, constants, kind.__bases__)
 
 
-_MACHINERY = {"_state", "_parent_ref", "_id", "_abc_impl", "scope", "parent", "name"}  # Flax's own
+# Attributes that Flax adds to each module class.
+_FLAX_ATTRIBUTES = {"_state", "_parent_ref", "_id", "_abc_impl", "scope", "parent", "name"}
 
 
 def _fields(module: linen.Module) -> Iterator[tuple[str, Any]]:
-    """Yields the fields of a module that is not bound to variables."""
+    """Yield the fields of a module that is not bound to variables."""
     if module.scope is not None:
         raise _UnknownError
     for name in module.__dataclass_fields__:
@@ -154,14 +155,14 @@ def _fields(module: linen.Module) -> Iterator[tuple[str, Any]]:
             yield name, getattr(module, name)
 
 
-def _known(value: Any, package: str) -> Hashable:
-    """Returns a value that is one of a package, which does not change."""
+def _constant_of(value: Any, package: str) -> Hashable:
+    """Return a value of a package that does not change after its import."""
     if not _is_of_package(package):
         raise _UnknownError
     return value
 
 
-def _is_known_class(kind: type) -> bool:
+def _is_package_class(kind: type) -> bool:
     return _is_of_package(kind.__module__)
 
 
@@ -181,7 +182,7 @@ def _roots() -> tuple[Path, ...]:
 
 
 def _is_jitted(value: Any) -> bool:
-    """Returns whether this is a function as `jax.jit` returns it."""
+    """Return whether the value is a function returned by `jax.jit`."""
     return hasattr(value, "lower") and hasattr(value, "__wrapped__")
 
 
@@ -195,14 +196,14 @@ def _is_filled(cell: Any) -> bool:
 
 @functools.cache
 def _is_unbounded(code: CodeType) -> bool:
-    """Returns whether code imports, or may ask for names that it does not spell out."""
+    """Return whether code imports, or may read names that it does not spell out."""
     if not _UNBOUNDED.isdisjoint(code.co_names) or _IMPORT in code.co_code[::2]:
         return True
     return any(_is_unbounded(inner) for inner in code.co_consts if isinstance(inner, CodeType))
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Yields the names of globals and attributes that code reads, that of inner functions too."""
+    """Yield the names of globals and attributes that code and its inner functions read."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

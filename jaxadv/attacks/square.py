@@ -1,4 +1,4 @@
-"""Square attack: random search over squares of a perturbation (Andriushchenko et al. 2020)."""
+"""Square attack: random search over square-shaped perturbations (Andriushchenko et al., 2020)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,33 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxadv.attacks.arguments import check_arguments
-from jaxadv.attacks.passes import BlackBox, make_passes, reaching
-from jaxadv.attacks.queries import (
+from jaxadv.attacks.black_box import BlackBox, make_query_fn, query_context
+from jaxadv.attacks.checks import check_arguments
+from jaxadv.attacks.result import AttackResult, initial_result
+from jaxadv.attacks.search import (
     Proposal,
-    Queried,
-    Search,
-    Task,
-    always,
-    begin,
-    buys_nothing,
-    go_on,
-    keep_larger,
-    make_task,
-    search,
+    SearchMethod,
+    SearchProblem,
+    accept_larger_margin,
+    constant_cost,
+    is_zero_budget,
+    make_problem,
+    resume_or_start,
+    run_search,
 )
+from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.tracing import TracedModel
-from jaxadv.draws import rademacher
-from jaxadv.losses import make_objective
-from jaxadv.prng import example_keys
-from jaxadv.types import Images, Labels, LogitsFn, PRNGKey
+from jaxadv.core.losses import make_objective
+from jaxadv.core.rng import example_keys, rademacher
+from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
 Image = Float[Array, "height width channels"]
-Grid = Float[Array, "height width 1"]
-Offsets = Int[Array, "..."]  # of pixels from the corner of a square, down or across
+Mask = Float[Array, "height width 1"]
+Offsets = Int[Array, "..."]  # of pixels from the corner of a square, down or to the right
 Scalar = Float[Array, ""]
 
-# After so many squares the share of the image that one covers is halved, whatever the budget.
+# After these many squares the covered share of the image is halved, whatever the budget.
 _HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.int32)
 _TINY = 1e-12
 
@@ -52,89 +51,121 @@ def square(
     num_noise_samples: ArrayLike = 1,
     targets: Labels | None = None,
     example_ids: Int[Array, "batch"] | None = None,
-    resume: Queried | None = None,
-) -> Queried:
-    """Changes one square after another, each kept only if the margin grows.
+    resume: AttackResult | None = None,
+) -> AttackResult:
+    """Run the Square attack: change one square at a time, and keep it if the margin grows.
 
-    The first query looks at the clean image, the second at the start: vertical stripes of +-eps in
-    L-inf, 5 x 5 bumps in L2. Then every query is one square, at a place and with signs drawn for
-    each example from its own key. The share of the image that a square covers is halved after 10,
-    50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of them, whatever the budget.
+    The first query is the success check of the clean image, the second that of the start: vertical
+    stripes of +-eps in L-inf, 5 x 5 bumps in L2. Every further query is one square; its position
+    and signs are sampled per example. The share of the image that a square covers is halved after
+    10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 squares, for every budget.
 
-    In AutoAttack the start is kept even where the clean image has the larger margin, the first
-    11 squares are large, none reaches the last row or column, and a target's cross entropy is
-    descended where here its margin is.
+    Differences from AutoAttack's implementation (`square.py` of fra31/auto-attack):
 
-    `share` of the image is covered by the first squares; it is traced. The other arguments, the
-    result and the errors are those of `jaxadv.attacks.nes`.
+    - AutoAttack keeps the start even if the clean image has the larger margin.
+    - Its first 11 squares are large, here the first 10.
+    - Its squares do not reach the last row or column.
+    - With targets it descends their cross-entropy; here it ascends their margin.
+
+    Args:
+      key: key of the squares and of the model's noise.
+      logits_fn: `(key, images) -> logits` or a `BlackBox`, see `jaxadv.attacks.nes`.
+      images: clean images in [0, 1], shape (batch, height, width, channels).
+      labels: true classes, shape (batch,).
+      eps: radius of the ball in units of the pixel range; traced.
+      num_queries: budget of forward passes per example; traced.
+      norm: "linf" or "l2"; static.
+      share: share of the image that the first squares cover, in [0, 1]; traced.
+      num_noise_samples: noise samples that each success check averages over; traced.
+      targets: target classes, shape (batch,).
+      example_ids: distinct integers, shape (batch,), by default the positions in the batch.
+      resume: result of an earlier call with a smaller budget.
+
+    Returns:
+      The adversarial images with the largest margin found, their success and query counts.
+
+    Raises:
+      ValueError: an argument has an invalid shape, range or name; the message names it.
+
+    >>> logits_fn = lambda key, x: x.sum((1, 2)) @ jnp.array([[1.0, -1.0]]) + jnp.array([-3.9, 0])
+    >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+    >>> square(jax.random.key(0), logits_fn, x, y, eps=0.1, num_queries=10).success
+    Array([ True], dtype=bool)
     """
     check_arguments({
         "eps": eps, "num_queries": num_queries, "norm": norm, "share": share,
         "num_noise_samples": num_noise_samples,
     })  # fmt: skip
-    model, task = make_task(
+    model, problem = make_problem(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
         num_noise_samples=num_noise_samples,
     )  # fmt: skip
     share = jnp.asarray(share, jnp.float32)
-    found = go_on(resume, begin(task.images), task.eps, norm)
-    if buys_nothing(num_queries):
-        return found
-    with reaching(model):
-        return _square(model, task, found, share, norm=norm)
+    state = resume_or_start(resume, initial_result(problem.images), problem.eps, norm)
+    if is_zero_budget(num_queries):
+        return state
+    with query_context(model):
+        return _square(model, problem, state, share, norm=norm)
 
 
 @partial(jax.jit, static_argnames="norm")
 def _square(
-    model: TracedModel | BlackBox, task: Task, found: Queried, share: Scalar, *, norm: str
-) -> Queried:
+    model: TracedModel | BlackBox,
+    problem: SearchProblem,
+    state: AttackResult,
+    share: Scalar,
+    *,
+    norm: str,
+) -> AttackResult:
     start, change = _MOVES[norm]
-    draw_key, look_key = jax.random.split(task.key)
-    images, eps = task.images, task.eps
+    sample_key, check_key = jax.random.split(problem.key)
+    images, eps = problem.images, problem.eps
 
-    def propose(found: Queried, active: Bool[Array, "batch"], step: Int[Array, ""]) -> Proposal:
-        keys = example_keys(jax.random.fold_in(draw_key, step), task.example_ids)
-        covered = _covered(share, step - 1)
+    def propose(
+        state: AttackResult, active: Bool[Array, "batch"], step: Int[Array, ""]
+    ) -> Proposal:
+        keys = example_keys(jax.random.fold_in(sample_key, step), problem.example_ids)
+        covered = _covered_share(share, step - 1)
         delta = jax.lax.cond(
             step == 1,
             lambda: jax.vmap(partial(start, eps=eps, shape=images.shape[1:]))(keys),
-            lambda: jax.vmap(partial(change, eps=eps, share=covered))(keys, found.images - images),
+            lambda: jax.vmap(partial(change, eps=eps, share=covered))(keys, state.images - images),
         )
-        return Proposal(jnp.clip(images + delta, 0.0, 1.0), (), jnp.zeros_like(found.nonfinite))
+        return Proposal(jnp.clip(images + delta, 0.0, 1.0), (), jnp.zeros_like(state.nonfinite))
 
-    return search(
-        look_key,
-        make_passes(model, task.labels, task.targets),
-        make_objective("margin", task.labels, task.targets),
-        task,
-        found,
-        Search(propose, always(0), keep_larger),
+    return run_search(
+        check_key,
+        make_query_fn(model, problem.labels, problem.targets),
+        make_objective("margin", problem.labels, problem.targets),
+        problem,
+        state,
+        SearchMethod(propose, constant_cost(0), accept_larger_margin),
     )
 
 
-def _covered(share: Scalar, square: Int[Array, ""]) -> Scalar:
-    """Returns the share of the image that a square covers; the first has the number 1."""
-    return share / 2.0 ** (square > _HALVINGS).sum(dtype=share.dtype)
+def _covered_share(share: Scalar, number: Int[Array, ""]) -> Scalar:
+    """Return the share of the image that a square covers, given its number, from 1."""
+    return share / 2.0 ** (number > _HALVINGS).sum(dtype=share.dtype)
 
 
 def _linf_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Image:
-    """Returns vertical stripes, one pixel wide, with a sign for each stripe and channel."""
+    """Return vertical stripes, one pixel wide, with a random sign per stripe and channel."""
     _, width, channels = shape
     return jnp.broadcast_to(eps * rademacher(key, (1, width, channels)), shape)
 
 
 def _linf_change(key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scalar) -> Image:
-    """Returns the perturbation with +-2 eps added to each channel of one square, and clipped."""
+    """Add +-2 eps to each channel of one random square, and clip to [-eps, eps]."""
     place_key, sign_key = jax.random.split(key)
     height, width, channels = delta.shape
     side = jnp.clip(_side(share, height, width), 1, min(height, width))
-    square = _inside(*_offsets(place_key, delta.shape, side), side)
+    square = _square_mask(*_square_offsets(place_key, delta.shape, side), side)
     signs = rademacher(sign_key, (1, 1, channels))
     return jnp.clip(delta + square * 2 * eps * signs, -eps, eps)
 
 
 def _l2_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Image:
-    """Returns 5 x 5 bumps side by side, with a sign for each bump and channel."""
+    """Return a 5 x 5 grid of bumps of norm eps, with a random sign per bump and channel."""
     height, width, channels = shape
     side, tiles = max(min(height, width) // 5, 1), [min(size, 5) for size in (height, width)]
     rows, columns = (
@@ -144,27 +175,28 @@ def _l2_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Im
     row, column = (
         jnp.clip(at // side, 0, count - 1) for at, count in zip((rows, columns), tiles, strict=True)
     )
-    sign_key, turn_key = jax.random.split(key)
+    sign_key, transpose_key = jax.random.split(key)
     signs = rademacher(sign_key, (*tiles, channels))[row[:, None], column]
-    turned = jax.random.bernoulli(turn_key, shape=(*tiles, 1))[row[:, None], column]
+    transposed = jax.random.bernoulli(transpose_key, shape=(*tiles, 1))[row[:, None], column]
     down = (rows - row * side)[:, None, None]
     across = (columns - column * side)[None, :, None]
-    bumps = signs * _bump(down, across, jnp.asarray(side), turned)
+    bumps = signs * _bump(down, across, jnp.asarray(side), transposed)
     return eps * bumps / _norm(bumps)
 
 
 def _l2_change(key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scalar) -> Image:
-    """Returns the perturbation with one square emptied and its norm spent on a bump in another."""
-    place_key, other_key, sign_key, turn_key = jax.random.split(key, 4)
+    """Set one random square to zero, and spend its norm on a bump in another."""
+    place_key, other_key, sign_key, transpose_key = jax.random.split(key, 4)
     height, width, channels = delta.shape
     side = jnp.maximum(_side(share, height, width), 3)
     side = jnp.minimum(side + 1 - side % 2, (min(height, width) - 1) // 2 * 2 + 1)  # odd
-    place = _offsets(place_key, delta.shape, side)
-    square, other = _inside(*place, side), _inside(*_offsets(other_key, delta.shape, side), side)
+    place = _square_offsets(place_key, delta.shape, side)
+    square = _square_mask(*place, side)
+    other = _square_mask(*_square_offsets(other_key, delta.shape, side), side)
     unused = jnp.maximum(eps**2 - _norm(delta) ** 2, 0)
     norm = jnp.sqrt(_norm(delta * jnp.maximum(square, other), axis=(0, 1)) ** 2 + unused / channels)
-    turned = jax.random.bernoulli(turn_key)
-    bump = _bump(*place, side, turned) * rademacher(sign_key, (1, 1, channels))
+    transposed = jax.random.bernoulli(transpose_key)
+    bump = _bump(*place, side, transposed) * rademacher(sign_key, (1, 1, channels))
     old = square * delta
     new = bump + old / (_norm(old, axis=(0, 1)) + _TINY)
     new *= norm / (_norm(new, axis=(0, 1)) + _TINY)
@@ -182,10 +214,10 @@ def _side(share: Scalar, height: int, width: int) -> Int[Array, ""]:
     return jnp.round(jnp.sqrt(share * height * width)).astype(jnp.int32)
 
 
-def _offsets(
+def _square_offsets(
     key: Key[Array, ""], shape: tuple[int, ...], side: Int[Array, ""]
 ) -> tuple[Offsets, Offsets]:
-    """Returns how far each pixel is below and right of the corner of a square put anywhere."""
+    """Return how far each pixel is below and right of the corner of a randomly placed square."""
     sizes = jnp.array(shape[:2], jnp.int32)
     corner = jax.random.randint(key, (2,), 0, sizes - side + 1, dtype=jnp.int32)
     down, across = (
@@ -195,36 +227,48 @@ def _offsets(
     return down[:, None, None], across[None, :, None]
 
 
-def _inside(down: Offsets, across: Offsets, side: Int[Array, ""]) -> Grid:
-    """Returns 1 inside of the square and 0 outside."""
+def _square_mask(down: Offsets, across: Offsets, side: Int[Array, ""]) -> Mask:
+    """Return 1 inside the square and 0 outside."""
     return ((down >= 0) & (down < side) & (across >= 0) & (across < side)).astype(jnp.float32)
 
 
-def _bump(down: Offsets, across: Offsets, side: Int[Array, ""], turned: Bool[Array, "..."]) -> Grid:
-    """Returns a hill above a pit in a square, of norm 1 (the paper's eta); 0 outside.
+def _bump(
+    down: Offsets, across: Offsets, side: Int[Array, ""], transposed: Bool[Array, "..."]
+) -> Mask:
+    """Return the paper's eta: a positive bump above a negative one in a square, of norm 1.
 
-    Each is a sum of centred rectangles of growing size, the m-th with the weight 1 / m^2. Turned,
-    they lie side by side.
+    Each bump is a sum of centred rectangles of growing size, the m-th with weight 1 / m^2. They lie
+    side by side if transposed. Outside the square it is 0.
     """
-    first, second = jnp.where(turned, across, down), jnp.where(turned, down, across)
+    first, second = jnp.where(transposed, across, down), jnp.where(transposed, down, across)
     half = side // 2
-    bump = _rectangles(first, second, half, side)
-    bump -= _rectangles(first - half, second, side - half, side)
+    bump = _centred_rectangles(first, second, half, side)
+    bump -= _centred_rectangles(first - half, second, side - half, side)
     return bump / jnp.maximum(_norm(bump), _TINY)
 
 
-def _rectangles(
+def _centred_rectangles(
     down: Offsets, across: Offsets, height: Int[Array, ""], width: Int[Array, ""]
-) -> Grid:
-    """Returns the sum of centred rectangles inside of one, of norm 1."""
+) -> Mask:
+    """Return the sum of centred rectangles inside a larger one, of norm 1."""
     weights = 1 / np.arange(1, max(np.broadcast_shapes(down.shape, across.shape)) + 2) ** 2
     sums = jnp.asarray(np.cumsum([0, *weights]), jnp.float32)
     number = jnp.maximum(jnp.abs(down - height // 2), jnp.abs(across - width // 2))
     largest = jnp.maximum(height // 2, width // 2) + 1
     inside = (down >= 0) & (down < height) & (across >= 0) & (across < width)
-    hill = jnp.where(inside, sums[largest] - sums[number], 0)
-    return hill / jnp.maximum(_norm(hill), _TINY)
+    bump = jnp.where(inside, sums[largest] - sums[number], 0)
+    return bump / jnp.maximum(_norm(bump), _TINY)
 
 
 def _norm(image: Image, axis: tuple[int, ...] | None = None) -> Array:
     return jnp.sqrt((image**2).sum(axis=axis, keepdims=True))
+
+
+SQUARE = AttackSpec(
+    attack_fn=square,
+    run=square,
+    traced=("eps", "num_queries", "share", "num_noise_samples"),
+    uses_gradients=False,
+    max_queries=lambda arguments: arguments["num_queries"],
+    resumable=True,
+)

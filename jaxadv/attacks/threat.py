@@ -1,4 +1,4 @@
-"""Threat models: what an adversary of radius eps may do to an image, for each norm."""
+"""Threat models: the L-inf and L2 balls of perturbations that an adversary may choose from."""
 
 import math
 from collections.abc import Callable
@@ -8,20 +8,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxadv.draws import normal, uniform
-from jaxadv.prng import example_keys
-from jaxadv.types import Images, PerExample, PRNGKey
+from jaxadv.core.rng import example_keys, normal, uniform
+from jaxadv.core.types import Images, PerExample, PRNGKey
 
 Scalar = Float[Array, ""]
-Radius = Scalar | Float[Array, "batch 1 1 1"]  # of all images, or of each
+Radius = Scalar | Float[Array, "batch 1 1 1"]  # one for all images, or one per image
+
+GREY_IMAGE_EPS = 0.5  # an L-inf ball of this radius around any image contains the grey image
 
 
 class Threat(NamedTuple):
-    """The geometry of one norm ball, for a batch of images.
+    """The geometry of one norm, for batches of perturbations.
 
-    `length(delta)` is the norm of each perturbation, `project(delta, eps)` is the nearest one
-    inside the ball, `random_start(key, shape, eps)` draws one uniformly from it for a single
-    image, and `steepest(gradient)` is the one of unit norm that gains most to first order.
+    Attributes:
+      length: `delta -> norms` of the perturbations.
+      project: `(delta, eps) -> delta`; the nearest perturbations in the ball, in L2 distance.
+      random_start: `(key, shape, eps) -> delta`; a uniform sample of the ball, for one image.
+      steepest: `gradient -> delta`; the direction of steepest ascent, of norm 1, or 0 if the
+        gradient is 0.
     """
 
     length: Callable[[Images], Float[Array, "batch 1 1 1"]]
@@ -58,7 +62,7 @@ def _l2_random_start(
 ) -> Float[Array, "..."]:
     direction_key, radius_key = jax.random.split(key)
     direction = normal(direction_key, shape)
-    # The share of the ball within a radius r is r^d in d dimensions.
+    # In d dimensions the share r^d of the volume is within the radius r.
     radius = jax.random.uniform(radius_key, dtype=jnp.float32) ** (1 / math.prod(shape))
     length = jnp.sqrt((direction**2).sum())
     unit = radius * direction / jnp.maximum(length, jnp.finfo(length.dtype).tiny)
@@ -66,7 +70,7 @@ def _l2_random_start(
 
 
 def _l2_steepest(gradient: Images) -> Images:
-    # Scaled first: the squares of a confident model's tiny gradient would underflow to zero.
+    # Scaled first: squares of the tiny gradients of a confident model would underflow to zero.
     largest = _linf_norm(gradient)
     scaled = gradient / jnp.where(largest > 0, largest, 1)
     return scaled / jnp.maximum(_l2_norm(scaled), 1)  # at least 1, unless the gradient is 0
@@ -81,9 +85,9 @@ THREATS = {
 def random_perturbation(
     threat: Threat, key: PRNGKey, example_ids: Int[Array, "batch"], images: Images, eps: Scalar
 ) -> Images:
-    """Returns a uniform draw from the ball for each image, which follows from its own number."""
-    draw = jax.vmap(threat.random_start, in_axes=(0, None, None))
-    return draw(example_keys(key, example_ids), images.shape[1:], eps)
+    """Sample a perturbation per image uniformly from the ball, given a key and example ids."""
+    sample = jax.vmap(threat.random_start, in_axes=(0, None, None))
+    return sample(example_keys(key, example_ids), images.shape[1:], eps)
 
 
 def random_on_sphere(
@@ -93,7 +97,7 @@ def random_on_sphere(
     images: Images,
     radius: Scalar | PerExample,
 ) -> Images:
-    """Returns for each image a random point at that distance, or nearer where the box is."""
+    """Sample a point per image on the sphere of this radius, and clip it to [0, 1]."""
     delta = random_perturbation(threat, key, example_ids, images, jnp.ones((), images.dtype))
     radius = jnp.broadcast_to(radius, len(images))[:, None, None, None]
     length = jnp.maximum(threat.length(delta), jnp.finfo(images.dtype).tiny)  # it may be 0
@@ -101,9 +105,8 @@ def random_on_sphere(
 
 
 def perturb(threat: Threat, images: Images, delta: Images, eps: Radius) -> Images:
-    """Returns images + delta, inside the eps-ball around the images and inside [0, 1].
+    """Return images + delta, projected onto the eps-ball around the images and clipped to [0, 1].
 
-    Clipping to the box after the projection leaves the ball intact: every image is in the
-    box, so the clip only moves a perturbed image nearer to it.
+    The clip keeps the result in the ball: the images are in [0, 1], so it only moves closer.
     """
     return jnp.clip(images + threat.project(delta, eps), 0.0, 1.0)

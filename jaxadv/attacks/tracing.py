@@ -1,11 +1,11 @@
-"""A model as attacks compile it: a program, which is static, and its weights, which are arguments.
+"""Tracing of models: split a function into a static program and traced weights.
 
-A function of Python may change between two calls: it reads other weights, or a module that it
-closes over was updated. So every call of an attack traces it again, unless it is known not to have
-changed, into operations without arrays and the arrays that they read. A compiled attack is found by
-the operations: new weights compile nothing, and no weights are kept. Arrays that a derivative of
-the user's own, or a jitted part inside of a loop, closes over are an exception: they are part of
-the operations, of which the last 128 are kept.
+A Python function may change between two calls, for example if it closes over a module whose weights
+were updated. Every call of an attack therefore traces it again, unless it is known not to have
+changed. The trace is split into operations without arrays and the arrays that they read. Compiled
+attacks are cached by the operations, so new weights do not compile again and no weights are kept.
+Arrays that a custom derivative, or a jitted function inside a loop, closes over are an exception:
+they are part of the operations, of which the last 128 are kept.
 """
 
 import inspect
@@ -24,34 +24,34 @@ from flax import linen
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
-from jaxadv.attacks.passes import BlackBox
+from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.snapshot import take_snapshot
-from jaxadv.logits import finite_logits
-from jaxadv.parallel import vary_alike
-from jaxadv.types import Images, Logits, LogitsFn, PRNGKey
+from jaxadv.core.devices import match_varying_axes
+from jaxadv.core.logits import finite_logits
+from jaxadv.core.types import Images, Logits, LogitsFn, PRNGKey
 
 T = TypeVar("T")
 
-_NUM_KEPT = 128  # programs, those that were used last
-_SMALL = 64  # numbers
-_OTHERS = ("onnxruntime", "sklearn", "tensorflow", "torch")  # other frameworks
-_JITTED = ("jit", "pjit")  # what `jax.jit` is called among operations, by the version of JAX
-# Primitives with a derivative of their own, which the traced pullback shows.
+_CACHE_SIZE = 128  # entries, the least recently used are dropped
+_SMALL = 64  # largest size of an array that is compared by value
+_OTHER_FRAMEWORKS = ("onnxruntime", "sklearn", "tensorflow", "torch")
+_JITTED = ("jit", "pjit")  # the primitive of `jax.jit`, depending on the version of JAX
+# Primitives with a custom derivative, whose operations the traced pullback contains.
 _CUSTOM_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 class Program:
     """The operations of a model without its arrays.
 
-    Equal operations are one object, so that it is compared and hashed by identity.
+    Equal operations share one object, so programs are compared and hashed by identity.
     """
 
     def __init__(self, jaxpr: Jaxpr) -> None:
-        """Holds operations whose arrays are their constants."""
+        """Store operations whose arrays are constants of the jaxpr."""
         self._jaxpr = jaxpr
 
     def __call__(self, weights: Sequence[Array], key: PRNGKey, images: Images) -> Logits:
-        """Returns what the function that was traced would return."""
+        """Return the logits of the traced function."""
         (logits,) = jaxpr_as_fun(ClosedJaxpr(self._jaxpr, list(weights)))(key, images)
         return logits
 
@@ -59,14 +59,14 @@ class Program:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TracedModel:
-    """A `(key, images) -> logits` that compiled functions take as an argument.
+    """A function `(key, images) -> logits` that compiled functions take as an argument.
 
-    Its logits are in single precision or better, and NaN where those of the model are not finite.
+    Logits have single precision or higher. Rows with a NaN or infinite logit are NaN.
 
     Attributes:
-      weights: the arrays that the model reads.
-      num_classes: how many logits it has; static.
-      program: its operations on images of one shape; static.
+      weights: arrays that the model reads.
+      num_classes: number of logits; static.
+      program: operations on images of one shape; static.
     """
 
     weights: tuple[Array, ...]
@@ -74,7 +74,7 @@ class TracedModel:
     program: Program = field(metadata={"static": True})
 
     def __call__(self, key: PRNGKey, images: Images) -> Logits:
-        """Returns the logits of images of the shape that the model was traced for."""
+        """Return the logits of images of the shape that the model was traced for."""
         return finite_logits(self.program(self.weights, key, images))
 
 
@@ -85,93 +85,94 @@ def trace_model(
     *,
     gradients: bool = True,
 ) -> TracedModel:
-    """Returns a function of JAX as a program and its weights.
+    """Trace a JAX function into a program and its weights.
 
-    Gradients do not flow into the weights. Inside of `jit`, `vmap`, `grad` and the like the weights
-    may be traced themselves.
+    Gradients do not flow into the weights. Inside `jit`, `vmap`, `grad` and similar transformations
+    the weights may be tracers.
 
     Args:
       logits_fn: `(key, images) -> logits`.
-      key: of the kind that it will be called with.
-      images: of the shape and type that it will be called with, or a description of these.
-      gradients: whether it will be differentiated with respect to the images: its derivative is
-        then part of what tells programs apart.
+      key: a key of the type that the function will be called with.
+      images: images of the shape and type that the function will be called with, or their
+        `jax.ShapeDtypeStruct`.
+      gradients: whether the function will be differentiated with respect to the images. Programs
+        then also differ if their derivatives do.
 
     Raises:
-      ValueError: it is no such function; the message says what to write.
+      ValueError: it is not such a function; the message says what to write instead.
     """
     is_traced = any(isinstance(x, jax.core.Tracer) for x in (key, images))
     snapshot = None if is_traced else take_snapshot(logits_fn)
     if snapshot is None:
-        return _trace_anew(logits_fn, key, images, gradients)
+        return _trace_model(logits_fn, key, images, gradients)
     arrays = snapshot.arrays
-    shown = *map(_type_of, (key, images)), gradients, _context()
-    place = snapshot.structure, tuple(map(id, arrays)), shown
-    known = _kept(_unchanged, place)
-    if known and all(ref() is array for ref, array in zip(known.arrays, arrays, strict=True)):
-        weights = tuple(arrays[i] for i in known.sources)
-        return TracedModel(weights, known.num_classes, known.program)
-    _forget(place)  # of arrays that are gone, whose identities others have now
-    model = _trace_anew(logits_fn, key, images, gradients)
-    sources = {id(array): i for i, array in enumerate(arrays)}
-    if all(id(array) in sources for array in model.weights):
-        read = tuple(sources[id(array)] for array in model.weights)
+    call_types = *map(_type_of, (key, images)), gradients, _context()
+    cache_key = snapshot.structure, tuple(map(id, arrays)), call_types
+    trace = _lookup(_traces, cache_key)
+    if trace and all(ref() is array for ref, array in zip(trace.arrays, arrays, strict=True)):
+        weights = tuple(arrays[i] for i in trace.weight_indices)
+        return TracedModel(weights, trace.num_classes, trace.program)
+    _remove_trace(cache_key)  # of deleted arrays, whose ids other arrays have now
+    model = _trace_model(logits_fn, key, images, gradients)
+    indices = {id(array): i for i, array in enumerate(arrays)}
+    if all(id(array) in indices for array in model.weights):
+        weight_indices = tuple(indices[id(array)] for array in model.weights)
         refs = tuple(map(weakref.ref, arrays))
-        _keep(_unchanged, place, _Unchanged(refs, read, model.num_classes, model.program))
+        _insert(_traces, cache_key, _Trace(refs, weight_indices, model.num_classes, model.program))
     return model
 
 
-class _Unchanged(NamedTuple):
-    """What was traced of a function, as long as it reaches the same arrays.
+class _Trace(NamedTuple):
+    """The cached trace of a function, valid while the function reaches the same array objects.
 
-    Arrays of the same types would not do: the function may have read their values.
+    Arrays of equal types do not suffice, because the function may have read their values.
     """
 
     arrays: tuple[weakref.ref, ...]
-    sources: tuple[int, ...]  # of the weights, among the arrays
+    weight_indices: tuple[int, ...]  # positions of the weights among the arrays
     num_classes: int
     program: Program
 
 
 _lock = threading.Lock()
-_unchanged: OrderedDict[Hashable, _Unchanged] = OrderedDict()
+_traces: OrderedDict[Hashable, _Trace] = OrderedDict()
 _programs: OrderedDict[Hashable, Program] = OrderedDict()
 
 
-def _kept(kept: OrderedDict[Hashable, T], place: Hashable) -> T | None:
+def _lookup(cache: OrderedDict[Hashable, T], cache_key: Hashable) -> T | None:
     with _lock:
-        if place in kept:
-            kept.move_to_end(place)
-        return kept.get(place)
+        if cache_key in cache:
+            cache.move_to_end(cache_key)
+        return cache.get(cache_key)
 
 
-def _keep(kept: OrderedDict[Hashable, T], place: Hashable, value: T) -> T:
-    """Keeps a value, or returns the one that another thread has kept meanwhile."""
+def _insert(cache: OrderedDict[Hashable, T], cache_key: Hashable, value: T) -> T:
+    """Insert a value, unless another thread has inserted one; return the value of the cache."""
     with _lock:
-        value = kept.setdefault(place, value)
-        while len(kept) > _NUM_KEPT:
-            kept.popitem(last=False)
+        value = cache.setdefault(cache_key, value)
+        while len(cache) > _CACHE_SIZE:
+            cache.popitem(last=False)
         return value
 
 
-def _forget(place: Hashable) -> None:
+def _remove_trace(cache_key: Hashable) -> None:
     with _lock:
-        _unchanged.pop(place, None)
+        _traces.pop(cache_key, None)
 
 
-def _trace_anew(logits_fn: Any, key: PRNGKey, images: Any, gradients: bool) -> TracedModel:
+def _trace_model(logits_fn: Any, key: PRNGKey, images: Any, gradients: bool) -> TracedModel:
     operations = _without_inner_constants(_trace(logits_fn, key, images))
     description: Hashable = _describe(operations.jaxpr)
     if gradients:
         description = description, _describe_parameter(_trace_pullback(operations, key, images))
-    program = _kept(_programs, description)
-    program = program or _keep(_programs, description, Program(operations.jaxpr))
+    program = _lookup(_programs, description)
+    program = program or _insert(_programs, description, Program(operations.jaxpr))
     weights = tuple(map(_constant, operations.consts))
     return TracedModel(weights, operations.out_avals[0].shape[1], program)
 
 
 def _constant(array: Any) -> Array:
-    """Returns an array into which no gradient flows."""
+    """Return the array with its gradient stopped."""
     if isinstance(array, jax.core.Tracer):
         return jax.lax.stop_gradient(array)
     return array if isinstance(array, jax.Array) else jnp.asarray(array)
@@ -184,7 +185,7 @@ def _type_of(array: Any) -> Hashable:
 
 
 def _context() -> Hashable:
-    """Returns the settings of JAX and Flax that change what a function is traced into."""
+    """Return the settings of JAX and Flax that tracing depends on."""
     config: Any = jax.config
     return (
         config.jax_default_matmul_precision,
@@ -200,11 +201,13 @@ def _context() -> Hashable:
 
 def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
     if isinstance(logits_fn, BlackBox):
-        raise ValueError("a BlackBox has no gradients: take nes, square or random_search")
+        raise ValueError(
+            "logits_fn is a BlackBox, which has no gradients: use nes, square or random_search"
+        )
     if not callable(logits_fn):
-        raise ValueError(f"logits_fn is {logits_fn!r}: give a function (key, images) -> logits")
+        raise ValueError(f"logits_fn is {logits_fn!r}: pass a function (key, images) -> logits")
     _check_signature(logits_fn, key, images)
-    # A function object of its own, so that JAX does not take what it traced before.
+    # A new function object, so that JAX does not reuse an earlier trace.
     try:
         operations, output = jax.make_jaxpr(lambda k, x: logits_fn(k, x), return_shape=True)(
             key, images
@@ -220,61 +223,63 @@ def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
 def _check_signature(logits_fn: LogitsFn, *arguments: Any) -> None:
     try:
         signature = inspect.signature(logits_fn)
-    except (TypeError, ValueError):  # of a function that is not Python's
+    except (TypeError, ValueError):  # not a Python function
         return
     try:
         signature.bind(*arguments)
     except TypeError as error:
         raise ValueError(
-            f"logits_fn must take (key, images), and takes {signature}: write lambda key, images: "
-            "model(images)"
+            f"logits_fn takes {signature}, but must take (key, images): write "
+            "lambda key, images: model(images)"
         ) from error
 
 
 def _explain(error: Exception) -> str | None:
-    """Returns what to write in the place of a function that cannot be traced, where it is known."""
+    """Return a message for a function that cannot be traced, or None for other errors."""
     not_jax = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
     if isinstance(error, not_jax):
         return (
-            "logits_fn needs the values of its images, which JAX does not have when it compiles: "
+            "logits_fn reads the values of its images, which JAX does not have while it traces: "
             "write it with jax.numpy and jax.lax, or wrap it in a BlackBox"
         )
     if type(error).__name__ == "TraceContextError":
         return (
-            "logits_fn changes the state of its model, as in training: call model.eval() before "
-            "the attack"
+            "logits_fn changes the state of its model, as in training mode: call model.eval() "
+            "before the attack"
         )
     calls = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
-    if "Tracer" in str(error) or any(name.split(".")[0] in _OTHERS for name in calls):
-        return "logits_fn is no function of JAX: wrap a model of another framework in a BlackBox"
+    if "Tracer" in str(error) or any(name.split(".")[0] in _OTHER_FRAMEWORKS for name in calls):
+        return "logits_fn is not a JAX function: wrap a model of another framework in a BlackBox"
     return None
 
 
 def _check_output(output: Any, batch: int) -> None:
-    """Raises a ValueError if this is not the shape and type of logits."""
+    """Raise a ValueError if the output does not have the shape and type of logits."""
     if isinstance(output, (tuple, list)):
         raise ValueError(
-            f"logits_fn returns {len(output)} values: return the logits alone, as in "
+            f"logits_fn returns {len(output)} values: return only the logits, as in "
             "lambda key, images: model(images)[0]"
         )
     if not hasattr(output, "shape"):
-        raise ValueError(f"logits_fn returns a {type(output).__name__}: return the logits alone")
+        raise ValueError(f"logits_fn returns a {type(output).__name__}: return only the logits")
     if output.ndim != 2 or output.shape[0] != batch:
-        raise ValueError(f"logits have shape {output.shape}, not ({batch}, classes)")
+        raise ValueError(
+            f"logits have shape {output.shape}: they must have shape ({batch}, classes)"
+        )
     if output.shape[1] < 2:
         raise ValueError(
-            f"logits have {output.shape[1]} classes, not 2 or more: for the score s of one class "
-            "return jnp.stack([0 * s, s], -1)"
+            f"logits have {output.shape[1]} classes: they must have 2 or more; for the score s of "
+            "a binary classifier return jnp.stack([0 * s, s], -1)"
         )
     if not jnp.issubdtype(output.dtype, jnp.floating):
-        raise ValueError(f"logits are {output.dtype}, not floats")
+        raise ValueError(f"logits are {output.dtype}: they must be floats")
 
 
 def _trace_pullback(operations: ClosedJaxpr, key: PRNGKey, images: Any) -> ClosedJaxpr:
-    """Returns the operations from the gradient of the logits to that of the images.
+    """Trace the vector-Jacobian product from the logits to the images.
 
-    Its constants are the arrays that derivatives of the user's own close over. They are part of the
-    program, not weights.
+    Its constants are the arrays that custom derivatives close over. They are part of the program,
+    not weights.
     """
     (logits,) = operations.out_avals
 
@@ -283,14 +288,14 @@ def _trace_pullback(operations: ClosedJaxpr, key: PRNGKey, images: Any) -> Close
             return jaxpr_as_fun(ClosedJaxpr(operations.jaxpr, weights))(key, images)[0]
 
         logits, pull = jax.vjp(of_images, images)
-        return pull(vary_alike((gradient, logits))[0])[0]
+        return pull(match_varying_axes((gradient, logits))[0])[0]
 
     gradient = jax.ShapeDtypeStruct(logits.shape, logits.dtype)
     return jax.make_jaxpr(pull_back)(operations.consts, key, images, gradient)
 
 
 def _without_inner_constants(operations: ClosedJaxpr) -> ClosedJaxpr:
-    """Returns the same operations with the arrays of jitted parts among their own constants."""
+    """Move the constants of inner jitted functions to the constants of the operations."""
     if not any(map(_has_constants, operations.jaxpr.eqns)):
         return operations
     inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in operations.in_avals]
@@ -305,7 +310,7 @@ def _has_constants(equation: Any) -> bool:
 
 
 def _run_inline(operations: ClosedJaxpr, arguments: Iterable[Any]) -> list[Any]:
-    """Runs operations; those jitted parts that have constants run as if they were not jitted."""
+    """Evaluate operations, and inline the jitted functions that have constants."""
     jaxpr = operations.jaxpr
     values = dict(zip(jaxpr.constvars, operations.consts, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
@@ -328,8 +333,8 @@ def _run_inline(operations: ClosedJaxpr, arguments: Iterable[Any]) -> list[Any]:
 
 
 def _describe(jaxpr: Jaxpr) -> Hashable:
-    """Returns what two lists of operations have in common if and only if they are the same."""
-    numbers: dict[Any, int] = {}  # of the variables, in the order in which they are met
+    """Return a hashable description that is equal if and only if the operations are."""
+    numbers: dict[Any, int] = {}  # of the variables, in the order of their first use
 
     def number(variable: Any) -> Hashable:
         if isinstance(variable, Literal):
@@ -373,20 +378,20 @@ def _describe_parameter(value: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:
-        return _Same(value)
+        return _ById(value)
     return type(value), value
 
 
 def _describe_constant(array: Any) -> Hashable:
-    """Returns a small constant by its value, and weights by their identity."""
+    """Describe a small constant by its value, and other arrays by their identity."""
     small = not isinstance(array, jax.core.Tracer) and np.size(array) <= _SMALL
     if small and not jnp.issubdtype(array.dtype, jax.dtypes.extended):
         return _describe_parameter(np.asarray(array))
-    return _Same(array)
+    return _ById(array)
 
 
-class _Same:
-    """An object that equals itself alone; held, so that no other takes its place in memory."""
+class _ById:
+    """A value that is compared by identity; the reference keeps its id from being reused."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -395,4 +400,4 @@ class _Same:
         return id(self._value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._value is other._value
+        return isinstance(other, _ById) and self._value is other._value

@@ -1,4 +1,4 @@
-"""Images in memory: where they come from, and their augmentation on the device."""
+"""Data sets, synthetic images, augmentation, and PCA of images."""
 
 from jaxadv.data.datasets import Dataset, is_prepared, load
 

@@ -1,4 +1,4 @@
-"""Random augmentation of a batch, on the device."""
+"""Random data augmentation on the device."""
 
 from collections.abc import Callable
 
@@ -7,34 +7,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxadv.types import Images, PRNGKey, UserError
+from jaxadv.core.types import Images, PRNGKey, UserError
 
 Image = Float[Array, "height width channels"]
 AugmentFn = Callable[[Key[Array, "batch"], Images], Images]
 """`(keys, images) -> images` in [0, 1], with one key for each example."""
 
 _CROP_PADDING = 4  # pixels on each side
-_JITTER = 0.2  # the study names the jitter without its strength; a usual one
+_JITTER = 0.2  # a common strength; the study does not state its own
 
 
 def make_augment(name: str) -> AugmentFn:
-    """Returns an augmentation of a batch, to run inside a jitted step.
+    """Return an augmentation of a batch, to run inside a compiled step.
 
-    - "none": the images as they are.
-    - "flip": mirrored left to right with probability 1/2.
-    - "flip_crop_jitter": flip; a crop of the original size out of the image with 4 black
-      pixels around it; brightness shifted by up to 0.2, contrast and saturation
-      multiplied by up to 1 ± 0.2; clipped to [0, 1]. Saturation is one of RGB images alone: with
-      another number of channels, grey images among them, it is left as it is.
+    - "none": no augmentation.
+    - "flip": horizontal flip with probability 1/2.
+    - "flip_crop_jitter": flip; a random crop of the original size from the image padded with 4
+      black pixels per side; brightness shifted by up to 0.2, contrast and saturation multiplied by
+      a factor in [0.8, 1.2]; clipping to [0, 1]. Saturation is changed in RGB images only.
 
-    What an example becomes depends on its key alone, not on the rest of the batch.
+    The augmentation of an example depends on its key only, not on the rest of the batch.
 
     Raises:
       UserError: unknown name.
     """
     if name not in AUGMENTATIONS:
         known = ", ".join(AUGMENTATIONS)
-        raise UserError(f"data.augmentation={name!r} is not known: use one of {known}")
+        raise UserError(f"data.augmentation={name!r} is not an augmentation: use one of {known}")
     return jax.vmap(AUGMENTATIONS[name])
 
 

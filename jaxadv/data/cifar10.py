@@ -1,7 +1,7 @@
-"""CIFAR-10 from its official archive into the directory that TFDS itself would prepare.
+"""Preparation of CIFAR-10 in TFDS's format, from the official archive.
 
-TFDS's own builder of CIFAR-10 needs TensorFlow to extract and to encode; this one does not.
-What it leaves is read by TFDS, and by everybody else, under the same name and version.
+The CIFAR-10 builder of TFDS needs TensorFlow to extract and encode images; this builder does not.
+The result has the same name, version and features, and `tfds.load` reads it.
 """
 
 import os
@@ -15,18 +15,18 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from jaxadv.types import UserError
+from jaxadv.core.types import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _FOLDER = "cifar-10-batches-bin"
-_RECORD_BYTES = 1 + 3 * 32 * 32  # label, then the red, the green and the blue plane
+_RECORD_BYTES = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
 
 
 def prepare(data_dir: Path) -> None:
-    """Downloads CIFAR-10 and prepares it as `cifar10/3.0.2` in a TFDS directory.
+    """Download CIFAR-10 and prepare it as `cifar10/3.0.2` in a TFDS directory.
 
-    The archive is checked against the SHA-256 that TFDS records for it. An interrupted
-    preparation leaves nothing that looks prepared.
+    The archive must have the SHA-256 that TFDS records for it. An interrupted preparation leaves no
+    directory that looks prepared.
 
     Raises:
       UserError: no connection, a wrong checksum, or a directory that cannot be written.
@@ -45,16 +45,18 @@ def prepare(data_dir: Path) -> None:
         )
     except NonMatchingChecksumError as error:
         raise UserError(
-            f"The download of {URL} has a wrong checksum: it was damaged or changed on the way, "
-            "start again"
+            f"The download of {URL} has a wrong checksum: run the same command to download it again"
         ) from error
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"CIFAR-10 could not be prepared in {data_dir}: {reason}") from error
+        raise UserError(
+            f"CIFAR-10 could not be prepared in {data_dir} ({reason}): check its permissions and "
+            "disk space, or set --config.data.data_dir=DIR to another directory"
+        ) from error
 
 
 def _is_online() -> bool:
-    # Without this test TFDS goes on trying for minutes.
+    # Without a connection TFDS retries for minutes.
     try:
         urllib.request.urlopen(urllib.request.Request(URL, method="HEAD"), timeout=3).close()
     except OSError:
@@ -63,7 +65,7 @@ def _is_online() -> bool:
 
 
 class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builder with the name, version, features and ids of TFDS's own."""
+    """Builder with the name, version, features and ids of the CIFAR-10 builder of TFDS."""
 
     VERSION = tfds.core.Version("3.0.2")
 
@@ -113,5 +115,5 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 def _read(archive: os.PathLike[str], member: str) -> bytes:
     with tarfile.open(archive) as tar:
         file = tar.extractfile(f"{_FOLDER}/{member}")
-        assert file is not None  # a directory; the checksum has excluded it
+        assert file is not None  # None for a directory; excluded by the checksum
         return file.read()

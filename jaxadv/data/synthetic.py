@@ -1,13 +1,14 @@
-"""Files of labelled images that a generator made, read without holding them in memory.
+"""Files of synthetic labelled images, memory-mapped.
 
-Two formats are read, and written by `ShardWriter` and `pack`:
+Two formats are read. `ShardWriter` writes the first, `pack` the second:
 
 - a folder with `manifest.json` and shards `images_00000.npy` (uint8, n x height x width x 3) and
   `labels_00000.npy` (int32, n); the manifest has `num_images` and, by file name, `sha256`;
-- an `.npz` with arrays `image` (uint8) and `label` (integers), as the published synthetic
-  CIFAR-10 sets come. Stored without compression, as `numpy.savez` does, it is mapped in place.
+- an `.npz` with arrays `image` (uint8) and `label` (integers), the format of published synthetic
+  CIFAR-10 sets. Without compression, as `numpy.savez` writes it, the file itself is mapped;
+  otherwise the images are unpacked beside it once.
 
-Each is read through once when it is opened, for its checksums.
+Opening a file reads it once completely to verify its checksums.
 """
 
 import hashlib
@@ -25,68 +26,69 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from jaxadv.files import write_json, written_whole
-from jaxadv.types import UserError
+from jaxadv.core.files import atomic_write, write_json
+from jaxadv.core.types import UserError
 
 _MANIFEST = "manifest.json"
 _CHUNK = 1 << 22  # bytes
-_PROBED = 1000  # images whose values are looked at
+_NUM_PROBED = 1000  # images whose range of values is checked
 
 
-class _Mapped(NamedTuple):
-    """An array of images that lies in a file."""
+class _MappedImages(NamedTuple):
+    """An array of images that is mapped from a file."""
 
     file: mmap.mmap
     images: UInt8[np.ndarray, "n height width channels"]
 
 
 class SyntheticImages:
-    """Images in files, with their labels in memory; pages that were read are given back."""
+    """Images mapped from files, with their labels in memory."""
 
     def __init__(
         self,
-        parts: Sequence[_Mapped],
+        parts: Sequence[_MappedImages],
         labels: Int[np.ndarray, "n"],
         image_shape: tuple[int, ...],
     ) -> None:
-        """Joins the images of all parts, in order."""
+        """Concatenate the images of all parts."""
         self._parts, self.image_shape = parts, image_shape
         self._starts = np.cumsum([0, *(len(part.images) for part in parts)])
         self.labels = labels
 
     def __len__(self) -> int:
-        """Returns how many images there are."""
+        """Return the number of images."""
         return len(self.labels)
 
     def take(self, rows: Int[np.ndarray, "m"]) -> UInt8[np.ndarray, "m height width channels"]:
-        """Returns the images of some rows, in memory."""
+        """Return the images of some rows, in memory."""
         images = np.empty((len(rows), *self.image_shape), np.uint8)
-        owners = np.searchsorted(self._starts, rows, side="right") - 1
-        for owner in np.unique(owners):
-            part, here = self._parts[owner], owners == owner
-            images[here] = part.images[rows[here] - self._starts[owner]]
-            # Else all pages that were ever read count as this program's memory.
+        part_numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(part_numbers):
+            part, selected = self._parts[number], part_numbers == number
+            images[selected] = part.images[rows[selected] - self._starts[number]]
+            # Otherwise all pages that were ever read count as memory of this process.
             part.file.madvise(mmap.MADV_DONTNEED)
         return images
 
 
 def no_images(image_shape: tuple[int, ...]) -> SyntheticImages:
-    """Returns none."""
+    """Return an empty set of images."""
     return SyntheticImages([], np.zeros(0, np.int32), image_shape)
 
 
 def open_synthetic(
     path: str | Path, image_shape: tuple[int, ...], num_classes: int
 ) -> SyntheticImages:
-    """Returns the images of a folder of shards or of an `.npz`.
+    """Open a folder of shards or an `.npz`.
 
     Args:
       path: of the folder or the file.
-      image_shape: (height, width, channels) that they must have.
-      num_classes: above every label.
+      image_shape: expected (height, width, channels).
+      num_classes: labels must be below it.
 
     Raises:
-      UserError: it is not there, cut short, of another type, shape or range, or a shard is damaged.
+      UserError: the path does not exist, a file is damaged, or images or labels have another type,
+        shape or range.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -94,49 +96,57 @@ def open_synthetic(
     elif path.is_file():
         parts, labels = _open_npz(path)
     else:
-        raise UserError(f"config.data.synthetic.path: there is no {path}")
+        raise UserError(
+            f"config.data.synthetic.path is {path}, which does not exist: pass a folder of samples "
+            "or an .npz"
+        )
     for part in parts:
         if part.images.shape[1:] != image_shape:
             raise UserError(
-                f"{path} has images of shape {part.images.shape[1:]}, "
-                f"the data set has {image_shape}"
+                f"{path} has images of shape {part.images.shape[1:]}: use images of shape "
+                f"{image_shape}, as in the data set"
             )
     if not len(labels):
-        raise UserError(f"{path} has no images")
+        raise UserError(f"{path} has no images: pass other samples")
     if sum(len(part.images) for part in parts) != len(labels):
-        raise UserError(f"{path} has not as many labels as images")
+        raise UserError(f"{path} has different numbers of images and labels: sample it again")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
-            f"{path} has labels from {labels.min()} to {labels.max()}: the data set has classes "
-            f"from 0 to {num_classes - 1}"
+            f"{path} has labels from {labels.min()} to {labels.max()}: use labels from 0 to "
+            f"{num_classes - 1}, as in the data set"
         )
     images = SyntheticImages(parts, labels.astype(np.int32), image_shape)
-    brightest = images.take(np.arange(min(len(images), _PROBED))).max()
+    brightest = images.take(np.arange(min(len(images), _NUM_PROBED))).max()
     if brightest <= 1:
-        raise UserError(f"{path} has values up to {brightest}: bytes from 0 to 255 are expected")
+        raise UserError(f"{path} has values up to {brightest}: use uint8 values from 0 to 255")
     return images
 
 
-def _open_shards(folder: Path) -> tuple[list[_Mapped], np.ndarray]:
+def _open_shards(folder: Path) -> tuple[list[_MappedImages], np.ndarray]:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         digests = manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} has no {_MANIFEST} that can be read ({error})") from None
+        raise UserError(
+            f"cannot read {folder / _MANIFEST} ({error}): pass a folder written by "
+            "config.mode=sample"
+        ) from None
     if not isinstance(digests, dict) or not digests:
-        raise UserError(f"{folder / _MANIFEST} names no files")
+        raise UserError(f"{folder / _MANIFEST} lists no files: sample it again")
     size = sum((folder / name).stat().st_size for name in digests if (folder / name).exists())
     with tqdm(total=size, desc=f"Verify {folder.name}", unit="B", unit_scale=True,
               disable=None, leave=False) as bar:  # fmt: skip
         for name, digest in digests.items():
             if _sha256(folder / name, bar) != digest:
-                raise UserError(f"{folder / name} is cut short or damaged: sample it again")
+                raise UserError(f"{folder / name} is truncated or damaged: sample it again")
     parts, labels = [], []
     for name in sorted(name for name in digests if name.startswith("images_")):
         parts.append(_map_npy(folder / name))
         labels.append(_read_labels(folder / name.replace("images_", "labels_")))
         if len(labels[-1]) != len(parts[-1].images):
-            raise UserError(f"{folder / name} has not as many labels as images")
+            raise UserError(
+                f"{folder / name} has different numbers of images and labels: sample it again"
+            )
     return parts, np.concatenate([np.zeros(0, np.int32), *labels])
 
 
@@ -144,12 +154,15 @@ def _read_labels(path: Path) -> np.ndarray:
     try:
         return _check_labels(np.load(path, allow_pickle=False), path)
     except OSError:
-        raise UserError(f"there is no {path}") from None
+        raise UserError(f"{path} does not exist: sample it again") from None
 
 
 def _check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{path} has labels of type {labels.dtype}, shape {labels.shape}")
+        raise UserError(
+            f"{path} has labels of type {labels.dtype} and shape {labels.shape}: use integers of "
+            "shape (n,)"
+        )
     return labels
 
 
@@ -165,18 +178,21 @@ def _sha256(path: Path, bar: tqdm) -> str | None:
     return sha256.hexdigest()
 
 
-def _map_npy(path: Path) -> _Mapped:
+def _map_npy(path: Path) -> _MappedImages:
     with path.open("rb") as file:
         return _map_array(file, path)
 
 
-def _open_npz(path: Path) -> tuple[list[_Mapped], np.ndarray]:
+def _open_npz(path: Path) -> tuple[list[_MappedImages], np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             members = {info.filename: info for info in archive.infolist()}
             missing = {"image.npy", "label.npy"} - members.keys()
             if missing:
-                raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it has {[*members]}")
+                raise UserError(
+                    f"{path} has {[*members]}, without {', '.join(sorted(missing))}: use arrays "
+                    "`image` and `label`"
+                )
             with archive.open("label.npy") as stored:
                 labels = _check_labels(np.lib.format.read_array(stored, allow_pickle=False), path)
             image = members["image.npy"]
@@ -184,7 +200,8 @@ def _open_npz(path: Path) -> tuple[list[_Mapped], np.ndarray]:
                 return [_map_npy(_unpacked(archive, image, path))], labels
             for _ in _chunks(archive, image, f"Check {path.name}"):
                 pass
-            # A local header is 30 bytes, the name, and a field whose length it alone tells.
+            # A local header has 30 bytes, the name, and an extra field; bytes 26 to 29 are the
+            # lengths of the last two.
             file.seek(image.header_offset + 26)
             file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
             return [_map_array(file, path)], labels
@@ -192,22 +209,22 @@ def _open_npz(path: Path) -> tuple[list[_Mapped], np.ndarray]:
         raise
     except (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error,
             zipfile.BadZipFile) as error:  # fmt: skip
-        raise UserError(f"{path} is cut short or damaged ({error})") from None
+        raise UserError(f"{path} is truncated or damaged ({error}): download it again") from None
 
 
 def _unpacked(archive: zipfile.ZipFile, image: zipfile.ZipInfo, path: Path) -> Path:
-    """Returns the path of the images beside a compressed file, unpacked once."""
+    """Unpack the images beside a compressed file, if necessary, and return their path."""
     unpacked = path.with_name(f"{path.name}.{image.CRC:08x}.npy")
     if unpacked.exists() and unpacked.stat().st_size == image.file_size:
         return unpacked
-    with written_whole(unpacked) as partial, partial.open("wb") as file:
+    with atomic_write(unpacked) as partial, partial.open("wb") as file:
         for chunk in _chunks(archive, image, f"Unpack {path.name}"):
             file.write(chunk)
     return unpacked
 
 
 def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, title: str) -> Iterator[bytes]:
-    """Yields a member bit by bit; at its end its checksum is verified."""
+    """Yield a member in chunks. Reading to its end verifies its checksum."""
     with (
         archive.open(member) as packed,
         tqdm(total=member.file_size, desc=title, unit="B", unit_scale=True, disable=None) as bar,
@@ -217,34 +234,34 @@ def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, title: str) -> It
             bar.update(len(chunk))
 
 
-def _map_array(file: BinaryIO, path: Path) -> _Mapped:
-    """Maps the array of images whose header begins where the file stands."""
+def _map_array(file: BinaryIO, path: Path) -> _MappedImages:
+    """Map the array of images whose header is at the current position of the file."""
     version = np.lib.format.read_magic(file)
     read_header: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
     shape, fortran, dtype = read_header(file)
     if dtype != np.uint8 or fortran or len(shape) != 4:
         raise UserError(
-            f"{path} has images of type {dtype}, shape {shape}: expected are bytes (uint8), "
-            "n x height x width x channels"
+            f"{path} has images of type {dtype} and shape {shape}: use uint8 of shape "
+            "(n, height, width, channels)"
         )
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     count = int(np.prod(shape))
     if file.tell() + count > len(mapped):
-        raise UserError(f"{path} is cut short: it should hold {shape[0]:,} images")
-    return _Mapped(mapped, np.frombuffer(mapped, np.uint8, count, file.tell()).reshape(shape))
+        raise UserError(f"{path} is truncated, it should have {shape[0]:,} images: sample it again")
+    return _MappedImages(mapped, np.frombuffer(mapped, np.uint8, count, file.tell()).reshape(shape))
 
 
 class ShardWriter:
-    """Writes labelled images as a folder of shards; the manifest comes last."""
+    """Writer of labelled images to a folder of shards. The manifest is written last."""
 
     def __init__(self, folder: Path, shard_size: int) -> None:
-        """Begins in a new folder, or anew where an earlier writer did not come to its end.
+        """Create the folder, or delete the shards of an interrupted writer.
 
         Raises:
-          UserError: it holds something else, or cannot be written.
+          UserError: the folder has other files, or cannot be written.
         """
         self._folder, self._shard_size = folder, shard_size
-        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self._buffer: list[tuple[np.ndarray, np.ndarray]] = []
         self._digests: dict[str, str] = {}
         self._num_images = 0
         try:
@@ -253,30 +270,32 @@ class ShardWriter:
                 for path in (*folder.glob("*_?????.npy"), *folder.glob(f"{_MANIFEST}.*.partial")):
                     path.unlink()
             if any(folder.iterdir()):
-                raise UserError(f"{folder} is not empty: move it away, or delete it")
+                raise UserError(f"{folder} is not empty: move or delete it")
         except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror})") from None
+            raise UserError(
+                f"cannot write {folder} ({error.strerror}): set another config.sampling.path"
+            ) from None
 
     def write(
         self, images: UInt8[np.ndarray, "n height width channels"], labels: Int[np.ndarray, "n"]
     ) -> None:
-        """Adds images."""
-        self._waiting.append((images, labels))
-        while sum(len(labels) for _, labels in self._waiting) >= self._shard_size:
+        """Append images; complete shards are written."""
+        self._buffer.append((images, labels))
+        while sum(len(labels) for _, labels in self._buffer) >= self._shard_size:
             self._write_shard()
 
-    def close(self, **facts: Any) -> None:
-        """Writes what is left, and the manifest with these facts."""
-        if self._waiting:
+    def close(self, **entries: Any) -> None:
+        """Write the last shard, and the manifest with additional entries."""
+        if self._buffer:
             self._write_shard()
-        manifest = {**facts, "num_images": self._num_images, "sha256": self._digests}
+        manifest = {**entries, "num_images": self._num_images, "sha256": self._digests}
         write_json(self._folder / _MANIFEST, manifest)
 
     def _write_shard(self) -> None:
-        images, labels = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
-        self._waiting = [(images[self._shard_size :], labels[self._shard_size :])]
-        if not len(self._waiting[0][1]):
-            self._waiting = []
+        images, labels = (np.concatenate(arrays) for arrays in zip(*self._buffer, strict=True))
+        self._buffer = [(images[self._shard_size :], labels[self._shard_size :])]
+        if not len(self._buffer[0][1]):
+            self._buffer = []
         number = len(self._digests) // 2
         for name, array in (("images", images), ("labels", labels.astype(np.int32))):
             path = self._folder / f"{name}_{number:05}.npy"
@@ -286,14 +305,14 @@ class ShardWriter:
 
 
 def pack(folder: Path, path: Path) -> None:
-    """Writes a folder of shards as one `.npz` with arrays `image` and `label`, shard by shard."""
+    """Convert a folder of shards to one `.npz` with arrays `image` and `label`."""
     parts, labels = _open_shards(folder)
     image_shape = parts[0].images.shape[1:]
     images = SyntheticImages(parts, labels, image_shape)
     shape = (len(images), *image_shape)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with (
-        written_whole(path) as partial,
+        atomic_write(path) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
     ):
         with archive.open("image.npy", "w", force_zip64=True) as file:

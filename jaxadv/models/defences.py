@@ -1,11 +1,11 @@
-"""Defences: what a model may do to its input, its layers or their weights against an attack.
+"""Defences: noise, dropout, spectral normalisation and low-rank projection.
 
-Every model takes one of these as its option `defence` and calls the two functions of this file:
-`defended_input` on its images and `defended` for each convolution and dense layer. Without a
-defence both do nothing, so a defence that is switched off leaves exactly the plain model.
+Every model has the option `defence` and calls two functions of this file: `defended_input` on its
+images and `defended` for each convolution and dense layer. Without a defence both change nothing,
+so that the model is exactly the plain one.
 
-Noise comes from two key collections: `noise` is drawn anew for each example, `weight_noise` once
-for a whole forward pass.
+Random defences use three key collections. `noise` and `dropout` differ between the examples of a
+batch; `weight_noise` is sampled once for a forward pass.
 """
 
 from dataclasses import dataclass
@@ -16,24 +16,22 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array
 
-from jaxadv.draws import normal
+from jaxadv.core.rng import normal
+from jaxadv.core.types import Images, UserError
 from jaxadv.models.layers import Conv, GaussianNoise
-from jaxadv.types import Images, UserError
-
-GRANULARITIES = ("layer", "channel", "element")
 
 
 @dataclass(frozen=True)
 class PNI:
     """Parametric noise injection (He, Rakin & Fan 2019): w + alpha std(w) eta, alpha learned.
 
+    Each layer has one alpha.
+
     Attributes:
-      granularity: one alpha for each layer, each output channel, or each weight.
-      frozen_sigma: the study's variant: std(w) stays as it was at initialisation, and alpha
+      frozen_sigma: variant of the study: std(w) keeps its value at initialisation, and alpha
         decays with the weights.
     """
 
-    granularity: str = "layer"
     frozen_sigma: bool = False
 
 
@@ -42,10 +40,10 @@ class RSE:
     """Random self-ensemble (Liu et al. 2018): Gaussian noise before every convolution.
 
     Attributes:
-      sigma_init: deviation before the first convolution.
-      sigma_inner: before the others.
-      before_norm: in a wide ResNet, put the inner noise before the norm, as the study did, and
-        not directly before the convolution.
+      sigma_init: standard deviation before the first convolution.
+      sigma_inner: standard deviation before the others.
+      before_norm: in a wide ResNet, add the inner noise before the norm, as the study did, and not
+        directly before the convolution.
     """
 
     sigma_init: float = 0.2
@@ -55,16 +53,16 @@ class RSE:
 
 @dataclass(frozen=True)
 class Dropout:
-    """The model's own dropout stays on at test time."""
+    """The dropout of the model is active at test time too."""
 
 
 @dataclass(frozen=True)
 class InputNoise:
-    """Gaussian noise on the images, not clipped: what randomised smoothing certifies.
+    """Gaussian noise on the images, not clipped, as randomised smoothing requires.
 
     Attributes:
-      sigma: its deviation.
-      train: whether it is there in training too.
+      sigma: standard deviation.
+      train: whether to add it in training too.
     """
 
     sigma: float = 0.1
@@ -73,23 +71,22 @@ class InputNoise:
 
 @dataclass(frozen=True)
 class SpectralNorm:
-    """Every kernel is divided by its largest singular value (Miyato et al. 2018), as Flax has it.
+    """Division of every kernel by its largest singular value (Miyato et al. 2018), by Flax.
 
-    The value is estimated by power iteration, a step for each step of training; where it has
-    converged a dense layer is 1-Lipschitz. The kernel of a convolution is taken as the matrix of
-    its patches, so the convolution itself is Lipschitz with at most the side of the kernel.
+    Power iteration estimates the value, with one step for each training step. Once it has
+    converged, a dense layer is 1-Lipschitz. The kernel of a convolution is treated as the matrix of
+    its patches, so the Lipschitz constant of the convolution is at most the side of the kernel.
     """
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The images pass through fewer dimensions, 3072-r-3072 on CIFAR-10.
+    """Projection of the images to fewer dimensions and back, 3072-r-3072 on CIFAR-10.
 
     Attributes:
-      rank: r. The study took 625, about the effective rank of CIFAR-10 (see
-        `jaxadv.data.spectrum`).
-      learned: two dense layers, learned with the model from a random orthogonal projection;
-        otherwise the first principal components of the train split, which stay fixed.
+      rank: r. The study used 625, about the effective rank of CIFAR-10 (see `jaxadv.data.pca`).
+      learned: use two dense layers, initialised with a random orthogonal projection and learned
+        with the model; otherwise the first principal components of the train split, fixed.
     """
 
     rank: int = 625
@@ -109,19 +106,19 @@ DEFENCES: dict[str, type[Defence]] = {
 
 
 def is_stochastic(defence: Defence | None) -> bool:
-    """Returns whether two passes over the same image differ."""
+    """Return whether two forward passes over the same image differ."""
     return isinstance(defence, PNI | RSE | Dropout | InputNoise)
 
 
 def drops_out(defence: Defence | None, train: bool) -> bool:
-    """Returns whether the model's dropout is on."""
+    """Return whether the dropout of the model is active."""
     return train or isinstance(defence, Dropout)
 
 
 def smoothing_sigma(defence: Defence | None) -> float | None:
-    """Returns the deviation of the Gaussian noise that the input itself gets; None if it gets none.
+    """Return the standard deviation of the Gaussian noise on the images; None without such noise.
 
-    Whatever noise comes later is the base classifier's own, so the smoothed classifier can be
+    Noise on later layers belongs to the base classifier, so the smoothed classifier can be
     certified (Cohen et al. 2019).
     """
     match defence:
@@ -131,10 +128,8 @@ def smoothing_sigma(defence: Defence | None) -> float | None:
 
 
 def check_defence(defence: Defence) -> None:
-    """Raises a UserError that names the first option that cannot be meant."""
+    """Raise a UserError that names the first option out of range."""
     match defence:
-        case PNI(granularity=granularity) if granularity not in GRANULARITIES:
-            raise UserError(f"pni.granularity is {granularity!r}: use layer, channel or element.")
         case RSE(sigma_init=first, sigma_inner=inner) if not (first >= 0 and inner >= 0):
             raise UserError(f"rse.sigma_init, sigma_inner are {first}, {inner}: use 0 or more.")
         case InputNoise(sigma=sigma) if not sigma > 0:
@@ -146,7 +141,7 @@ def check_defence(defence: Defence) -> None:
 def defended_input(
     defence: Defence | None, images: Images, *, train: bool, axis_name: str | None
 ) -> Images:
-    """Returns the images as the defence lets the model see them; inside a compact module."""
+    """Apply the defence to the images of a model; call it in a compact module."""
     match defence:
         case InputNoise(sigma=sigma, train=in_training) if in_training or not train:
             return GaussianNoise(sigma, axis_name)(images)
@@ -165,21 +160,21 @@ def defended(
     first: bool = False,
     after_norm: bool = False,
 ) -> Array:
-    """Returns the output of a convolution or dense layer under the defence.
+    """Apply a convolution or dense layer under the defence.
 
     Args:
       defence: of the model.
-      layer: made in the calling compact module, so that its parameters are named as without a
-        defence.
+      layer: created in the calling compact module, so that the defence does not change the names of
+        its parameters.
       inputs: of the layer.
-      train: static, as of the model.
-      axis_name: of the devices that the batch is split over, see `make_model`.
-      first: whether this layer sees the images.
-      after_norm: whether a norm came before it, which has had the noise of `RSE.before_norm`.
+      train: static, as in the model.
+      axis_name: axis over which the batch is split, see `make_model`.
+      first: whether the inputs are the images.
+      after_norm: whether the inputs passed a norm, before which `RSE.before_norm` added the noise.
     """
     match defence:
-        case PNI(granularity=granularity, frozen_sigma=frozen_sigma):
-            return WeightNoise(layer, granularity, frozen_sigma)(inputs)
+        case PNI(frozen_sigma=frozen_sigma):
+            return WeightNoise(layer, frozen_sigma)(inputs)
         case RSE(before_norm=before_norm) if isinstance(layer, Conv):
             if not (before_norm and after_norm):
                 sigma = defence.sigma_init if first else defence.sigma_inner
@@ -190,7 +185,7 @@ def defended(
 
 
 def defended_norm_input(defence: Defence | None, inputs: Array, *, axis_name: str | None) -> Array:
-    """Returns what a norm sees: noise is added where the defence puts it before the norm."""
+    """Return the inputs of a norm, with noise if the defence adds it before the norm."""
     match defence:
         case RSE(sigma_inner=sigma, before_norm=True):
             return GaussianNoise(sigma, axis_name)(inputs)
@@ -198,47 +193,42 @@ def defended_norm_input(defence: Defence | None, inputs: Array, *, axis_name: st
 
 
 class WeightNoise(nn.Module):
-    """A layer whose kernel gets noise from the collection `weight_noise`, see `PNI`.
+    """A layer with noise on its kernel, from the key collection `weight_noise`; see `PNI`.
 
-    Alpha starts at 0.25 and is multiplied by the deviation of the whole kernel, through which no
-    gradient flows (equations 1 and 2 of the paper, and its code). Biases get no noise.
+    The learned alpha is initialised with 0.25. It is multiplied by the standard deviation of the
+    whole kernel, through which no gradient flows (equations 1 and 2 of the paper, and its code).
+    Biases get no noise.
     """
 
     layer: nn.Module
-    granularity: str
     frozen_sigma: bool
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps as the layer does."""
+        """Map the inputs as the layer does."""
         if self.is_initializing():
-            self.layer(inputs)  # makes the kernel that the noise is scaled by
+            self.layer(inputs)  # creates the kernel that scales the noise
         noisy = nn.map_variables(lambda layer: layer(inputs), "params", self._add_noise)
         return noisy(self.layer)
 
     def _add_noise(self, variables: dict[str, Any]) -> dict[str, Any]:
         params = variables["params"]
         kernel = params["kernel"]
-        shape = {
-            "layer": (),
-            "channel": kernel.shape[-1:],
-            "element": kernel.shape,
-        }[self.granularity]
         sigma = lax.stop_gradient(kernel.std(ddof=1))
         if self.frozen_sigma:
             sigma = self.variable("frozen", "sigma", lambda: sigma).value
-        # Only what is named alpha is spared from weight decay, see jaxadv.optimizer.
+        # Weight decay skips parameters named alpha, see jaxadv.training.optimizer.
         name = "decayed_alpha" if self.frozen_sigma else "alpha"
-        alpha = self.param(name, nn.initializers.constant(0.25), shape)
+        alpha = self.param(name, nn.initializers.constant(0.25), ())
         eta = normal(self.make_rng("weight_noise"), kernel.shape)
         return {"params": {**params, "kernel": kernel + alpha * sigma * eta}}
 
 
 class LowRankProjection(nn.Module):
-    """Maps images to r numbers and back to images, see `LowRank`.
+    """Projection of images to r numbers and back; see `LowRank`.
 
-    Fixed, its `mean` and `components` (r, pixels) lie in the collection `pca`, to be filled in
-    from the train split.
+    The fixed projection keeps its `mean` and `components` (r, pixels) in the collection `pca`.
+    Training computes them from the train split.
     """
 
     rank: int
@@ -246,7 +236,7 @@ class LowRankProjection(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Images:
-        """Maps images to images of the same shape."""
+        """Map images to images of the same shape."""
         flat = images.reshape(len(images), -1)
         pixels = flat.shape[1]
         if self.rank > pixels:

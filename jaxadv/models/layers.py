@@ -1,32 +1,29 @@
-"""The layers that models share: their convolution, and what is random for each example."""
+"""Layers that the models share: convolution, dropout and Gaussian noise."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from jaxadv.draws import normal, uniform
-from jaxadv.models.activations import Activation
-from jaxadv.models.convolution import Outputs, Padding, convolution
-from jaxadv.models.pooling import pooled_convolution
-from jaxadv.parallel import positions
-from jaxadv.prng import example_keys
-from jaxadv.types import Images, UserError
+from jaxadv.core.devices import positions
+from jaxadv.core.rng import example_keys, normal, uniform
+from jaxadv.core.types import Images, UserError
+from jaxadv.models.ops import Activation, Outputs, Padding, convolution, pooled_convolution
 
 
 class Conv(nn.Module):
-    """Convolution with a bias; every convolution of every model is one of these.
+    """Convolution with a bias; all models use this layer for every convolution.
 
-    The kernel starts He normal (He et al. 2015), the bias at zero. It computes in the type of its
-    input, whatever that of its parameters.
+    The kernel is initialised He normal (He et al. 2015), the bias with zeros. The layer computes in
+    the dtype of its input, whatever the dtype of its parameters.
 
     Attributes:
       features: number of output channels.
       size: side of the square kernel.
-      strides: step between two outputs, in both directions.
+      strides: stride in both directions.
       padding: `SAME` or `VALID`.
-      pooled: name of an activation after which comes a 2x2 max pool, at stride 1; None: neither of
-        them.
+      pooled: name of an activation that is applied and followed by a 2x2 max pool, at stride 1;
+        None: neither.
     """
 
     features: int
@@ -37,7 +34,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Outputs:
-        """Maps `[batch, height, width, channels]` to `[batch, height', width', features]`."""
+        """Map `[batch, height, width, channels]` to `[batch, height', width', features]`."""
         shape = (self.size, self.size, images.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
@@ -49,7 +46,11 @@ class Conv(nn.Module):
 
 
 def check_size(model: nn.Module, images: Images, smallest: int) -> None:
-    """Raises a UserError if images are no batch, or have fewer pixels a side than a model takes."""
+    """Check that images are a batch, with at least `smallest` pixels in height and width.
+
+    Raises:
+      UserError: they are not.
+    """
     name = type(model).__name__
     if images.ndim != 4:
         raise UserError(
@@ -65,10 +66,10 @@ def check_size(model: nn.Module, images: Images, smallest: int) -> None:
 
 
 class Dropout(nn.Module):
-    """Drops elements, from the collection `dropout`, and scales up the others.
+    """Dropout with keys from the collection `dropout`; kept elements are scaled by 1/(1 - rate).
 
     Attributes:
-      rate: probability of each element to be dropped.
+      rate: probability that an element is dropped.
       deterministic: drop nothing.
       axis_name: see `make_model`.
     """
@@ -79,20 +80,20 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps an array `[batch, ...]` to one of the same shape."""
+        """Map an array `[batch, ...]` to one of the same shape."""
         if self.deterministic or not self.rate:
             return inputs
-        draw = jax.vmap(lambda key: uniform(key, inputs.shape[1:]))
+        sample = jax.vmap(lambda key: uniform(key, inputs.shape[1:]))
         # Uniform in [-1, 1).
-        kept = draw(_keys(self, "dropout", inputs)) >= 2 * self.rate - 1
+        kept = sample(_example_keys(self, "dropout", inputs)) >= 2 * self.rate - 1
         return jnp.where(kept, inputs / (1 - self.rate), 0)
 
 
 class GaussianNoise(nn.Module):
-    """Adds independent noise N(0, sigma^2) from the collection `noise`.
+    """Additive Gaussian noise N(0, sigma^2) with keys from the collection `noise`.
 
     Attributes:
-      sigma: its deviation.
+      sigma: standard deviation.
       axis_name: see `make_model`.
     """
 
@@ -101,11 +102,11 @@ class GaussianNoise(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps an array `[batch, ...]` to one of the same shape."""
-        draw = jax.vmap(lambda key: normal(key, inputs.shape[1:]))
-        return inputs + self.sigma * draw(_keys(self, "noise", inputs))
+        """Map an array `[batch, ...]` to one of the same shape."""
+        sample = jax.vmap(lambda key: normal(key, inputs.shape[1:]))
+        return inputs + self.sigma * sample(_example_keys(self, "noise", inputs))
 
 
-def _keys(layer: Dropout | GaussianNoise, collection: str, inputs: Array) -> Array:
-    """Returns a key for each example, the same on however many devices the batch lies."""
+def _example_keys(layer: Dropout | GaussianNoise, collection: str, inputs: Array) -> Array:
+    """Return a key for each example that does not depend on the number of devices."""
     return example_keys(layer.make_rng(collection), positions(len(inputs), layer.axis_name))

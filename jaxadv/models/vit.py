@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2021) whose tokens are made by convolutions."""
+"""Vision transformers (Dosovitskiy et al. 2021) with a convolutional tokenizer."""
 
 from functools import partial
 
@@ -6,32 +6,32 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxadv.models.activations import ACTIVATIONS, Activation
+from jaxadv.core.types import Images, Logits
 from jaxadv.models.defences import Defence, defended, defended_input, drops_out
 from jaxadv.models.layers import Conv, Dropout, check_size
-from jaxadv.types import Images, Logits
+from jaxadv.models.ops import ACTIVATIONS, Activation
 
 Tokens = Float[Array, "batch tokens width"]
 
 HEAD_WIDTH = 32
 _MLP_RATIO = 4
-_TOKEN_SIDE = 4  # pixels that the two pools make one of
+_TOKEN_SIDE = 4  # pixels: each of the two pools halves the side
 
 
 class VisionTransformer(nn.Module):
     """Convolutional tokenizer, pre-norm transformer blocks, mean of the tokens, dense.
 
-    Two 3x3 convolutions with 2x2 max pools make a token of every 4x4 pixels (Xiao et al.
-    2021: early convolutions help transformers see better), of images of 4x4 pixels or more; what a
-    side has beyond a multiple of 4 makes no token. Positions are learned. Convolutions
-    start He normal, dense layers LeCun normal, positions normal with deviation 0.02.
+    Two 3x3 convolutions with 2x2 max pools turn every 4x4 pixels into a token (Xiao et al. 2021:
+    early convolutions help transformers see better). Images have 4x4 pixels or more; rows and
+    columns beyond a multiple of 4 are dropped. Positional embeddings are learned. Convolutions are
+    initialised He normal, dense layers LeCun normal, positions normal with standard deviation 0.02.
 
     Attributes:
       num_classes: number of logits.
       depth: number of transformer blocks.
       width: features of a token, a multiple of the 32 features of an attention head.
       activation: name of the activation.
-      dropout: rate, after the attention projection and after the MLP.
+      dropout: rate of the dropout after the attention projection and after the MLP.
       axis_name: see `make_model`.
       defence: see `jaxadv.models.defences`.
     """
@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
-        """Returns the logits of images in [0, 1]; `train` (static) switches dropout on."""
+        """Return the logits of images in [0, 1]; `train` (static) activates dropout."""
         check_size(self, images, smallest=_TOKEN_SIDE)
         axis_name = self.axis_name if train else None
         layer = partial(defended, self.defence, train=train, axis_name=axis_name)
@@ -63,12 +63,12 @@ class VisionTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then an MLP four times as wide; each after a norm and with a shortcut.
+    """Self-attention and an MLP four times as wide, each with a pre-norm and a shortcut.
 
     Attributes:
       activation: name of the activation of the MLP.
-      dropout: rate, at the end of each half.
-      axis_name: of the devices, in training only.
+      dropout: rate of the dropout at the end of each half.
+      axis_name: pmapped axis in training; None in evaluation.
       defence: of the model.
     """
 
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, train: bool) -> Tokens:
-        """Maps `[batch, tokens, width]` to the same shape; `train` (static) drops out."""
+        """Map `[batch, tokens, width]` to the same shape; `train` (static) activates dropout."""
         width = tokens.shape[-1]
         axis_name = self.axis_name
         dropout = Dropout(self.dropout, not drops_out(self.defence, train), axis_name)

@@ -6,8 +6,7 @@ from functools import partial
 from flax import linen as nn
 from jaxtyping import Array
 
-from jaxadv.models.activations import ACTIVATIONS, Activation
-from jaxadv.models.convolution import Outputs
+from jaxadv.core.types import Images, Logits
 from jaxadv.models.defences import (
     Defence,
     defended,
@@ -16,21 +15,21 @@ from jaxadv.models.defences import (
     drops_out,
 )
 from jaxadv.models.layers import Conv, Dropout, check_size
-from jaxadv.types import Images, Logits
+from jaxadv.models.ops import ACTIVATIONS, Activation, Outputs
 
 
 class WideResNet(nn.Module):
     """A 3x3 convolution, three stages of residual blocks, average pool, dense.
 
-    Convolutions start He normal, the dense layer LeCun normal, batch norm as the identity.
-    Batch norm uses its running averages (collection `batch_stats`) unless in training.
+    Convolutions are initialised He normal, the dense layer LeCun normal, batch norm as the
+    identity. Batch norm uses its running averages (collection `batch_stats`) except in training.
 
     Attributes:
       num_classes: number of logits.
-      depth: number of layers, 6 n + 1 for n blocks in a stage.
+      depth: number of layers, 6 n + 1 for n blocks per stage.
       width: factor on the 16, 32 and 64 features of the stages.
       activation: name of the activation.
-      dropout: rate, between the two convolutions of a block.
+      dropout: rate of the dropout between the two convolutions of a block.
       axis_name: see `make_model`.
       defence: see `jaxadv.models.defences`.
     """
@@ -45,7 +44,7 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
-        """Returns the logits of images in [0, 1]; `train` (static) as in Flax."""
+        """Return the logits of images in [0, 1]; `train` (static) is the training mode of Flax."""
         check_size(self, images, smallest=1)
         activation = ACTIVATIONS[self.activation]
         axis_name = self.axis_name if train else None
@@ -78,15 +77,15 @@ class WideResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, activation, convolution, twice; the second convolution carries the stride.
+    """Norm, activation and convolution, twice, with a shortcut; the second convolution is strided.
 
     Attributes:
       features: number of output channels.
       strides: of the second convolution and of the shortcut.
-      activation: the function itself.
-      norm: makes the norm layer, set to training or evaluation.
-      dropout: makes the dropout layer, likewise.
-      axis_name: of the devices, in training only.
+      activation: the function.
+      norm: creates a norm layer, in training or evaluation mode.
+      dropout: creates a dropout layer, in training or evaluation mode.
+      axis_name: pmapped axis in training; None in evaluation.
       defence: of the model.
     """
 
@@ -100,7 +99,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Outputs:
-        """Adds the block's output to the images, which a 1x1 convolution fits in shape."""
+        """Return the shortcut plus the output; a 1x1 convolution adapts the shortcut's shape."""
         layer = partial(defended, self.defence, train=train, axis_name=self.axis_name)
         noisy = partial(defended_norm_input, self.defence, axis_name=self.axis_name)
         hidden = self.activation(self.norm()(noisy(images)))

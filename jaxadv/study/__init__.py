@@ -1,5 +1,6 @@
-"""A list of experiments, run one after the other and laid beside the figures of a study."""
+"""The study: its experiments and claims, the plan of its runs, their records, and its page.
 
-from jaxadv.study.runner import run
-
-__all__ = ["run"]
+`runner` executes the runs of `plan` and keeps a record of each (`records`). `page` shows the
+experiments (`experiments`, `claims`, `slides`) with the statistics of `analysis`. Only `run.py`
+uses this package; the config of the study is configs/study.py.
+"""

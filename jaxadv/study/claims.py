@@ -1,289 +1,288 @@
-"""Whether the records bear a claim out: what two trainings differ by, beyond images and seeds."""
+"""The claims that the study's page checks against the records, by experiment.
 
-import math
-import statistics
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+`jaxadv.study.verdicts.assess` decides whether a claim is supported.
 
-import numpy as np
+Labels and columns are those of the experiment in jaxadv/study/experiments.py.
+"""
 
-from jaxadv.study.evidence import AS_THERE, SLIDES, Entry, Found
+from jaxadv.study.specification import ORIGINAL, SLIDES, Cell, at_most, equal, higher, no_gain
 
-HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "cannot be told", "not run"
-COMMON = "0.03"  # the heading whose spread is taken where a column was measured on one seed alone
-_NO_GAIN = 0.01  # a smaller gain counts as none
-_ENOUGH_SEEDS = 3  # for a deviation of one's own
-_SIDES = ("more", "less")
+_WITHOUT_FLAW_3 = "the study, without flaw 3"
+_OURS = "this project"
+_STUDYS_NET = Cell("the study's net", "4000", SLIDES)
+_BEST, _STUDYS = "configs/curriculum.py", "the study's training"
 
-Entries = Mapping[int, Entry]
+UNDEFENDED = [
+    at_most(
+        "An undefended network keeps at most 1 % accuracy under attack",
+        Cell("net", "0.03"),
+        0.01,
+    ),
+    higher(
+        "At eps 0.01, steps of 0.02 are a weaker attack than steps of 0.01",
+        Cell("net", "0.01, steps of 0.02", ORIGINAL),
+        Cell("net", "0.01", ORIGINAL),
+        origin="flaw 5",
+    ),
+]
 
+OPTIMIZER = [
+    higher(
+        "AdamW trains a more robust model than SGD at the same learning rate",
+        Cell("AdamW", "0.03"),
+        Cell("SGD", "0.03"),
+    ),
+]
 
-class Verdict(NamedTuple):
-    """What the evidence says of a claim: one of the four words, and the numbers in a sentence."""
+ACTIVATION = [
+    higher(
+        "A model with GELU is more robust than one with ReLU",
+        Cell("GELU", "0.03"),
+        Cell("ReLU", "0.03"),
+    ),
+]
 
-    word: str
-    sentence: str
+ADVERSARY = [
+    higher(
+        "The curriculum makes the model more robust",
+        Cell("curriculum", "0.03"),
+        Cell("standard", "0.03"),
+    ),
+    higher(
+        "The curriculum reduces clean accuracy",
+        Cell("standard", "clean"),
+        Cell("curriculum", "clean"),
+        origin=_OURS,
+    ),
+]
 
-
-class Spread(NamedTuple):
-    """By how much trainings of one config differ from seed to seed.
-
-    Attributes:
-      deviation: of their accuracies, pooled over all configs that were trained more than once.
-      freedom: its degrees of freedom, the seeds less the configs.
-    """
-
-    deviation: float
-    freedom: int
-
-
-class Gain(NamedTuple):
-    """By how much one side of a claim is more accurate, with a 95 % interval."""
-
-    difference: float
-    low: float
-    high: float
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
-
-
-def spreads(experiments: Iterable[Found]) -> dict[str, Spread]:
-    """Returns the spread under each heading that some training has of several seeds.
-
-    A seed that did not learn is left out: how far off it is says nothing of those that did.
-
-    Args:
-      experiments: the entries of each; a training counts once, as it is shown first.
-    """
-    of_heading: dict[str, dict[str, Entries]] = {}
-    for found in experiments:
-        for (_, heading), every in found.items():
-            entries = {seed: entry for seed, entry in every.items() if entry.learned}
-            if len(entries) > 1:
-                of_heading.setdefault(heading, {}).setdefault(_training(entries), entries)
-    return {heading: _pooled(list(repeated.values())) for heading, repeated in of_heading.items()}
-
-
-def _pooled(repeated: list[Entries]) -> Spread:
-    freedom = sum(len(entries) - 1 for entries in repeated)
-    squares = 0.0
-    for entries in repeated:
-        values = [entry.accuracy for entry in entries.values()]
-        squares += statistics.variance(values) * (len(values) - 1)
-    return Spread(math.sqrt(squares / freedom), freedom)
-
-
-def judge(claim: Mapping[str, Any], found: Found, spread_of: Mapping[str, Spread]) -> Verdict:
-    """Returns what the evidence says of a claim of configs/experiments/shown.py.
-
-    Args:
-      claim: as of the config.
-      found: entries by seed for each `(label, heading)` that it names.
-      spread_of: the spread under each heading.
-    """
-    sides = [found[claim[key]] for key in ("entry", *_SIDES) if key in claim]
-    if not all(sides):
-        return Verdict(NOT_RUN, "")
-    if claim["kind"] == "at_most":
-        verdict = at_most(sides[0], claim["share"])
-    else:
-        spread = _spread_under(claim["more"][1], spread_of)
-        verdict = compare(sides[0], sides[1], claim["kind"], spread)
-    if all(entry.learned for side in sides for entry in side.values()):
-        return verdict
-    return Verdict(OPEN, f"{verdict.sentence} But a model did not learn (‡).")
-
-
-def _spread_under(heading: str, spread_of: Mapping[str, Spread]) -> Spread | None:
-    bare = heading.removeprefix(AS_THERE).removeprefix(SLIDES)
-    return spread_of.get(bare) or spread_of.get(COMMON)
-
-
-def from_slides(found: Found, spread_of: Mapping[str, Spread]) -> dict[tuple[str, str], Gain]:
-    """Returns by how much ours, judged as there, are more than the figures of the slides.
-
-    Args:
-      found: entries of an experiment.
-      spread_of: the spread under each heading.
-
-    Returns:
-      For each label and heading that both have; nothing where no config was trained twice.
-    """
-    gains = {}
-    for (label, heading), slide in found.items():
-        bare = heading.removeprefix(SLIDES)
-        ours, spread = found.get((label, AS_THERE + bare)), _spread_under(heading, spread_of)
-        if bare != heading and ours and spread:
-            gains[label, bare] = gain(ours, slide, spread)
-    return gains
-
-
-def at_most(entries: Entries, share: float) -> Verdict:
-    """Returns whether an accuracy is at most a share, by the ends of its interval in every seed."""
-    if all(entry.ci95[1] <= share for entry in entries.values()):
-        word = HOLDS
-    elif all(entry.ci95[0] > share for entry in entries.values()):
-        word = FAILS
-    else:
-        word = OPEN
-    parts = [
-        f"{100 * entry.accuracy:.1f} % ({100 * entry.ci95[0]:.1f} to {100 * entry.ci95[1]:.1f})"
-        for _, entry in sorted(entries.items())
-    ]
-    return Verdict(word, f"{'; '.join(parts)}; asked: at most {100 * share:g} %.")
-
-
-def compare(more: Entries, less: Entries, kind: str, spread: Spread | None) -> Verdict:
-    """Returns whether one side is more accurate than another, or hardly more, or as accurate.
-
-    Args:
-      more: entries by seed of what is claimed to be better, or to gain nothing.
-      less: of the other.
-      kind: "more"; "no_gain": less than a point more; "alike": the two cannot be told apart.
-      spread: of the seeds of one config; None where none was trained twice. Two looks at the same
-        trainings, or at the same weights, do without it, and are compared on the seeds that both
-        have.
-    """
-    seeds = _common_seeds(more, less)
-    if _training(more) == _training(less) or _of_same_weights(more, less, seeds):
-        if not seeds:
-            return Verdict(NOT_RUN, "")
-        more, less = ({seed: side[seed] for seed in seeds} for side in (more, less))
-        if seeds == _seeds_of_one(more, less):
-            return Verdict(OPEN, "The two are one: the best checkpoint is the last.")
-        spread = None
-    elif spread is None:
-        return Verdict(OPEN, f"{_sides(more, less)}; no config was trained twice.")
-    found = gain(more, less, spread)
-    return Verdict(_word(found, kind), _sentence(more, less, found))
-
-
-def _common_seeds(more: Entries, less: Entries) -> list[int]:
-    return sorted(more.keys() & less.keys())
-
-
-def _of_same_weights(more: Entries, less: Entries, seeds: list[int]) -> bool:
-    return bool(seeds) and all(more[seed].source[0] == less[seed].source[0] for seed in seeds)
-
-
-def _seeds_of_one(more: Entries, less: Entries) -> list[int]:
-    """Returns the seeds in which both are one look at one model of one training."""
-    if _training(more) != _training(less):
-        return []
-    return [seed for seed in _common_seeds(more, less) if more[seed].source == less[seed].source]
-
-
-def _training(entries: Entries) -> str:
-    return next(iter(entries.values())).training
-
-
-def _word(found: Gain, kind: str) -> str:
-    if kind == "alike":
-        return FAILS if found.is_told else HOLDS
-    if kind == "no_gain":
-        if found.high < _NO_GAIN:
-            return HOLDS
-        return FAILS if found.low > _NO_GAIN else OPEN
-    if not found.is_told:
-        return OPEN
-    return HOLDS if found.low > 0 else FAILS
-
-
-def gain(more: Entries, less: Entries, spread: Spread | None) -> Gain:
-    """Returns the difference of two means over seeds with its 95 % interval.
-
-    Its variance is that of the images (paired where all entries are of the same ones) and that of
-    the seeds: each side's own where both have three or more (Welch 1947), else the spread of all
-    configs. Student's t has the degrees of freedom of Satterthwaite (1946).
-
-    Args:
-      more: entries by seed; those of the other side may be of other seeds.
-      less: of the other side.
-      spread: of the seeds; None where both are of the same trainings.
-
-    >>> right = np.array([True] * 90 + [False] * 10)
-    >>> entry = Entry(0.9, (0.8, 0.95), right, "net_adamw", ("aee1", "pgd40"))
-    >>> gain({0: entry}, {0: entry}, None)
-    Gain(difference=0.0, low=0.0, high=0.0)
-    """
-    from scipy.stats import norm, t  # takes a second, which the start need not wait for
-
-    difference = _mean(more) - _mean(less)
-    of_seeds = _seed_variances(more, less, spread) if spread else []
-    variance = _image_variance(more, less) + sum(part for part, _ in of_seeds)
-    unsure = sum(part**2 / freedom for part, freedom in of_seeds)
-    # Of images there are so many that their variance is known.
-    quantile = float(t.ppf(0.975, variance**2 / unsure) if unsure else norm.ppf(0.975))
-    half = quantile * math.sqrt(variance)
-    return Gain(difference, difference - half, difference + half)
-
-
-def _seed_variances(more: Entries, less: Entries, spread: Spread) -> list[tuple[float, int]]:
-    """Returns the parts of the variance of the difference by seeds, with their freedoms."""
-    if min(len(more), len(less)) < _ENOUGH_SEEDS:
-        return [(spread.deviation**2 * (1 / len(more) + 1 / len(less)), spread.freedom)]
-    return [
-        (statistics.variance(e.accuracy for e in side.values()) / len(side), len(side) - 1)
-        for side in (more, less)
-    ]
-
-
-def _mean(entries: Entries) -> float:
-    return statistics.mean(entry.accuracy for entry in entries.values())
-
-
-def _image_variance(more: Entries, less: Entries) -> float:
-    """Returns the variance of the difference of two means over seeds by the choice of images."""
-    images = {entry.images for side in (more, less) for entry in side.values()}
-    if len(images) == 1 and images != {None}:
-        better, worse = (
-            np.array([entry.survived for entry in side.values()]).mean(0) for side in (more, less)
+CURRICULA = [
+    higher(
+        "A ramp to 0.03 is more robust than a fixed eps of 0.03",
+        Cell("ramp to 0.03", "0.03"),
+        Cell("fixed 0.03", "0.03"),
+        origin=_OURS,
+    ),
+    higher(
+        "A ramp to 0.1 is more robust at 0.03 than a fixed eps of 0.03 (last checkpoints)",
+        Cell("ramp to 0.1, last", "0.03"),
+        Cell("fixed 0.03, last", "0.03"),
+        origin="the study, at equal cost",
+    ),
+    higher(
+        "A ramp to 0.1 reduces clean accuracy (last checkpoints)",
+        Cell("fixed 0.03, last", "clean"),
+        Cell("ramp to 0.1, last", "clean"),
+        origin=_OURS,
+    ),
+    higher(
+        "The best checkpoint of the ramp to 0.1 is more robust than its last",
+        Cell("ramp to 0.1, best", "0.03"),
+        Cell("ramp to 0.1, last", "0.03"),
+        origin=_OURS,
+    ),
+    higher(
+        "At a fixed eps, 5 epochs on all images are more robust than 10 on half of them",
+        Cell("fixed 0.03, all", "0.03"),
+        Cell("fixed 0.03", "0.03"),
+        origin=_OURS,
+    ),
+    *(
+        higher(
+            f"{label} is more robust than a fixed eps{on_images}",
+            Cell(label, "0.03"),
+            Cell(fixed, "0.03"),
+            origin=_OURS,
         )
-        return float((better - worse).var() / len(better))
-    # A Wilson interval is nearly as wide as that of the normal approximation; seeds share images.
-    halves = [
-        statistics.mean((e.ci95[1] - e.ci95[0]) / 2 for e in side.values()) for side in (more, less)
-    ]
-    return (math.hypot(*halves) / 1.96) ** 2
+        for label in ("TRADES", "N-FGSM")
+        for on_images, fixed in (("", "fixed 0.03"), (" on all images", "fixed 0.03, all"))
+    ),
+    *(
+        higher(
+            f"{label} reduces clean accuracy, compared with a fixed eps",
+            Cell("fixed 0.03", "clean"),
+            Cell(label, "clean"),
+            origin=_OURS,
+        )
+        for label in ("TRADES", "N-FGSM")
+    ),
+]
 
+MODEL_SIZE = [
+    higher(
+        "BigNet is more robust than the smaller net",
+        Cell("bignet", "0.03"),
+        Cell("net", "0.03"),
+    ),
+    higher(
+        "BiggerNet is more robust than the smaller BigNet",
+        Cell("biggernet", "0.03"),
+        Cell("bignet", "0.03"),
+        origin=_OURS,
+    ),
+    *(
+        higher(
+            f"{model} is more robust than the smaller BigNet",
+            Cell(model, "0.03"),
+            Cell("bignet", "0.03"),
+        )
+        for model in ("vit_5_256", "wrn_13_10")
+    ),
+    higher(
+        "Evaluation with dropout makes BiggerNet seem less robust",
+        Cell("biggernet", "evaluation mode 0.03", ORIGINAL),
+        Cell("biggernet", "0.03", ORIGINAL),
+        origin="flaw 1",
+    ),
+]
 
-def mcnemar(one: Entry, other: Entry) -> float | None:
-    """Returns the p of no difference on the same images, two-sided and exact.
+AUGMENTATION = [
+    higher(
+        "A horizontal flip makes the model more robust (10 epochs here, 60 in the study)",
+        Cell("flip", "0.03"),
+        Cell("none", "0.03"),
+    ),
+    higher(
+        "Flip is more robust than flip, crop and jitter (10 epochs here, 60 in the study)",
+        Cell("flip", "0.03"),
+        Cell("flip, crop, jitter", "0.03"),
+    ),
+]
 
-    None where it was not kept which images survive, or of other ones.
-    """
-    from scipy.stats import binomtest
+RANDOMNESS = [
+    equal(
+        "On the slides, RSE and the plain model are not significantly different",
+        Cell("RSE", "one noise sample", SLIDES),
+        Cell("plain", "one noise sample", SLIDES),
+        origin="flaw 4",
+    ),
+    higher(
+        "RSE is more robust under attack with one noise sample",
+        Cell("RSE", "one noise sample"),
+        Cell("plain", "one noise sample"),
+    ),
+    *(
+        higher(
+            f"{name} is more robust under averaged gradients",
+            Cell(label, "200 gradients"),
+            Cell("plain", "200 gradients"),
+            origin=_WITHOUT_FLAW_3,
+        )
+        for name, label in (
+            ("RSE", "RSE"),
+            ("PNI", "PNI"),
+            ("The study's frozen PNI", "PNI, frozen"),
+        )
+    ),
+    higher("RSE reduces clean accuracy", Cell("plain", "clean"), Cell("RSE", "clean")),
+    higher(
+        "The corrected PNI is more robust than the study's frozen PNI",
+        Cell("PNI", "200 gradients"),
+        Cell("PNI, frozen", "200 gradients"),
+        origin="flaw 2",
+    ),
+]
 
-    if one.survived is None or other.survived is None or one.images != other.images:
-        return None
-    gained = int((one.survived & ~other.survived).sum())
-    lost = int((other.survived & ~one.survived).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+WIDE_RESNET = [
+    higher(
+        "Evaluation with batch statistics makes wrn_7_1 seem more robust",
+        Cell("wrn_7_1", "0.03", ORIGINAL),
+        Cell("wrn_7_1", "evaluation mode 0.03", ORIGINAL),
+        origin="flaw 1",
+    ),
+    *(
+        higher(
+            f"RSE makes {model} more robust ({attack})",
+            Cell(f"{model} with RSE", attack),
+            Cell(model, attack),
+            origin=origin,
+        )
+        for model, attack, origin in (
+            ("wrn_13_10", "one noise sample", "the study"),
+            ("wrn_13_10", "200 gradients", _WITHOUT_FLAW_3),
+            ("wrn_7_1", "one noise sample", _OURS),
+            ("wrn_7_1", "200 gradients", _OURS),
+        )
+    ),
+]
 
+NES = [
+    *(
+        at_most(
+            f"{name} keeps at most 5 % accuracy after 4,000 queries",
+            Cell(label, "4000"),
+            0.05,
+            origin=_OURS,
+        )
+        for name, label in (
+            ("The undefended net", "net, natural"),
+            ("The curriculum's net", "net, curriculum"),
+        )
+    ),
+    higher(
+        "After 4,000 queries the study's net is more robust than our undefended net",
+        _STUDYS_NET,
+        Cell("net, natural", "4000"),
+        origin="the slides",
+    ),
+    higher(
+        "After 4,000 queries the study's net is less robust than our net under the curriculum",
+        Cell("net, curriculum", "4000"),
+        _STUDYS_NET,
+        origin="the slides",
+    ),
+    higher(
+        "The accuracy is lower after 4,000 queries than after 500",
+        Cell("net, curriculum", "500"),
+        Cell("net, curriculum", "4000"),
+        origin="the study, on the curriculum's net",
+    ),
+]
 
-def _sentence(more: Entries, less: Entries, found: Gain) -> str:
-    difference, low, high = (_points(share) for share in found)
-    counts = len(more), len(less)
-    seeds = "one seed each" if counts == (1, 1) else f"{counts[0]} and {counts[1]} seeds"
-    tested = [mcnemar(more[seed], less[seed]) for seed in _common_seeds(more, less)]
-    ps = [_p(p) for p in tested if p is not None]
-    tests = f"; McNemar p {', '.join(ps)}" if ps else ""
-    same = len(_seeds_of_one(more, less))
-    best = f" In {same} of {len(more)} seeds the best checkpoint is the last." if same else ""
-    return f"{_sides(more, less)}: {difference} ({low} to {high}) points, {seeds}{tests}.{best}"
+SYNTHETIC = [
+    *(
+        higher(
+            f"{share} of synthetic images makes the model more robust",
+            Cell(label, "0.03"),
+            Cell("none", "0.03"),
+            origin=_OURS,
+        )
+        for share, label in (("A half", "a half"), ("A quarter", "a quarter"))
+    ),
+    higher(
+        "A half of synthetic images is more robust than the real half alone",
+        Cell("a half", "0.03"),
+        Cell("half the real images", "0.03"),
+        origin=_OURS,
+    ),
+]
 
+OTHER_DEFENCES = [
+    no_gain(
+        f"{name} does not make the model more robust",
+        Cell(label, column),
+        Cell("plain", column),
+        origin,
+    )
+    for name, label, column, origin in (
+        ("Spectral norm", "spectral norm", "0.03", "the study"),
+        ("A learned low rank", "low rank, learned", "0.03", "the study"),
+        ("A low rank by PCA", "low rank, PCA", "0.03", _OURS),
+        ("Input noise", "input noise", "200 gradients", "the study"),
+    )
+]
 
-def _sides(more: Entries, less: Entries) -> str:
-    return f"{100 * _mean(more):.1f} % against {100 * _mean(less):.1f} %"
-
-
-def _points(difference: float) -> str:
-    digits = 2 if abs(difference) < 0.001 else 1  # on which side of zero an end is can be seen
-    return f"{100 * difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
+BEST = [
+    higher(
+        f"configs/curriculum.py is more {what}",
+        Cell(_BEST, column),
+        Cell(_STUDYS, column),
+        origin=_OURS,
+    )
+    for what, column in (
+        ("accurate on clean images than the study's training", "clean"),
+        ("robust at eps 0.03", "0.03"),
+        ("robust at eps 0.05", "0.05"),
+        ("robust under AutoAttack", "AutoAttack 0.03"),
+    )
+]

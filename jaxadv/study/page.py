@@ -1,198 +1,200 @@
-"""The page of a study: `index.html`, and `index.md` with the same tables, its figures as files."""
+"""The page of the study: `index.html`, and `index.md` with the same tables and plots as files."""
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from jaxadv import page
-from jaxadv.classifier import make_classifier
-from jaxadv.drawing import standalone
-from jaxadv.study import figures, records
-from jaxadv.study.claims import COMMON, Spread, from_slides, judge, spreads
-from jaxadv.study.evidence import AS_THERE, SCORE, Entry, Found, find, read_off
-from jaxadv.study.figures import Curve, Point
+from jaxadv.models.classifier import make_classifier
+from jaxadv.reports.plots import standalone
+from jaxadv.reports.report import template
+from jaxadv.study import plots, records
+from jaxadv.study.measurements import BySeed, Measurements, measure
 from jaxadv.study.plan import Run
-from jaxadv.study.rows import arm_rows, scores
-from jaxadv.study.summary import in_short, of_samples, runs_table, warned
-from jaxadv.study.texts import TEXTS
+from jaxadv.study.plots import Curve, Point
+from jaxadv.study.records import Record
+from jaxadv.study.specification import CORRECTED, ORIGINAL, SCORE, Cell, Claim, Experiment
+from jaxadv.study.tables import (
+    describe_samples,
+    rows_of_training,
+    runs_table,
+    scores,
+    warnings_of_runs,
+)
+from jaxadv.study.verdicts import (
+    COMMON,
+    VERDICTS,
+    SeedSpread,
+    Verdict,
+    assess,
+    differences_from_slides,
+    seed_spreads,
+)
 
-_AXES = {"eps": "eps", "queries": "queries for each image"}
+_AXES = {"eps": "eps", "queries": "queries per image"}
 
 
-def write(
-    config: ConfigDict, plan: Mapping[str, Run], results: Path, failures: Mapping[str, str]
+def write_page(
+    experiments: Mapping[str, Experiment],
+    plan: Mapping[str, Run],
+    scale: str,
+    results: Path,
+    failures: Mapping[str, str],
 ) -> Path:
-    """Writes the page from the records of the runs, and from nothing else.
+    """Write the page from the records of the runs, and from nothing else.
 
     Args:
-      config: of configs/study.py.
-      plan: its runs.
-      results: folder of the records, and of the page.
-      failures: why a run failed, by its name.
+      experiments: by name, in the order of the page.
+      plan: all runs.
+      scale: of the study: "smoke", "cpu" or "full".
+      results: folder of the records and of the page.
+      failures: error messages by the name of the run.
 
     Returns:
       The path of the page.
     """
-    kept = records.standing(results, plan)
-    found_of = {name: _found(config.experiments[name], kept) for name in config.experiments.order}
-    spread_of = spreads(found_of.values())
-    experiments = [
-        _experiment(name, config.experiments[name], found, spread_of, plan)
-        | {"samples": of_samples(dict(config.experiments[name].arms).values(), plan, kept)}
-        for name, found in found_of.items()
+    done = records.current_records(results, plan)
+    measured = {name: measure(experiment, done) for name, experiment in experiments.items()}
+    spreads = seed_spreads(measured.values())
+    sections = [
+        _section(experiments[name], measurements, spreads, plan)
+        | {"samples": describe_samples(experiments[name].trainings.values(), plan, done)}
+        for name, measurements in measured.items()
     ]
-    shown = {
-        "scale": config.study.scale,
-        "dataset": _dataset(kept),
-        "experiments": experiments,
-        "short": in_short(experiments),
-        "counts": Counter(
-            claim["verdict"].word for experiment in experiments for claim in experiment["claims"]
-        ),
-        "runs": runs_table(plan, kept, records.read_notes(results / "costs.json"), failures),
-        "warned": warned(kept),
-        "spread": spread_of.get(COMMON),
+    verdicts = [claim for section in sections for claim in section["claims"]]
+    content = {
+        "scale": scale,
+        "dataset": _dataset(done.values()),
+        "sections": sections,
+        "summary": _summarize(verdicts),
+        "counts": Counter(verdict.word for _, verdict in verdicts),
+        "runs": runs_table(plan, done, records.read_json_file(results / "costs.json"), failures),
+        "warnings": warnings_of_runs(done),
+        "spread": spreads.get(COMMON),
         **TEXTS,
     }
-    folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for experiment in experiments:
-        for earlier in folder.glob(f"{experiment['name']}_*.svg"):
-            earlier.unlink()
-        for kind, drawn in experiment["figures"].items():
-            path = folder / f"{experiment['name']}_{kind}.svg"
-            path.write_text(standalone(drawn), encoding="utf-8")
+    _write_plots(sections, results / "figures")
     for name in ("index.html", "index.md"):
-        text = page.template(f"study/{name}").render(**shown)
+        text = template(name, "jaxadv.study").render(**content)
         (results / name).write_text(text, encoding="utf-8")
     return results / "index.html"
 
 
-def _dataset(kept: Mapping[str, records.Record]) -> str:
-    """Returns the data set's name, as the evaluations have it."""
-    names = {
-        record.content["evaluation"]["dataset"]
-        for record in kept.values()
-        if "evaluation" in record.content
-    }
-    return ", ".join(sorted(names))
+def _write_plots(sections: Iterable[Mapping[str, Any]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        for earlier in folder.glob(f"{section['name']}_*.svg"):
+            earlier.unlink()
+        for kind, plot in section["plots"].items():
+            path = folder / f"{section['name']}_{kind}.svg"
+            path.write_text(standalone(plot), encoding="utf-8")
 
 
-def _found(config: ConfigDict, kept: Mapping[str, records.Record]) -> Found:
-    """Returns the entries of an experiment, under the headings of its table and of its claims."""
-    there = {AS_THERE + heading: tried for heading, tried in config.as_there}
-    keys = dict(config.columns) | dict(config.extra) | there
-    found: Found = {
-        (label, heading): find(kept, arm, tried)
-        for label, arm in config.arms
-        for heading, tried in keys.items()
-    }
-    return found | read_off(_of_the_study(config), config.study_n)
+def _dataset(done: Iterable[Record]) -> str:
+    """Return the name of the data set in the evaluations."""
+    return ", ".join(sorted({one.evaluation.dataset for one in done if one.evaluation}))
 
 
-def _of_the_study(config: ConfigDict) -> dict[str, dict[str, float]]:
-    return {label: {key: float(value) for key, value in row} for label, row in config.study}
+def _summarize(verdicts: Iterable[tuple[Claim, Verdict]]) -> dict[str, list[str]]:
+    """Return the claims of the study by verdict."""
+    claims: dict[str, list[str]] = {word: [] for word in VERDICTS}
+    for claim, verdict in verdicts:
+        if claim.origin.startswith("the study"):
+            claims[verdict.word].append(claim.text)
+    return {word: texts for word, texts in claims.items() if texts}
 
 
-def _experiment(
-    name: str,
-    config: ConfigDict,
-    found: Found,
-    spread_of: Mapping[str, Spread],
+def _section(
+    experiment: Experiment,
+    measurements: Measurements,
+    spreads: Mapping[str, SeedSpread],
     plan: Mapping[str, Run],
 ) -> dict[str, Any]:
-    """Returns what the page shows of an experiment."""
-    columns, study = dict(config.columns), _of_the_study(config)
-    claims = [
-        {**claim, "verdict": judge(claim, found, spread_of)} for claim in map(dict, config.claims)
-    ]
-    headings = [heading for heading in columns if _is_filled(heading, config, study, found)]
-    if headings and "eps" in config.figures:
-        headings.append(SCORE)
-    gains = from_slides(found, spread_of)
-    told = {key for key, gain in gains.items() if gain.is_told}
-    rows = [
-        (label, arm_rows(label, headings, study, found, told, planned=bool(arm)))
-        for label, arm in config.arms
-    ]
+    """Return what the templates show of an experiment."""
+    columns = [one for one in experiment.columns if _has_values(one, experiment, measurements)]
+    if columns and "eps" in experiment.plots:
+        columns.append(SCORE)
+    differences = differences_from_slides(measurements, spreads)
+    significant = {key for key, one in differences.items() if one.is_significant}
+    rows = {
+        label: rows_of_training(
+            label, columns, experiment.slides, measurements, significant, bool(training)
+        )
+        for label, training in experiment.trainings.items()
+    }
     return {
-        "name": name,
-        "title": config.title,
-        "text": config.text,
-        "headings": headings,
+        "name": experiment.name,
+        "title": experiment.title,
+        "text": experiment.text,
+        "columns": columns,
         "rows": rows,
-        "claims": claims,
-        "study": study,
-        "figures": _figures(config, columns, study, found, plan),
-        "compared": len(gains),
-        "told": len(told),
-        "as_there": any(
-            kind.startswith("judged as there") for _, kinds in rows for kind, _ in kinds
+        "claims": [(claim, assess(claim, measurements, spreads)) for claim in experiment.claims],
+        "has_slides": bool(experiment.slides),
+        "has_original": any(
+            row.source.startswith(ORIGINAL) for of_label in rows.values() for row in of_label
         ),
+        "plots": _plots(experiment, measurements, plan),
+        "num_compared": len(differences),
+        "num_significant": len(significant),
     }
 
 
-def _is_filled(
-    heading: str, config: ConfigDict, study: Mapping[str, Mapping[str, float]], found: Found
-) -> bool:
-    """Returns whether some row has something under a heading."""
-    return any(heading in study.get(label, {}) or found[label, heading] for label, _ in config.arms)
+def _has_values(column: str, experiment: Experiment, measurements: Measurements) -> bool:
+    """Return whether some row has a value in a column."""
+    return any(
+        column in experiment.slides.get(label, {}) or measurements[Cell(label, column)]
+        for label in experiment.trainings
+    )
 
 
-def _figures(
-    config: ConfigDict,
-    columns: Mapping[str, Any],
-    study: Mapping[str, Mapping[str, float]],
-    found: Found,
-    plan: Mapping[str, Run],
+def _plots(
+    experiment: Experiment, measurements: Measurements, plan: Mapping[str, Run]
 ) -> dict[str, str]:
-    """Returns the figures of an experiment by their kind; none where there is nothing to draw."""
-    if not any(found[label, heading] for label, _ in config.arms for heading in columns):
+    """Return the plots of an experiment by kind; empty if there is nothing to plot."""
+    columns, labels = experiment.columns, experiment.trainings
+    if not any(measurements[Cell(label, column)] for label in labels for column in columns):
         return {}
-    drawn = {}
-    for kind in config.figures:
+    made = {}
+    for kind in experiment.plots:
         if kind == "parameters":
-            drawn[kind] = figures.over_parameters(_score_curves(config, study, found, plan))
+            made[kind] = plots.over_parameters(_score_curves(experiment, measurements, plan))
             continue
-        headings = [heading for heading in columns if kind == "bars" or _is_number(heading)]
-        places = {
-            heading: float(number if kind == "bars" else heading)
-            for number, heading in enumerate(headings)
+        plotted = [column for column in columns if kind == "bars" or _is_number(column)]
+        positions = {
+            column: float(number if kind == "bars" else column)
+            for number, column in enumerate(plotted)
         }
-        curves = [_curve(label, places, study, found) for label, _ in config.arms]
+        curves = [_curve(label, positions, experiment, measurements) for label in labels]
         if kind == "bars":
-            drawn[kind] = figures.bars(curves, headings)
+            made[kind] = plots.bars(curves, plotted)
         else:
-            drawn[kind] = figures.over_budget(curves, _AXES[kind])
-    return drawn
+            made[kind] = plots.over_budget(curves, _AXES[kind])
+    return made
 
 
 def _score_curves(
-    config: ConfigDict,
-    study: Mapping[str, Mapping[str, float]],
-    found: Found,
-    plan: Mapping[str, Run],
+    experiment: Experiment, measurements: Measurements, plan: Mapping[str, Run]
 ) -> list[Curve]:
-    """Returns the aggregated score of each arm at its number of parameters."""
+    """Return the aggregated score of each training at its number of parameters."""
     curves = []
-    for label, arm in config.arms:
-        x = float(_num_parameters(plan[f"{arm}/0"]))
-        right, there = (
-            [100 * score for score in scores(found, label, prefix).values()]
-            for prefix in ("", AS_THERE)
+    for label, training in experiment.trainings.items():
+        x = float(_num_parameters(plan[f"{training}/0"]))
+        corrected, original = (
+            [100 * score for score in scores(measurements, label, source).values()]
+            for source in (CORRECTED, ORIGINAL)
         )
-        slide = study.get(label, {}).get(SCORE)
+        slide = experiment.slides.get(label, {}).get(SCORE)
         curves.append(
             Curve(
                 label,
-                {x: Point(statistics.mean(right), min(right), max(right))} if right else {},
-                {x: statistics.mean(there)} if there else {},
+                {x: Point(statistics.mean(corrected), min(corrected), max(corrected))}
+                if corrected
+                else {},
+                {x: statistics.mean(original)} if original else {},
                 {} if slide is None else {x: slide},
             )
         )
@@ -201,37 +203,37 @@ def _score_curves(
 
 def _curve(
     label: str,
-    places: Mapping[str, float],
-    study: Mapping[str, Mapping[str, float]],
-    found: Found,
+    positions: Mapping[str, float],
+    experiment: Experiment,
+    measurements: Measurements,
 ) -> Curve:
-    right, there = (
+    corrected, original = (
         {
-            place: _point(entries)
-            for heading, place in places.items()
-            if (entries := found.get((label, prefix + heading)))
+            position: _point(by_seed)
+            for column, position in positions.items()
+            if (by_seed := measurements.get(Cell(label, column, source)))
         }
-        for prefix in ("", AS_THERE)
+        for source in (CORRECTED, ORIGINAL)
     )
-    slide = study.get(label, {})
+    slide = experiment.slides.get(label, {})
     return Curve(
         label,
-        right,
-        {place: point.value for place, point in there.items()},
-        {place: slide[heading] / 100 for heading, place in places.items() if heading in slide},
+        corrected,
+        {position: point.value for position, point in original.items()},
+        {position: slide[one] / 100 for one, position in positions.items() if one in slide},
     )
 
 
-def _point(entries: Mapping[int, Entry]) -> Point:
-    """Returns one accuracy in its interval, or the mean of several seeds between their ends."""
-    values = [entry.accuracy for entry in entries.values()]
+def _point(by_seed: BySeed) -> Point:
+    """Return one accuracy with its interval, or the mean of several seeds with their range."""
+    values = [one.accuracy for one in by_seed.values()]
     if len(values) == 1:
-        return Point(values[0], *next(iter(entries.values())).ci95)
+        return Point(values[0], *next(iter(by_seed.values())).ci95)
     return Point(statistics.mean(values), min(values), max(values))
 
 
-def _is_number(heading: str) -> bool:
-    return heading.replace(".", "", 1).isdigit()
+def _is_number(column: str) -> bool:
+    return column.replace(".", "", 1).isdigit()
 
 
 def _num_parameters(run: Run) -> int:
@@ -239,3 +241,61 @@ def _num_parameters(run: Run) -> int:
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+TEXTS = {
+    "about": (
+        "Accuracies are in %, under PGD-40 in L-inf unless noted; pixels are in [0, 1]. “Slides” "
+        "are the values of the study's slides, on 1,024 held-out train images of the original "
+        "CIFAR-10 and one seed. “Original protocol” is the study's evaluation of our weights: "
+        "the last checkpoint, attacked from the clean image, in training mode if the model has "
+        "dropout or batch norm. “Corrected protocol” is the best checkpoint on held-out images, "
+        "on the test split, with random starts, in evaluation mode. Models with a random defence "
+        "are attacked at each eps with 20 steps of gradients averaged over 10 noise samples. "
+        "AutoAttack at scale cpu attacks the first 1,000 images. Both protocols evaluate the "
+        "same trainings, but the original protocol and AutoAttack only seed 0. A value of one "
+        "seed has its 95 % Wilson interval. A mean over seeds has their standard deviation, with "
+        "their number in brackets. ≠: significantly different from the slides, by the intervals "
+        "of the claims. All values of the original protocol are on the same 1,024 images, so "
+        "that one ≠ makes others more likely. †: measured before this page existed; see the "
+        "runs. ‡: a model whose clean accuracy is no better than that of a constant guess. Its "
+        "robust accuracy is not meaningful, and no claim rests on it."
+    ),
+    "method": (
+        "Unless a claim names another column, a model is more robust if its accuracy at eps 0.03 "
+        "is higher. The difference of means over seeds has a 95 % confidence interval. It "
+        "accounts for the images, paired if they are the same, and for the seeds. With three or "
+        "more seeds on both sides, their variance is that of each side. Otherwise it is the "
+        "variance between seeds of one config in that column (at eps 0.03 if unknown), pooled "
+        "over all configs with several seeds and assumed equal for all; models with ‡ are left "
+        "out. A claim is supported or contradicted if the interval excludes zero, and "
+        "inconclusive otherwise. Two evaluations of the same training, or of the same weights, "
+        "differ by the images only. A claim of no gain (less than one point) is supported if the "
+        "interval ends below one point, and contradicted if it begins above. A claim of no "
+        "significant difference is supported if the interval contains zero. A claim that an "
+        "accuracy is at most a limit is decided by the Wilson interval, without regard to seeds. "
+        "McNemar's exact test, for each seed, compares two models on the same images and says "
+        "nothing about the variation between trainings. The intervals are not corrected for "
+        "multiple comparisons: some of so many will miss."
+    ),
+    "flaws": (
+        "Flaws of the study: (1) it evaluated models in training mode, with dropout and batch "
+        "statistics; (2) its PNI keeps the standard deviation of the weights at initialisation, "
+        "and weight decay applies to alpha; (3) random models were attacked with one noise "
+        "sample per gradient; (4) it has 1,024 images and one seed; (5) some of its attacks take "
+        "steps of 0.02 at eps 0.01; (6) its curriculum ends at three times the eps of interest."
+    ),
+    "costs": (
+        "Gradients: the largest number of gradient evaluations of single images, for a training "
+        "with its own evaluations; for black-box attacks, of queries. The time of a run that is "
+        "done is that of its epochs, without validation, and of its evaluations; interruptions "
+        "may hide a part. Other times are estimates of a dry run, if there was one with as many "
+        "gradients."
+    ),
+    "solid": (
+        "Solid lines, filled points and bars: corrected protocol. Bands and error bars: Wilson "
+        "interval of one seed, or range of several seeds; a score of one seed has none."
+    ),
+    "dashed": "Dashed lines or crosses: original protocol.",
+    "hollow": "Hollow points: slides, to be compared with the original protocol.",
+}

@@ -1,4 +1,4 @@
-"""Runs what is not done yet of a study, and writes its page."""
+"""Runs of the study: those without a record are executed, then the page is written."""
 
 import shutil
 import time
@@ -10,25 +10,30 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxadv import checkpoint, evaluate, sample, train, train_gan
 from jaxadv import config as configs
-from jaxadv.files import write_json
-from jaxadv.formats import duration
-from jaxadv.provenance import note_source
+from jaxadv.core.files import write_json
+from jaxadv.core.types import UserError
+from jaxadv.evaluation import evaluate
+from jaxadv.gan import sampling
+from jaxadv.gan import train as train_gan
+from jaxadv.reports.formats import duration
+from jaxadv.runs import checkpoints
+from jaxadv.runs.workdir import locked, source_version
 from jaxadv.study import costs, records
-from jaxadv.study.plan import Run, chosen, make_plan
-from jaxadv.types import UserError
+from jaxadv.study.experiments import EXPERIMENTS
+from jaxadv.study.plan import Run, make_plan, requested_runs
+from jaxadv.training import train
 
 _SECONDS_BETWEEN_PAGES = 60
-# After which it is worth letting go of what was compiled: Linux maps only so much into a process.
+# After longer runs the compiled programs are dropped: Linux limits the memory maps of a process.
 _SECONDS_OF_A_LONG_RUN = 60
 
 
 def run(config: ConfigDict, workdir: Path) -> list[str]:
-    """Runs the experiments asked for, skips what is done, and writes the page of all there is.
+    """Execute the requested runs that are not done, and write the page of all records.
 
-    A run that fails is told of, and the others go on. A study that was stopped goes on where it
-    stopped; what its runs leave lies in the workdir, their records and the page in
+    A failed run is reported, and the next ones are executed. An interrupted study resumes where it
+    stopped. The runs leave their files in the workdir, the records and the page are in
     `config.study.results`.
 
     Args:
@@ -36,65 +41,67 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
       workdir: of the study; each run has a folder in it.
 
     Returns:
-      No warnings; each run has told its own.
+      No warnings; each run prints its own.
 
     Raises:
-      UserError: the config is not right, or some of the runs failed.
+      UserError: the config or a record is invalid, or some runs failed.
     """
-    note_source()
+    source_version()
     plan = make_plan(config)
     results = Path(config.study.results)
-    names = chosen(config, plan)
+    names = requested_runs(config.study.only, EXPERIMENTS, plan)
     done = _done(plan, results)
-    for name in ("failures.json", "costs.json"):
-        records.read_notes(results / name)  # damage is told of at once, not after hours
+    for file in ("failures.json", "costs.json"):
+        records.read_json_file(results / file)  # reports damage before hours of work
     if config.study.dry_run:
         runs = [plan[name] for name in names]
-        Console().print(costs.table(runs, costs.estimate(runs, plan, results), done))
+        Console().print(costs.cost_table(runs, costs.estimate(runs, plan, results), done))
         return []
-    tried: list[str] = []
+    executed: list[str] = []
     failures: dict[str, str] = {}
-    with configs.locked(workdir):
+    with locked(workdir):
         written = time.monotonic()
         try:
-            # A training that is done anew leaves its evaluations to be done anew.
-            while left := _left(plan, names, {*tried, *_done(plan, results)}):
-                name = left[0]
-                tried.append(name)
-                print(f"\n[{len(tried)}/{len(tried) + len(left) - 1}] {name}", flush=True)
+            # A repeated training makes its evaluations not done, so that the list is made again.
+            while remaining := _remaining(plan, names, {*executed, *_done(plan, results)}):
+                name = remaining[0]
+                executed.append(name)
+                count = len(executed) + len(remaining) - 1
+                print(f"\n[{len(executed)}/{count}] {name}", flush=True)
                 began = time.monotonic()
-                _try_run(plan, name, workdir, results, config.data.data_dir, failures)
+                _execute(plan, name, workdir, results, config.data.data_dir, failures)
                 seconds = time.monotonic() - began
                 print(f"{name}: {duration(seconds)}", flush=True)
                 if seconds > _SECONDS_OF_A_LONG_RUN:
                     jax.clear_caches()
                 if time.monotonic() - written > _SECONDS_BETWEEN_PAGES:
-                    _write_page(config, plan, results, failures)
+                    _write_page(plan, config.study.scale, results, failures)
                     written = time.monotonic()
         finally:
-            print(f"\nPage: {_write_page(config, plan, results, failures)}", flush=True)
-    if failed := [name for name in tried if name in failures]:
-        raise UserError(f"{len(failed)} of {len(tried)} runs failed: {'; '.join(failed)}")
+            page = _write_page(plan, config.study.scale, results, failures)
+            print(f"\nPage: {page}", flush=True)
+    if failed := [name for name in executed if name in failures]:
+        raise UserError(f"{len(failed)} of {len(executed)} runs failed: {'; '.join(failed)}")
     return []
 
 
-def _left(plan: Mapping[str, Run], names: list[str], but: set[str]) -> list[str]:
-    return [name for name in names if plan[name].planned and name not in but]
+def _remaining(plan: Mapping[str, Run], names: list[str], excluded: set[str]) -> list[str]:
+    return [name for name in names if plan[name].planned and name not in excluded]
 
 
 def _done(plan: Mapping[str, Run], results: Path) -> set[str]:
-    """Returns the names of the runs that are done.
+    """Return the names of the runs that are done.
 
     Raises:
-      UserError: a record is damaged, or of another config.
+      UserError: a record is damaged, or has another config than its run.
     """
-    standing = records.standing(results, plan)
-    for name, record in standing.items():
-        records.check_same(record, name, plan[name].config)
-    return set(standing)
+    current = records.current_records(results, plan)
+    for name, record in current.items():
+        records.check_config(record, name, plan[name].config)
+    return set(current)
 
 
-def _try_run(
+def _execute(
     plan: Mapping[str, Run],
     name: str,
     workdir: Path,
@@ -102,29 +109,34 @@ def _try_run(
     data_dir: str | None,
     failures: dict[str, str],
 ) -> None:
-    """Runs one, and what it needs where that is not in the workdir; keeps what it failed of."""
+    """Execute a run, after its dependency if that has no results in the workdir.
+
+    Error messages are added to `failures`.
+    """
     run = plan[name]
     folder = run.workdir(workdir)
     try:
-        if need := run.needs:
-            if need not in failures and not _is_there(plan[need], workdir, results):
-                print(f"{name} needs {need}, which is not in {workdir}", flush=True)
-                _try_run(plan, need, workdir, results, data_dir, failures)
-            if need in failures:
-                raise UserError(f"it needs {need}, which failed ({failures[need]})")
-        _JOBS[run.config.mode](run.located(workdir, data_dir), folder)
-        records.keep(results, name, run.config, folder)
-    except Exception as error:  # whatever it is: the other runs go on
-        known = isinstance(error, UserError | OSError)
-        failures[name] = str(error) if known else traceback.format_exc().strip().splitlines()[-1]
-        print(f"failed: {error if known else traceback.format_exc()}", flush=True)
+        if needed := run.dependency:
+            if needed not in failures and not _has_results(plan[needed], workdir, results):
+                print(f"{name} needs {needed}, which is not in {workdir}", flush=True)
+                _execute(plan, needed, workdir, results, data_dir, failures)
+            if needed in failures:
+                raise UserError(f"it needs {needed}, which failed ({failures[needed]})")
+        config = run.with_paths(workdir, data_dir)
+        configs.check(config, jax.device_count())
+        _JOBS[config.mode](config, folder)
+        records.write_record(results, name, run.config, folder)
+    except Exception as error:  # of any kind: the other runs are still executed
+        is_known = isinstance(error, UserError | OSError)
+        failures[name] = str(error) if is_known else traceback.format_exc().strip().splitlines()[-1]
+        print(f"failed: {error if is_known else traceback.format_exc()}", flush=True)
 
 
 def _sample(config: ConfigDict, workdir: Path) -> None:
-    """Draws the samples of a GAN where they are not whole: a part cannot be gone on from."""
+    """Write the samples of a GAN, unless they are complete; a part cannot be resumed."""
     if not _has_samples(workdir):
         shutil.rmtree(workdir / "synthetic", ignore_errors=True)
-        sample.run(config, workdir)
+        sampling.run(config, workdir)
 
 
 _JOBS: dict[str, Callable] = {
@@ -139,36 +151,36 @@ def _has_samples(workdir: Path) -> bool:
     return (workdir / "synthetic" / "manifest.json").exists()
 
 
-def _is_there(run: Run, workdir: Path, results: Path) -> bool:
-    """Returns whether the workdir holds what a run has to leave for another.
+def _has_results(run: Run, workdir: Path, results: Path) -> bool:
+    """Return whether the workdir has the results of a run that others start from.
 
-    Of a training that is the last checkpoint that its record speaks of, where there is a record.
+    For a training that is its last checkpoint, with the weights of the record if there is one.
     """
     folder = run.workdir(workdir)
     if run.config.mode == "sample":
         return _has_samples(folder)
     if run.config.mode == "gan":
         return (folder / "gan.json").exists()
-    last = checkpoint.restore(folder, "last", {})
+    last = checkpoints.restore(folder, "last", {})
     if last is None or last.epoch != run.config.train.num_epochs:
         return False
-    record = records.read(results, run.name)
+    record = records.read_record(results, run.name)
     return record is None or last.sha256["weights"] == records.weights(record, "last")
 
 
 def _write_page(
-    config: ConfigDict, plan: Mapping[str, Run], results: Path, failures: Mapping[str, str]
+    plan: Mapping[str, Run], scale: str, results: Path, failures: Mapping[str, str]
 ) -> Path:
-    """Writes the page of all there is, and keeps what failed until it is done."""
-    from jaxadv.study.page import write  # Matplotlib takes a second, which no start waits for
+    """Write the page, and keep the failures of runs that are not done in failures.json."""
+    from jaxadv.study.page import write_page  # Matplotlib takes a second to import
 
     results.mkdir(parents=True, exist_ok=True)
     path = results / "failures.json"
-    earlier = records.read_notes(path)
-    done = records.standing(results, plan)
-    told = {name: why for name, why in {**earlier, **failures}.items() if name not in done}
-    if told:
-        write_json(path, told)
+    earlier = records.read_json_file(path)
+    done = records.current_records(results, plan)
+    current = {name: why for name, why in {**earlier, **failures}.items() if name not in done}
+    if current:
+        write_json(path, current)
     else:
         path.unlink(missing_ok=True)
-    return write(config, plan, results, told)
+    return write_page(EXPERIMENTS, plan, scale, results, current)

@@ -1,9 +1,13 @@
-"""Every attack with a small budget, for tests of what all of them promise."""
+"""Every attack with a small budget, for tests of properties that all attacks share."""
+
+from importlib import import_module
 
 import jax
 
-from jaxadv.attacks import ATTACKS, Queried, autoattack, n_fgsm
+from jaxadv.attacks import ATTACKS, AttackResult, autoattack, n_fgsm
+from jaxadv.attacks.ensemble import Stage
 
+# All attacks but AutoAttack, which runs outside of `jit`.
 CALLS = {
     "fgsm": {"eps": 0.1},
     "n_fgsm": {"eps": 0.05, "step_size": 0.0},
@@ -26,21 +30,59 @@ CALLS = {
     "square": {"eps": 0.1, "num_queries": 8},
     "random_search": {"eps": 0.1, "num_queries": 4},
 }
-"""Of all attacks but AutoAttack, which is no function of JAX."""
 
-FUNCTIONS = {**ATTACKS, "n_fgsm": n_fgsm}
+# Not the function of the same name in `jaxadv.attacks`.
+AUTOATTACK_MODULE = import_module("jaxadv.attacks.autoattack")
+FUNCTIONS = {**{name: spec.attack_fn for name, spec in ATTACKS.items()}, "n_fgsm": n_fgsm}
+RESUMABLE = [name for name, spec in ATTACKS.items() if spec.resumable]
+BLACK_BOX = [name for name, spec in ATTACKS.items() if not spec.uses_gradients]
 
 
 def run(name, logits_fn, images, labels, key=None, **changes):
-    """The whole result of an attack: images, or a `Queried`."""
+    """Run an attack; return its images or `AttackResult`."""
     key = jax.random.key(0) if key is None else key
     return FUNCTIONS[name](key, logits_fn, images, labels, **{**CALLS[name], **changes})
 
 
-def images_of(found):
-    return found.images if isinstance(found, Queried) else found
+def images_of(result):
+    return result.images if isinstance(result, AttackResult) else result
 
 
 def run_autoattack(logits_fn, images, labels, **changes):
     options = {"eps": 0.1, "batch_size": 64} | changes
     return autoattack(jax.random.key(0), logits_fn, images, labels, **options)
+
+
+def patch_stages(monkeypatch, versions):
+    """Let AutoAttack run these attacks: version -> name -> arguments, with the key "attack"."""
+
+    def make_stage(most_targets, attack, **arguments):
+        if "num_targets" in arguments:
+            arguments["num_targets"] = min(arguments["num_targets"], most_targets)
+        return Stage(ATTACKS[attack], arguments)
+
+    def stages(most_targets):
+        return {
+            version: {name: make_stage(most_targets, **call) for name, call in calls.items()}
+            for version, calls in versions.items()
+        }
+
+    monkeypatch.setattr(AUTOATTACK_MODULE, "_stages", stages)
+
+
+def shorten_stages(monkeypatch, num_steps, num_queries):
+    """Let AutoAttack run its attacks with fewer steps, or fewer queries for Square."""
+    all_stages = AUTOATTACK_MODULE._stages
+
+    def shorten(stage):
+        is_search = "num_queries" in stage.arguments
+        short = {"num_queries": num_queries} if is_search else {"num_steps": num_steps}
+        return stage._replace(arguments={**stage.arguments, **short})
+
+    def stages(num_targets):
+        return {
+            version: {name: shorten(stage) for name, stage in stages.items()}
+            for version, stages in all_stages(num_targets).items()
+        }
+
+    monkeypatch.setattr(AUTOATTACK_MODULE, "_stages", stages)

@@ -1,4 +1,4 @@
-"""Linear models, on which the outcome of an attack is known without running it."""
+"""Linear models, for which the result of an attack has a closed form."""
 
 from functools import partial
 
@@ -22,19 +22,19 @@ def apply(weights, key, images):
 
 def random_weights(num_classes):
     weights = np.random.default_rng(0).normal(size=(SIZE, num_classes))
-    return weights - weights.mean(axis=0)  # a grey image is on every boundary
+    return weights - weights.mean(axis=0)  # a grey image is on all decision boundaries
 
 
-# Compiled once for all the tests that only need some model.
+# For tests that need any model; attacks on it compile once.
 WEIGHTS = random_weights(5)
 LOGITS_FN = linear(WEIGHTS)
 
 
 def disjoint_weights(num_classes):
-    """Classes that look at different pixels, all with weights of one size.
+    """Classes that use different pixels, with weights of equal magnitude.
 
-    Every two of them are equally far apart in any norm, so the nearest class in logits is
-    the one that the smallest perturbation reaches.
+    All pairs of classes are equally far apart in any norm, so the smallest perturbation reaches the
+    class that is nearest in logits.
     """
     owner = np.arange(SIZE) % num_classes
     signs = np.where(np.arange(SIZE) // num_classes % 2, -1.0, 1.0)
@@ -65,7 +65,7 @@ def radii(weights, images, labels, norm):
 
 
 def numpy_pgd(weights, start, images, labels, *, eps, step_size, num_steps, norm, loss):
-    """PGD on a linear model as a textbook has it, its gradient worked out by hand."""
+    """PGD on a linear model in NumPy, with an explicit gradient."""
     clean, adversarial = flat(images), flat(start)
     onehot = np.eye(weights.shape[1])[np.asarray(labels)]
     for _ in range(num_steps):

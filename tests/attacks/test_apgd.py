@@ -1,4 +1,4 @@
-"""Auto-PGD, beside the paper's algorithm written out for one image at a time."""
+"""Auto-PGD, compared with the algorithm of the paper for one image at a time."""
 
 from functools import partial
 
@@ -9,8 +9,10 @@ import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, flat, length, radii
 
 from jaxadv.attacks import apgd
-from jaxadv.attacks.attempt import begin_attempt, look_back, window_lengths
-from jaxadv.losses import cross_entropy, dlr, make_targeted_objective, margin
+from jaxadv.attacks.apgd import checkpoint_windows, initial_state, update_state
+from jaxadv.core.losses import cross_entropy, dlr, make_targeted_objective, margin
+
+pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 EPS = {"linf": 0.1, "l2": 0.7}
@@ -18,7 +20,7 @@ HIDDEN, OUT = (np.random.default_rng(i).normal(size=s) for i, s in enumerate([(S
 
 
 def safe(key, images):
-    """A curved model of five classes that cannot be fooled in the ball: class 0 is far ahead."""
+    """A nonlinear model of five classes that is robust in the ball: class 0 has a large margin."""
     hidden, out = (jnp.asarray(weights, images.dtype) for weights in (HIDDEN, OUT))
     logits = jnp.tanh(images.reshape(-1, SIZE) @ hidden) @ out
     return logits + 12 * (jnp.arange(5) == 0)
@@ -31,7 +33,7 @@ def project(delta, eps, norm):
 
 
 def reference(image, start, num_steps, windows, norm, objective):
-    """Algorithm 1 of Croce & Hein 2020 for one image, step by step; yields what it knows."""
+    """Run algorithm 1 of Croce & Hein (2020) for one image; yield iterate, step size, best loss."""
     eps = EPS[norm]
 
     @jax.jit
@@ -42,51 +44,55 @@ def reference(image, start, num_steps, windows, norm, objective):
         value, gradient = evaluate(x)
         return float(value), np.asarray(gradient)
 
-    def inside(x):
+    def project_to_ball(x):
         return np.clip(image + project(x - image, eps, norm), 0, 1)
 
     x, previous, step_size = start, start, 2 * eps
     loss, gradient = value_and_gradient(x)
-    best, checked, halved_before = (loss, x, gradient), loss, True
-    rises, checkpoints = 0, list(np.cumsum(windows))
+    best, checkpoint_loss, was_halved = (loss, x, gradient), loss, True
+    num_increases, checkpoints = 0, list(np.cumsum(windows))
     for k in range(1, num_steps + 1):
         direction = np.sign(gradient) if norm == "linf" else gradient / np.linalg.norm(gradient)
-        z = inside(x + step_size * direction)
-        new = z if k == 1 else inside(x + 0.75 * (z - x) + 0.25 * (x - previous))
+        z = project_to_ball(x + step_size * direction)
+        change = 0.75 * (z - x) + 0.25 * (x - previous)
+        new = z if k == 1 else project_to_ball(x + change)
         new_loss, new_gradient = value_and_gradient(new)
-        rises += new_loss > loss
+        num_increases += new_loss > loss
         if new_loss > best[0]:
             best = (new_loss, new, new_gradient)
         previous, x, loss, gradient = x, new, new_loss, new_gradient
         if k in checkpoints:
             window = windows[checkpoints.index(k)]
-            halve = rises <= 0.75 * window or (not halved_before and checked >= best[0])
+            no_progress = not was_halved and checkpoint_loss >= best[0]
+            halve = num_increases <= 0.75 * window or no_progress
             if halve:
                 step_size /= 2
                 loss, x, gradient = best
-            halved_before, checked, rises = halve, best[0], 0
+            was_halved, checkpoint_loss, num_increases = halve, best[0], 0
         yield x, step_size, best[0]
 
 
 @pytest.fixture
 def double_precision():
-    """Without it losses that are equal but for rounding decide where the step size is halved."""
+    """Single precision would halve step sizes on losses that differ by rounding alone."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.mark.parametrize("norm", EPS)
 @pytest.mark.parametrize("loss", ["margin", "dlr"])
-def test_it_is_the_algorithm_of_the_paper(norm, loss, double_precision):
+def test_matches_the_algorithm_of_the_paper(norm, loss, double_precision):
     images = jnp.asarray(examples(n=3)[0], jnp.float64)
     labels, num_steps = jnp.zeros(3, jnp.int32), 30
     run = partial(
         apgd, KEY, safe, images, labels, eps=EPS[norm], norm=norm, loss=loss, num_steps=num_steps
     )
-    start = run(num_queries=1).memory.attempt.here
-    np.testing.assert_allclose(length(start - images, norm), EPS[norm], rtol=0.1)  # the box
+    start = run(num_queries=1).extras.state.iterate
+    np.testing.assert_allclose(
+        length(start - images, norm), EPS[norm], rtol=0.1
+    )  # the box clips it
     objective = {"margin": margin, "dlr": dlr}[loss]
-    found = {n: run(num_queries=n) for n in (2, 3, 7, 8, 13, 31)}
+    results = {n: run(num_queries=n) for n in (2, 3, 7, 8, 13, 31)}
     windows = [6, 5, 4, 3, 2, *[1] * 10]
     for i in range(3):
         steps = reference(
@@ -94,57 +100,57 @@ def test_it_is_the_algorithm_of_the_paper(norm, loss, double_precision):
             lambda logits: objective(logits, labels[:1]),
         )  # fmt: skip
         for k, (x, step_size, best) in enumerate(steps, start=1):
-            if k + 1 in found:
-                attempt = found[k + 1].memory.attempt
-                np.testing.assert_allclose(attempt.here[i], x, atol=1e-9)
-                assert attempt.step_size[i] == pytest.approx(step_size)
-                assert attempt.best_loss[i] == pytest.approx(best, abs=1e-9)
-    assert found[31].memory.attempt.step_size.max() < 2 * EPS[norm]
-    assert (found[31].queries == 31).all()
+            if k + 1 in results:
+                state = results[k + 1].extras.state
+                np.testing.assert_allclose(state.iterate[i], x, atol=1e-9)
+                assert state.step_size[i] == pytest.approx(step_size)
+                assert state.best_loss[i] == pytest.approx(best, abs=1e-9)
+    assert results[31].extras.state.step_size.max() < 2 * EPS[norm]
+    assert (results[31].queries == 31).all()
 
 
-def test_the_step_size_is_halved_without_rises_or_without_progress():
-    """At the end of a window of 4: no progress, the same after a halving, progress, 3 rises."""
-    here = jnp.zeros((4, 1, 1, 1))
-    attempt = begin_attempt(here, jnp.full(4, 1.0), here, jnp.float32(0.1))
-    assert attempt.halved.all()  # before the first window there was no progress to be made
-    attempt = attempt._replace(
+def test_step_size_is_halved_without_increases_or_progress():
+    """After 4 steps: no progress, no progress after a halving, progress, only 3 increases."""
+    images = jnp.zeros((4, 1, 1, 1))
+    state = initial_state(images, jnp.full(4, 1.0), images, jnp.float32(0.1))
+    assert state.was_halved.all()  # the first checkpoint has no earlier one to compare with
+    state = state._replace(
         loss=jnp.full(4, 0.5),
-        best=here + 7,
+        best=images + 7,
         best_loss=jnp.full(4, 2.0),
-        rises=jnp.array([3, 3, 3, 2]),
-        checked_loss=jnp.array([2.0, 2.0, 1.0, 1.0]),
-        halved=jnp.array([False, True, False, False]),
+        num_increases=jnp.array([3, 3, 3, 2]),
+        checkpoint_loss=jnp.array([2.0, 2.0, 1.0, 1.0]),
+        was_halved=jnp.array([False, True, False, False]),
     )
-    step = partial(look_back, attempt, here + 1, jnp.full(4, 0.9), here)
+    step = partial(update_state, state, images + 1, jnp.full(4, 0.9), images)
     after = step(jnp.int32(4))
-    np.testing.assert_array_equal(after.halved, [True, False, False, True])
+    np.testing.assert_array_equal(after.was_halved, [True, False, False, True])
     np.testing.assert_allclose(after.step_size, [0.1, 0.2, 0.2, 0.1])
-    np.testing.assert_array_equal(after.here.ravel(), [7, 1, 1, 7])
+    np.testing.assert_array_equal(after.iterate.ravel(), [7, 1, 1, 7])
     np.testing.assert_allclose(after.loss, [2.0, 0.9, 0.9, 2.0])
-    np.testing.assert_array_equal(after.rises, 0)
-    np.testing.assert_allclose(after.checked_loss, 2)
+    np.testing.assert_array_equal(after.num_increases, 0)
+    np.testing.assert_allclose(after.checkpoint_loss, 2)
     within = step(jnp.int32(0))
     np.testing.assert_allclose(within.step_size, 0.2)
-    np.testing.assert_array_equal(within.rises, [4, 4, 4, 3])
+    np.testing.assert_array_equal(within.num_increases, [4, 4, 4, 3])
 
 
-def test_windows_are_those_of_the_paper():
-    assert np.flatnonzero(window_lengths(100)).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert window_lengths(100)[[22, 41, 57, 99]].tolist() == [22, 19, 16, 6]
-    assert window_lengths(3).tolist() == [0, 1, 1, 1]
+def test_checkpoints_are_those_of_the_paper():
+    assert np.flatnonzero(checkpoint_windows(100)).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoint_windows(100)[[22, 41, 57, 99]].tolist() == [22, 19, 16, 6]
+    assert checkpoint_windows(3).tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", ["margin", "dlr"])  # which lead to the nearest boundary
-def test_a_linear_model_falls_where_its_boundary_is_in_reach(norm, loss):
+@pytest.mark.parametrize("loss", ["margin", "dlr"])  # these lead to the nearest boundary
+def test_succeeds_on_a_linear_model_where_the_boundary_is_within_eps(norm, loss):
     images, _ = examples(n=64, low=0.3, high=0.7)
     labels = LOGITS_FN(None, images).argmax(axis=1)
     distances = radii(WEIGHTS, images, labels, norm)
     eps = float(np.median(distances))
     found = apgd(KEY, LOGITS_FN, images, labels, eps=eps, norm=norm, loss=loss, num_steps=50)
-    clear = np.abs(distances / eps - 1) > 0.02
-    np.testing.assert_array_equal(found.success[clear], distances[clear] < eps)
+    is_clear = np.abs(distances / eps - 1) > 0.02
+    np.testing.assert_array_equal(found.success[is_clear], distances[is_clear] < eps)
     wrong = LOGITS_FN(None, found.images).argmax(axis=1) != labels
     np.testing.assert_array_equal(found.success, wrong)
     np.testing.assert_allclose(
@@ -171,17 +177,17 @@ def assert_same(one, other):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_it_goes_on_where_it_stopped():
+def test_resumed_calls_reach_the_result_of_one_call():
     images, labels = problem()
     whole = attack(images, labels)
     assert 0 < whole.success.sum() < 16
-    for budget in (1, 13, 20):  # the start, the first attempt, into the second
+    for budget in (1, 13, 20):  # the start, the first run, into the second run
         part = attack(images, labels, num_queries=budget)
         assert (part.queries <= budget).all()
         assert_same(attack(images, labels, resume=part), whole)
 
 
-def test_only_what_it_found_itself_is_gone_on_from():
+def test_rejects_the_result_of_another_call():
     images, labels = problem()
     found = attack(images, labels)
     for changes in ({"num_targets": 1}, {"eps": 0.001}):
@@ -191,26 +197,26 @@ def test_only_what_it_found_itself_is_gone_on_from():
         attack(images[:3], labels[:3], resume=found)
 
 
-def test_targets_are_the_other_classes_by_their_logits():
+def test_targets_are_the_other_classes_in_the_order_of_their_logits():
     images, labels = problem()
     found = attack(images, labels, num_targets=4, num_queries=1)
     others = np.argsort(-np.asarray(LOGITS_FN(None, images)), axis=1)[:, 1:]
-    np.testing.assert_array_equal(found.memory.targets, others)
+    np.testing.assert_array_equal(found.extras.targets, others)
 
 
-def test_attempts_begin_at_points_of_their_own_and_follow_their_target():
+def test_runs_start_at_different_points_and_ascend_the_loss_of_their_target():
     images, labels = problem(2)[0], jnp.zeros(2, jnp.int32)
     run = partial(attack, images, labels, safe, num_targets=2, num_restarts=2, num_steps=3)
-    starts = [flat(run(num_queries=4 * i + 1).memory.attempt.here) for i in range(4)]
+    starts = [flat(run(num_queries=4 * i + 1).extras.state.iterate) for i in range(4)]
     assert all(np.abs(a - b).max() > 0.05 for i, a in enumerate(starts) for b in starts[:i])
     for number, rank in enumerate((0, 0, 1, 1)):
-        targets, attempt = run(num_queries=4 * number + 1).memory
+        targets, state = run(num_queries=4 * number + 1).extras
         objective = make_targeted_objective("dlr", labels, targets[:, rank])
-        np.testing.assert_allclose(attempt.loss, objective(safe(None, attempt.here)), rtol=1e-5)
+        np.testing.assert_allclose(state.loss, objective(safe(None, state.iterate)), rtol=1e-5)
     assert (run().queries == 16).all()
 
 
-def test_noise_is_averaged_and_paid_for():
+def test_noise_samples_are_averaged_and_counted():
     def noisy(key, images):
         return LOGITS_FN(key, images) + 0.1 * jax.random.normal(key, (len(images), 5))
 
@@ -222,7 +228,7 @@ def test_noise_is_averaged_and_paid_for():
     assert_same(found, chunked)
 
 
-def test_half_precision_is_searched_in_single():
+def test_half_precision_is_cast_to_single():
     def half_model(key, images):
         return LOGITS_FN(key, images).astype(jnp.float16)
 
@@ -232,7 +238,7 @@ def test_half_precision_is_searched_in_single():
     assert found.success.any()
 
 
-def test_the_dlr_is_the_margin_over_the_spread_of_the_largest():
+def test_dlr_is_the_margin_over_the_spread_of_the_largest_logits():
     logits = jnp.array([[4.0, 1.0, 2.0, -1.0], [1.0, 4.0, 2.0, -1.0]])
     labels = jnp.array([0, 0])
     np.testing.assert_allclose(dlr(logits, labels), [-2 / 3, 3 / 3])
@@ -249,13 +255,13 @@ def test_the_dlr_is_the_margin_over_the_spread_of_the_largest():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_targets": 5}, "num_targets is 5: there are 4 other classes"),
+        ({"num_targets": 5}, "num_targets is 5: it must be at most 4"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"num_restarts": 0}, "num_restarts is 0"),
         ({"noise_average": "logits"}, "noise_average is 'logits': it must be one of"),
         ({"num_queries": -1}, "num_queries is -1"),
     ],
 )
-def test_bad_input_is_named(changes, message):
+def test_invalid_arguments_raise_an_error_with_their_name(changes, message):
     with pytest.raises(ValueError, match=message):
         attack(*problem(), **changes)

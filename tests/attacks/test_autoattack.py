@@ -1,19 +1,21 @@
-"""AutoAttack on linear models, where it is known who falls."""
+"""AutoAttack on linear models, whose robust examples are known."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from calls import patch_stages
 from linear_model import LOGITS_FN, WEIGHTS, examples, length, radii
 
 from jaxadv.attacks import autoattack
-from jaxadv.attacks.autoattack import VERSIONS, most_queries
-from jaxadv.attacks.cascade import CLEAN, STANDING
-from jaxadv.attacks.flags import probe, raise_flags
+from jaxadv.attacks.autoattack import _max_queries, probe, raise_flags
+from jaxadv.attacks.ensemble import CLEAN, ROBUST
+
+pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 IMAGES, _ = examples(n=24, low=0.3, high=0.7)
-# The first three are misclassified as they stand.
+# The first three are misclassified without perturbation.
 LABELS = LOGITS_FN(None, IMAGES).argmax(axis=1)
 LABELS = LABELS.at[:3].set((LABELS[:3] + 1) % 5)
 SHORT = {
@@ -26,7 +28,7 @@ SHORT = {
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setitem(VERSIONS, "standard", SHORT)
+    patch_stages(monkeypatch, {"standard": SHORT})
 
 
 def run(**changes):
@@ -37,38 +39,39 @@ def run(**changes):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_those_fall_whose_boundary_is_in_reach(norm):
+def test_examples_whose_boundary_is_within_eps_are_fooled(norm):
     found, distances, eps = run(norm=norm)
-    clear = np.abs(distances / eps - 1) > 0.08  # FAB goes a twentieth beyond the boundary
-    np.testing.assert_array_equal((found.broken_by != STANDING)[clear], (distances < eps)[clear])
+    clear = np.abs(distances / eps - 1) > 0.08  # FAB moves 5 % beyond the boundary
+    np.testing.assert_array_equal((found.broken_by != ROBUST)[clear], (distances < eps)[clear])
     assert (found.broken_by[:3] == CLEAN).all()
     assert (found.broken_by[3:] != CLEAN).all()
-    broken = found.broken_by > CLEAN
-    assert 0 < broken.sum() < 21
+    fooled = found.broken_by > CLEAN
+    assert 0 < fooled.sum() < 21
     wrong = LOGITS_FN(None, jnp.asarray(found.images)).argmax(axis=1) != LABELS
     sure = np.abs(found.margins) > 1e-4  # on the boundary rounding decides
-    np.testing.assert_array_equal(wrong[sure], (found.broken_by != STANDING)[sure])
+    np.testing.assert_array_equal(wrong[sure], (found.broken_by != ROBUST)[sure])
     assert sure.sum() > 20
     assert (length(found.images - np.asarray(IMAGES), norm) <= eps * (1 + 1e-5)).all()
-    assert (found.images[found.broken_by == STANDING] == IMAGES[found.broken_by == STANDING]).all()
+    robust = found.broken_by == ROBUST
+    assert (found.images[robust] == IMAGES[robust]).all()
     assert found.accuracies()["clean"] == 21 / 24
-    assert found.accuracies()["square"] == (found.broken_by == STANDING).mean()
+    assert found.accuracies()["square"] == robust.mean()
     assert not found.flags
 
 
-def test_the_ledger_of_an_example_counts_all_attacks():
+def test_query_counts_include_all_attacks():
     found, distances, eps = run()
-    standing = found.broken_by == STANDING
-    assert (found.queries[standing] == most_queries("standard", 5)).all()
-    assert most_queries("standard", 5) == 6 + 4 * 21 + 4 * 2 * 10 + 30
-    assert (found.gradients[standing] == 6 + 4 * 21 + 4 * 10).all()
+    robust = found.broken_by == ROBUST
+    assert (found.queries[robust] == _max_queries("standard", 5)).all()
+    assert _max_queries("standard", 5) == 6 + 4 * 21 + 4 * 2 * 10 + 30
+    assert (found.gradients[robust] == 6 + 4 * 21 + 4 * 10).all()
     assert (found.queries[:3] == 0).all()
-    # FAB went on to the boundary of those that stand.
-    np.testing.assert_allclose(found.distances[standing], distances[standing], rtol=0.03)
+    # FAB finds the boundary of robust examples too, beyond eps.
+    np.testing.assert_allclose(found.distances[robust], distances[robust], rtol=0.03)
     assert (found.distances[found.broken_by > CLEAN] <= eps * (1 + 1e-5)).all()
 
 
-def test_the_batch_size_changes_nothing():
+def test_results_do_not_depend_on_the_batch_size():
     one, distances, eps = run()
     other, _, _ = run(batch_size=400)
     clear = np.abs(distances / eps - 1) > 0.02
@@ -79,8 +82,8 @@ class KilledError(Exception):
     pass
 
 
-class Dying(dict):
-    """A ledger in whose hands the program dies, after so many records."""
+class KillingCache(dict):
+    """A resume cache that kills the program after `left` records."""
 
     def __init__(self, left):
         super().__init__()
@@ -93,26 +96,22 @@ class Dying(dict):
             raise KilledError
 
 
-def test_killed_at_any_record_it_ends_in_the_same_result(monkeypatch):
-    monkeypatch.setattr("jaxadv.attacks.batches._SECONDS_BETWEEN_SAVES", -1)  # each segment
+def test_a_killed_call_resumes_to_the_same_result(monkeypatch):
+    monkeypatch.setattr("jaxadv.attacks.batching._SECONDS_BETWEEN_SAVES", -1)  # each segment
     whole, _, _ = run()
     for left in (1, 4, 9):
-        ledger = Dying(left)
+        cache = KillingCache(left)
         with pytest.raises(KilledError):
-            run(ledger=ledger)
-        again, _, _ = run(ledger=ledger)
+            run(ledger=cache)
+        resumed, _, _ = run(ledger=cache)
         for name in ("images", "broken_by", "steps", "queries", "gradients", "distances"):
-            np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+            np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
 
 
-def test_an_attack_goes_on_where_a_second_look_does_not_confirm_it(monkeypatch):
-    """Under noise some first looks are luck; who is within reach falls all the same."""
-    monkeypatch.setitem(
-        VERSIONS,
-        "rand",
-        {"apgd_ce": {"attack": "apgd", "loss": "cross_entropy", "num_steps": 60,
-                     "num_noise_samples": 2}},
-    )  # fmt: skip
+def test_an_attack_continues_after_an_unconfirmed_success(monkeypatch):
+    """Under noise some first successes are chance; examples within eps are fooled anyway."""
+    apgd_ce = {"attack": "apgd", "loss": "cross_entropy", "num_steps": 60, "num_noise_samples": 2}
+    patch_stages(monkeypatch, {"rand": {"apgd_ce": apgd_ce}})
 
     def noisy(key, images):
         return 10 * LOGITS_FN(None, images) + jax.random.normal(key, (len(images), 5))
@@ -121,12 +120,12 @@ def test_an_attack_goes_on_where_a_second_look_does_not_confirm_it(monkeypatch):
     eps = float(np.median(distances[3:]))
     found = autoattack(KEY, noisy, IMAGES, LABELS, eps=eps, version="rand", batch_size=64)
     assert found.unconfirmed["apgd_ce"] > 0
-    assert (found.broken_by != STANDING)[distances < 0.7 * eps].all()
+    assert (found.broken_by != ROBUST)[distances < 0.7 * eps].all()
     assert (found.margins[found.broken_by == 1] > 0).all()
-    assert (found.queries <= most_queries("rand", 5)).all()
+    assert (found.queries <= _max_queries("rand", 5)).all()
 
 
-def test_flags_tell_of_models_that_it_is_not_made_for():
+def test_flags_report_models_that_autoattack_cannot_evaluate():
     def softmax(key, images):
         return jax.nn.softmax(LOGITS_FN(None, images))
 
@@ -152,7 +151,7 @@ def test_flags_tell_of_models_that_it_is_not_made_for():
     assert flags(LOGITS_FN, clean=0.9, fab=0.5, square=0.4, apgd_t=0.3) == {"square"}
 
 
-def test_it_cannot_be_traced():
+def test_a_call_inside_jit_raises_an_error():
     with pytest.raises(ValueError, match="inside of jit"):
         jax.jit(lambda x: autoattack(KEY, LOGITS_FN, x, LABELS, eps=0.1).images)(IMAGES)
 
@@ -161,6 +160,6 @@ def test_it_cannot_be_traced():
     ("changes", "message"),
     [({"version": "fast"}, "version is 'fast': it must be"), ({"eps": -1.0}, "eps is -1")],
 )
-def test_bad_input_is_named(changes, message):
+def test_invalid_arguments_raise_an_error_with_their_name(changes, message):
     with pytest.raises(ValueError, match=message):
         run(**changes)

@@ -1,13 +1,16 @@
-"""The versions of AutoAttack, and models of few classes, on linear models with known outcomes."""
+"""The versions of AutoAttack, and models of few classes, on linear models of known robustness."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from calls import AUTOATTACK_MODULE, shorten_stages
 from linear_model import examples, linear, radii, random_weights
 
-from jaxadv.attacks import ATTACKS, arguments, autoattack
-from jaxadv.attacks.autoattack import VERSIONS, _plan, most_queries
+from jaxadv.attacks import ATTACKS, autoattack, checks
+from jaxadv.attacks.autoattack import _max_queries, _version_stages
+
+pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 # Forward passes of an image in 100 steps: APGD also takes one at the start, FAB two in each step.
@@ -35,30 +38,26 @@ APGD, FAB, SQUARE = 101, 200, 5000
 )
 @pytest.mark.parametrize("num_classes", [10, 200])
 def test_a_version_has_the_attacks_and_budgets_of_the_reference(version, budgets, num_classes):
-    plan = _plan(version, num_classes)
-    assert [(name, stage.budget) for name, stage in plan.items()] == list(budgets.items())
-    assert most_queries(version, num_classes) == sum(budgets.values())
+    stages = _version_stages(version, num_classes)
+    assert [(name, stage.max_queries) for name, stage in stages.items()] == list(budgets.items())
+    assert _max_queries(version, num_classes) == sum(budgets.values())
 
 
 @pytest.mark.parametrize(("num_classes", "num_targets"), [(2, 1), (3, 2), (5, 4), (10, 9), (11, 9)])
 def test_all_other_classes_are_targets_and_at_most_nine(num_classes, num_targets):
-    plan = _plan("standard", num_classes)
-    assert plan["apgd_t"].budget == num_targets * APGD
-    assert plan["fab_t"].budget == num_targets * FAB
-    assert plan["apgd_t"].arguments["num_targets"] == num_targets
+    stages = _version_stages("standard", num_classes)
+    assert stages["apgd_t"].max_queries == num_targets * APGD
+    assert stages["fab_t"].max_queries == num_targets * FAB
+    assert stages["apgd_t"].arguments["num_targets"] == num_targets
 
 
-def shorten(monkeypatch, version):
-    """Leaves a version its attacks, restarts and targets, and takes few steps for each."""
-    short = {
-        name: {**stage, **({"num_queries": 30} if "num_queries" in stage else {"num_steps": 12})}
-        for name, stage in VERSIONS[version].items()
-    }
-    monkeypatch.setitem(VERSIONS, version, short)
+@pytest.fixture
+def short_stages(monkeypatch):
+    shorten_stages(monkeypatch, num_steps=12, num_queries=30)
 
 
 def attacked(num_classes, version, norm="linf"):
-    """Runs a version on a linear model; returns the result, eps and the distances.
+    """Run a version on a linear model; return the result, eps and the distances.
 
     The first two of 16 images are misclassified.
     """
@@ -88,19 +87,19 @@ def assert_exact(found, eps, distances):
     assert 0.2 < accuracies[-1] < 0.8
 
 
+@pytest.mark.usefixtures("short_stages")
 @pytest.mark.parametrize("version", ["plus"])
-def test_a_version_finds_the_exact_robust_accuracy(version, monkeypatch):
-    shorten(monkeypatch, version)
+def test_a_version_finds_the_exact_robust_accuracy(version):
     found, eps, distances = attacked(5, version)
-    assert found.attacks == ("clean", *VERSIONS[version])
+    assert found.attacks == ("clean", *_version_stages(version, 5))
     assert_exact(found, eps, distances)
-    assert (found.queries[distances > eps] == most_queries(version, 5)).all()
+    assert (found.queries[distances > eps] == _max_queries(version, 5)).all()
     assert not found.flags
 
 
+@pytest.mark.usefixtures("short_stages")
 @pytest.mark.parametrize(("num_classes", "norm"), [(2, "linf"), (3, "l2")])
-def test_few_classes_have_the_exact_robust_accuracy_and_a_flag(num_classes, norm, monkeypatch):
-    shorten(monkeypatch, "standard")
+def test_few_classes_have_the_exact_robust_accuracy_and_a_flag(num_classes, norm):
     found, eps, distances = attacked(num_classes, "standard", norm)
     assert_exact(found, eps, distances)
     assert set(found.flags) == {"few_classes"}
@@ -117,10 +116,10 @@ def test_one_class_is_refused(name):
         return images.mean((1, 2, 3))[:, None]
 
     with pytest.raises(ValueError, match="class"):
-        ATTACKS[name](
+        ATTACKS[name].attack_fn(
             KEY, one_logit, images, jnp.zeros(4, jnp.int32), eps=0.1, **budgets.get(name, {})
         )
 
 
-def test_the_table_of_arguments_knows_the_versions():
-    assert tuple(VERSIONS) == arguments.VERSIONS
+def test_checks_list_the_versions():
+    assert tuple(AUTOATTACK_MODULE._stages(9)) == checks.VERSIONS

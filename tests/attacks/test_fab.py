@@ -1,4 +1,4 @@
-"""FAB on linear models, whose nearest boundaries are known."""
+"""FAB on linear models, whose nearest decision boundaries are known."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, length, radii
 
-from jaxadv.attacks.fab import _cross, _plane_to, fab
-from jaxadv.losses import margin
+from jaxadv.attacks.fab import _linearise_target, _step_across, fab
+from jaxadv.core.losses import margin
+
+pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 IMAGES, _ = examples(n=24, low=0.3, high=0.7)
@@ -16,7 +18,7 @@ HIDDEN = np.random.default_rng(1).normal(size=(SIZE, 8))
 OUT = np.random.default_rng(2).normal(size=(8, 5))
 
 
-def curved(key, images):
+def nonlinear(key, images):
     return jnp.tanh(0.5 * images.reshape(-1, SIZE) @ HIDDEN) @ OUT
 
 
@@ -26,14 +28,14 @@ def attack(images=IMAGES, labels=LABELS, logits_fn=LOGITS_FN, **changes):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_on_a_linear_model_it_finds_the_nearest_boundary(norm):
+def test_finds_the_nearest_boundary_of_a_linear_model(norm):
     distances = radii(WEIGHTS, IMAGES, LABELS, norm)
     found = attack(norm=norm, early_stop=False)
     assert found.success.all()
-    np.testing.assert_allclose(found.memory.distance, distances, rtol=0.02)
-    assert (found.memory.distance > distances).all()
+    np.testing.assert_allclose(found.extras.distance, distances, rtol=0.02)
+    assert (found.extras.distance > distances).all()
     np.testing.assert_allclose(
-        length(found.images - IMAGES, norm), found.memory.distance, rtol=1e-3, atol=1e-7
+        length(found.images - IMAGES, norm), found.extras.distance, rtol=1e-3, atol=1e-7
     )
     wrong = LOGITS_FN(None, found.images).argmax(axis=1) != LABELS
     assert wrong.all()
@@ -44,59 +46,61 @@ def test_on_a_linear_model_it_finds_the_nearest_boundary(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_an_example_is_done_within_eps(norm):
+def test_examples_end_within_eps(norm):
     distances = radii(WEIGHTS, IMAGES, LABELS, norm)
     eps = float(np.median(distances))
     found = attack(norm=norm, eps=eps)
-    clear = np.abs(distances / eps - 1) > 0.02
-    np.testing.assert_array_equal(found.success[clear], distances[clear] < eps)
-    assert (found.memory.distance[found.success] <= eps).all()
+    is_clear = np.abs(distances / eps - 1) > 0.02
+    np.testing.assert_array_equal(found.success[is_clear], distances[is_clear] < eps)
+    assert (found.extras.distance[found.success] <= eps).all()
     assert (found.queries[found.success] < 80).all()
     assert (found.queries[~found.success] == 160).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_on_a_curved_model_it_finds_the_boundary(norm):
-    labels = curved(None, IMAGES).argmax(axis=1)
-    found = attack(labels=labels, logits_fn=curved, norm=norm, early_stop=False, num_steps=80)
+def test_finds_the_boundary_of_a_nonlinear_model(norm):
+    labels = nonlinear(None, IMAGES).argmax(axis=1)
+    found = attack(labels=labels, logits_fn=nonlinear, norm=norm, early_stop=False, num_steps=80)
     assert found.success.all()
     rays = np.asarray(found.images - IMAGES)
     for share in (0.5, 0.9):
-        # Nearer along the same ray is the label: the boundary itself was found.
-        inside = curved(None, IMAGES + share * rays).argmax(axis=1) == labels
-        assert inside.mean() > 0.9
-    single = attack(labels=labels, logits_fn=curved, norm=norm, early_stop=False, num_targets=1)
-    assert (found.memory.distance <= single.memory.distance * (1 + 1e-4)).all()
+        # Nearer images on the same ray have the label, so the boundary itself was found.
+        has_label = nonlinear(None, IMAGES + share * rays).argmax(axis=1) == labels
+        assert has_label.mean() > 0.9
+    single = attack(labels=labels, logits_fn=nonlinear, norm=norm, early_stop=False, num_targets=1)
+    assert (found.extras.distance <= single.extras.distance * (1 + 1e-4)).all()
 
 
 @pytest.mark.parametrize(("norm", "order"), [("linf", np.inf), ("l2", 2)])
-def test_a_step_is_a_mean_of_two_projections(norm, order):
-    """Far from the walls of the box, from a place near the boundary and from the clean image."""
+def test_steps_are_weighted_means_of_two_projections(norm, order):
+    """Far from the faces of the box, for iterates near the boundary and the clean image."""
     w, clean = WEIGHTS[:, 1] - WEIGHTS[:, 0], np.full(SIZE, 0.5)
     generator = np.random.default_rng(0)
-    places = [clean + generator.normal(size=SIZE) * scale for scale in (1e-3, 0.02, 0.05)]
-    clean = clean - 0.01 * np.sign(w)  # on the label's side
+    points = [clean + generator.normal(size=SIZE) * scale for scale in (1e-3, 0.02, 0.05)]
+    clean = clean - 0.01 * np.sign(w)  # on the side of the label
 
-    def across(x):
-        gap = x @ w
-        return -gap * w / (w @ w) if order == 2 else -gap * np.sign(w) / np.abs(w).sum()
+    def projection(x):
+        value = x @ w
+        return -value * w / (w @ w) if order == 2 else -value * np.sign(w) / np.abs(w).sum()
 
-    def size(change):
-        return max(np.linalg.norm(change, order), 1e-8)
+    def size(delta):
+        return max(np.linalg.norm(delta, order), 1e-8)
 
-    pulls = [size(across(x)) / (size(across(x)) + size(across(clean))) for x in places]
+    alphas = [size(projection(x)) / (size(projection(x)) + size(projection(clean))) for x in points]
     expected = [
-        (1 - min(pull, 0.1)) * (x + 1.05 * across(x))
-        + min(pull, 0.1) * (clean + 1.05 * across(clean))
-        for x, pull in zip(places, pulls, strict=True)
+        (1 - min(alpha, 0.1)) * (x + 1.05 * projection(x))
+        + min(alpha, 0.1) * (clean + 1.05 * projection(clean))
+        for x, alpha in zip(points, alphas, strict=True)
     ]
-    assert min(pulls) < 0.1 < max(pulls)
-    images, here = (
+    assert min(alphas) < 0.1 < max(alphas)
+    images, iterates = (
         jnp.asarray(np.reshape(flat, (3, 4, 4, 3)), jnp.float32)
-        for flat in (np.tile(clean, (3, 1)), places)
+        for flat in (np.tile(clean, (3, 1)), points)
     )
-    plane = _plane_to(lambda gap: gap, lambda x: x.reshape(3, -1) @ w.astype(np.float32), here)
-    found = _cross(plane, images, here, norm)
+    boundary = _linearise_target(
+        lambda values: values, lambda x: x.reshape(3, -1) @ w.astype(np.float32), iterates
+    )
+    found = _step_across(boundary, images, iterates, norm)
     np.testing.assert_allclose(np.reshape(found, (3, -1)), expected, atol=1e-5)
 
 
@@ -105,7 +109,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_it_goes_on_where_it_stopped_and_knows_no_batch():
+def test_results_do_not_depend_on_resumption_or_batch():
     arguments = {"eps": 0.02, "num_targets": 2, "num_restarts": 2, "num_steps": 5}
     whole = attack(**arguments)
     assert 0 < whole.success.sum() < 24
@@ -120,8 +124,8 @@ def test_it_goes_on_where_it_stopped_and_knows_no_batch():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("num_targets", [0, 4])
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
-def test_the_scale_of_the_logits_changes_nothing(norm, num_targets, scale):
-    """Squares of such gradients are no floats of single precision."""
+def test_logit_scale_does_not_change_the_result(norm, num_targets, scale):
+    """Squares of such gradients are outside the range of float32."""
 
     def scaled(key, images):
         return scale * LOGITS_FN(key, images)
@@ -130,35 +134,35 @@ def test_the_scale_of_the_logits_changes_nothing(norm, num_targets, scale):
     found, expected = attack(logits_fn=scaled, **options), attack(**options)
     assert expected.success.any()
     np.testing.assert_array_equal(found.success, expected.success)
-    np.testing.assert_allclose(found.memory.distance, expected.memory.distance, rtol=1e-3)
+    np.testing.assert_allclose(found.extras.distance, expected.extras.distance, rtol=1e-3)
 
 
-def test_a_budget_of_nothing_buys_nothing_inside_of_jit():
+def test_zero_budget_inside_jit_spends_no_queries():
     wrong = (LABELS + 1) % 5
     found = jax.jit(lambda budget: attack(labels=wrong, num_queries=budget))(0)
     assert not found.queries.any()
     assert not found.success.any()
 
 
-def test_restarts_begin_at_half_of_the_radius():
-    def here(num_queries):
+def test_restarts_begin_at_half_the_radius():
+    def iterate(num_queries):
         found = attack(
             eps=0.001, num_restarts=2, num_steps=3, num_targets=1, num_queries=num_queries
         )
-        return found.memory.here
+        return found.extras.iterate
 
-    assert not np.allclose(here(8), here(6), atol=1e-3)
+    assert not np.allclose(iterate(8), iterate(6), atol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_targets": 5}, "num_targets is 5: there are 4 other classes"),
+        ({"num_targets": 5}, "num_targets is 5: it must be at most 4"),
         ({"num_targets": -1}, "num_targets is -1"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"eps": -1.0}, "eps is -1.0"),
     ],
 )
-def test_bad_input_is_named(changes, message):
+def test_invalid_arguments_raise_an_error_with_their_name(changes, message):
     with pytest.raises(ValueError, match=message):
         attack(**changes)

@@ -1,4 +1,4 @@
-"""NES on linear models, where the estimate and the path are known."""
+"""NES on linear models, where the moments of the estimate and the steps are known."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,14 @@ import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, flat, numpy_pgd
 
 from jaxadv.attacks import BlackBox, nes
-from jaxadv.attacks.finite_difference import Sampling, choose_chunk_size, estimate_gradient
-from jaxadv.attacks.nes import _decay
-from jaxadv.attacks.passes import make_passes
-from jaxadv.losses import make_objective, margin
+from jaxadv.attacks.black_box import make_query_fn
+from jaxadv.attacks.nes import (
+    GradientSampling,
+    _halve_on_plateau,
+    choose_chunk_size,
+    estimate_gradient,
+)
+from jaxadv.core.losses import make_objective, margin
 
 KEY = jax.random.key(0)
 BATCH = 400
@@ -24,13 +28,13 @@ def two_classes(key, images):
 
 
 def estimate(directions="normal", num_samples=20, logits_fn=two_classes, loss="margin", **changes):
-    sampling = Sampling(
+    sampling = GradientSampling(
         **{"num_samples": num_samples, "chunk_size": 2, "sigma": jnp.float32(1e-3), **changes},
         directions=directions,
     )
     return estimate_gradient(
         KEY,
-        make_passes(logits_fn, LABELS, None),
+        make_query_fn(logits_fn, LABELS, None),
         make_objective(loss, LABELS, None),
         IMAGES,
         jnp.arange(BATCH),
@@ -41,7 +45,7 @@ def estimate(directions="normal", num_samples=20, logits_fn=two_classes, loss="m
 
 @pytest.mark.parametrize("num_samples", [20, 200])
 @pytest.mark.parametrize(("directions", "extra"), [("normal", SIZE + 1), ("rademacher", SIZE - 1)])
-def test_the_estimate_has_the_expectation_and_variance_of_theory(directions, extra, num_samples):
+def test_the_estimate_has_the_theoretical_mean_and_variance(directions, extra, num_samples):
     gradient = flat(estimate(directions, num_samples, sigma=jnp.float32(0.1))[0])
     w = WEIGHTS[:, 0]
     num_pairs = num_samples // 2
@@ -54,7 +58,7 @@ def test_the_estimate_has_the_expectation_and_variance_of_theory(directions, ext
     assert cosine.mean() == pytest.approx((1 + extra / num_pairs) ** -0.5, rel=0.05)
 
 
-def test_the_mean_of_the_objective_is_that_of_the_queries():
+def test_the_mean_objective_is_that_of_the_queries():
     _, value = estimate(logits_fn=lambda key, x: two_classes(key, x) + jnp.array([0, 3]))
     np.testing.assert_allclose(value, 3, rtol=1e-3)
 
@@ -64,7 +68,7 @@ def noisy(key, images):
 
 
 @pytest.mark.parametrize("logits_fn", [two_classes, noisy])
-def test_the_chunk_changes_nothing(logits_fn):
+def test_chunk_size_does_not_change_the_estimate(logits_fn):
     changes = {"logits_fn": logits_fn, "sigma": jnp.float32(0.1)}
     expected, _ = estimate(chunk_size=2, **changes)
     for chunk_size in (4, 20):
@@ -72,16 +76,16 @@ def test_the_chunk_changes_nothing(logits_fn):
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_every_query_meets_noise_of_its_own():
+def test_every_query_has_its_own_noise():
     gradient, _ = estimate(logits_fn=lambda key, x: noisy(key, x) * jnp.array([0, 1]), sigma=1.0)
-    # Equal noise on both sides of a pair would cancel, and leave the estimate as it was.
+    # Equal noise on both sides of a pair would cancel and not change the estimate.
     spread = flat(gradient - estimate(sigma=1.0)[0]).std()
     assert spread == pytest.approx(np.sqrt(2 / 10) / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("loss", ["probability", "cross_entropy", "margin"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_with_many_samples_it_is_pgd(loss, norm):
+def test_with_many_samples_it_matches_pgd(loss, norm):
     images, _ = examples(n=4, low=0.3, high=0.7)
     labels = LOGITS_FN(None, images).argmax(axis=1)
     budget = {"eps": 0.2, "step_size": 0.1, "norm": norm}
@@ -94,12 +98,13 @@ def test_with_many_samples_it_is_pgd(loss, norm):
     # The probability has the direction of the cross entropy.
     loss = "cross_entropy" if loss == "probability" else loss
     expected = numpy_pgd(WEIGHTS, images, images, labels, num_steps=2, loss=loss, **budget)
-    moves, known = flat(found.images - images), flat(expected - images)
-    cosine = (moves * known).sum(1) / np.linalg.norm(moves, axis=1) / np.linalg.norm(known, axis=1)
+    moves, reference = flat(found.images - images), flat(expected - images)
+    norms = np.linalg.norm(moves, axis=1) * np.linalg.norm(reference, axis=1)
+    cosine = (moves * reference).sum(1) / norms
     assert cosine.min() > 0.9
 
 
-def test_the_study_takes_as_many_steps_as_the_budget_holds_and_looks_once():
+def test_without_early_stop_it_spends_the_budget_and_checks_once():
     images, labels = examples(n=6)
     for num_queries, steps in ((0, 0), (1, 0), (40, 0), (41, 1), (80, 1), (81, 2)):
         found = nes(
@@ -114,7 +119,7 @@ def test_the_study_takes_as_many_steps_as_the_budget_holds_and_looks_once():
             np.testing.assert_array_equal(found.success, margins > 0)
 
 
-def test_momentum_carries_the_gradients_before():
+def test_momentum_averages_over_earlier_gradients():
     images, labels = examples(n=6)
     budget = {"eps": 0.5, "step_size": 0.01, "samples_per_gradient": 10, "early_stop": False}
 
@@ -125,39 +130,39 @@ def test_momentum_carries_the_gradients_before():
         )  # fmt: skip
 
     # The first step without momentum shows the first gradient; the second is estimated here.
-    first, once = flat(run(11, 0.0).memory.velocity), run(11, 0.6)
-    np.testing.assert_allclose(flat(once.memory.velocity), 0.4 * first, rtol=1e-5)
+    first, once = flat(run(11, 0.0).extras.velocity), run(11, 0.6)
+    np.testing.assert_allclose(flat(once.extras.velocity), 0.4 * first, rtol=1e-5)
     gradient_key, _ = jax.random.split(KEY)
     second = estimate_gradient(
         jax.random.fold_in(gradient_key, 1),
-        make_passes(LOGITS_FN, labels, None),
+        make_query_fn(LOGITS_FN, labels, None),
         make_objective("margin", labels, None),
         once.images,
         jnp.arange(6),
         jnp.ones(6, bool),
-        Sampling(10, 2, "normal", jnp.float32(1e-3)),
+        GradientSampling(10, 2, "normal", jnp.float32(1e-3)),
     )
     expected = 0.6 * 0.4 * first + 0.4 * flat(second.gradient)
-    np.testing.assert_allclose(flat(run(21, 0.6).memory.velocity), expected, atol=0.02)
+    np.testing.assert_allclose(flat(run(21, 0.6).extras.velocity), expected, atol=0.02)
     assert np.abs(flat(second.gradient) - first).max() > 1
 
 
-def test_the_step_size_is_halved_where_the_loss_has_fallen():
-    step_size, last = jnp.array([0.04, 0.04, 0.04, 3e-5]), jnp.full((4, 3), -jnp.inf)
+def test_step_size_is_halved_where_the_loss_has_fallen():
+    step_size, losses = jnp.array([0.04, 0.04, 0.04, 3e-5]), jnp.full((4, 3), -jnp.inf)
     least = jnp.float32(0.015)
-    for losses in ([1.0, 3.0, 1.0, 3.0], [2.0, 2.0, 9.0, 2.0]):
-        step_size, last = _decay(step_size, last, jnp.array(losses), least)
-        np.testing.assert_allclose(step_size, [0.04, 0.04, 0.04, 3e-5])  # too few losses yet
-    step_size, last = _decay(step_size, last, jnp.array([3.0, 1.0, 1.0, 1.0]), least)
+    for loss in ([1.0, 3.0, 1.0, 3.0], [2.0, 2.0, 9.0, 2.0]):
+        step_size, losses = _halve_on_plateau(step_size, losses, jnp.array(loss), least)
+        np.testing.assert_allclose(step_size, [0.04, 0.04, 0.04, 3e-5])  # too few losses so far
+    step_size, losses = _halve_on_plateau(step_size, losses, jnp.array([3.0, 1.0, 1.0, 1.0]), least)
     np.testing.assert_allclose(step_size, [0.04, 0.02, 0.04, 3e-5])
-    assert np.isneginf(last[1]).all()
-    np.testing.assert_allclose(last[0], [1, 2, 3])
-    for losses in (3.0, 2.0, 1.0):
-        step_size, last = _decay(step_size, last, jnp.full(4, losses), least)
+    assert np.isneginf(losses[1]).all()
+    np.testing.assert_allclose(losses[0], [1, 2, 3])
+    for loss in (3.0, 2.0, 1.0):
+        step_size, losses = _halve_on_plateau(step_size, losses, jnp.full(4, loss), least)
     np.testing.assert_allclose(step_size[1], 0.015)
 
 
-def test_a_chunk_divides_the_samples(monkeypatch):
+def test_chunk_size_divides_the_number_of_samples(monkeypatch):
     assert choose_chunk_size(LOGITS_FN, 100, None, 512) == 2
     assert choose_chunk_size(LOGITS_FN, 100, 7, 512) == 4
     assert choose_chunk_size(LOGITS_FN, 100, 1000, 512) == 100
@@ -167,7 +172,7 @@ def test_a_chunk_divides_the_samples(monkeypatch):
     assert choose_chunk_size(LOGITS_FN, 100, None, 10**6) == 2
 
 
-def test_what_took_its_last_look_is_not_resumed():
+def test_results_without_early_stop_cannot_be_resumed():
     arguments = {"eps": 0.1, "step_size": 0.1, "num_queries": 10, "samples_per_gradient": 4}
     found = nes(KEY, LOGITS_FN, *examples(n=4), **arguments)
     with pytest.raises(ValueError, match="resume needs early_stop"):
@@ -188,7 +193,7 @@ def test_what_took_its_last_look_is_not_resumed():
         ({"chunk_size": 1}, "chunk_size is 1"),
     ],
 )
-def test_bad_input_is_named(changes, message):
+def test_invalid_arguments_raise_an_error_with_their_name(changes, message):
     arguments = {"eps": 0.1, "step_size": 0.1, "num_queries": 10, **changes}
     with pytest.raises(ValueError, match=message):
         nes(KEY, LOGITS_FN, *examples(n=4), **arguments)

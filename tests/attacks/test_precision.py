@@ -1,4 +1,4 @@
-"""Precisions of images and logits, and values at the edge of [0, 1]."""
+"""Precisions of images and logits, and values at the limits of [0, 1]."""
 
 from functools import partial
 
@@ -10,7 +10,10 @@ from calls import CALLS, images_of, run, run_autoattack
 from linear_model import ORDERS, WEIGHTS, apply, examples
 
 from jaxadv.attacks import n_fgsm, nes, pgd
-from jaxadv.attacks.inputs import check_key
+from jaxadv.attacks.checks import check_key
+from jaxadv.attacks.pgd import pgd_result
+
+pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 IMAGES, LABELS = examples(n=8)
@@ -29,7 +32,7 @@ def lengths(delta, norm):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "n_fgsm"])
-def test_results_stay_in_the_ball_whatever_the_precision_of_the_images(name, dtype, norm):
+def test_results_are_in_the_ball_for_all_precisions_of_the_images(name, dtype, norm):
     images = IMAGES.astype(dtype)
     model = partial(model_in, jnp.bfloat16)
     found = images_of(run(name, model, images, LABELS, norm=norm, eps=EPS))
@@ -39,7 +42,7 @@ def test_results_stay_in_the_ball_whatever_the_precision_of_the_images(name, dty
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_double_precision_is_kept_by_attacks_with_gradients(norm):
+def test_pgd_keeps_double_precision(norm):
     with jax.enable_x64(True):
         images = jnp.asarray(np.asarray(IMAGES, np.float64) * 0.9 + 0.05)
         adversarial = pgd(
@@ -50,14 +53,14 @@ def test_double_precision_is_kept_by_attacks_with_gradients(norm):
     assert lengths(np.asarray(adversarial) - np.asarray(images), norm).max() <= EPS + 1e-15
 
 
-def test_logits_in_half_precision_run_through_all_of_autoattack():
-    with_halves = run_autoattack(partial(model_in, jnp.bfloat16), IMAGES, LABELS)
-    assert np.isfinite(with_halves.images).all()
-    assert with_halves.flags.keys() <= {"randomised"}
+def test_autoattack_accepts_half_precision_logits():
+    found = run_autoattack(partial(model_in, jnp.bfloat16), IMAGES, LABELS)
+    assert np.isfinite(found.images).all()
+    assert found.flags.keys() <= {"randomised"}
 
 
 @pytest.mark.parametrize("outside", [1.0000001, 1 + 5e-7, -3e-8])
-def test_what_leaves_the_range_by_rounding_is_clipped(outside):
+def test_values_outside_the_range_by_rounding_are_clipped(outside):
     edge = np.array(IMAGES)
     edge[0, 0, 0, 0] = outside
     clean = np.clip(edge, 0, 1)
@@ -70,7 +73,7 @@ def test_what_leaves_the_range_by_rounding_is_clipped(outside):
 
 
 @pytest.mark.parametrize("outside", [1.25, -0.125, jnp.nan, jnp.inf])
-def test_what_leaves_it_by_more_is_refused_with_the_value(outside):
+def test_values_farther_outside_the_range_raise_an_error(outside):
     images = IMAGES.at[0, 0, 0, 0].set(outside)
     with pytest.raises(ValueError, match=f"images lie in .*{float(outside)}"):
         pgd(KEY, partial(apply, WEIGHTS), images, LABELS, eps=0.1, step_size=0.05, num_steps=2)
@@ -78,27 +81,27 @@ def test_what_leaves_it_by_more_is_refused_with_the_value(outside):
 
 BAD_N_FGSM = {
     "bytes as floats": ({"images": 255 * IMAGES}, "images lie in"),
-    "labels": ({"labels": LABELS + 90}, r"labels lie in \[9\d, 94\], not in \[0, 4\]"),
+    "labels": ({"labels": LABELS + 90}, r"labels lie in \[9\d, 94\]: they must lie in \[0, 4\]"),
     "eps": ({"eps": -1.0}, "eps is -1.0"),
     "loss": ({"loss": "kl"}, "loss is 'kl': it must be one of"),
 }
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_N_FGSM.values(), ids=BAD_N_FGSM)
-def test_n_fgsm_refuses_what_pgd_refuses(changes, message):
+def test_n_fgsm_checks_its_arguments_as_pgd_does(changes, message):
     arguments = {"images": IMAGES, "labels": LABELS, "eps": 0.1, "step_size": 0.1} | changes
     with pytest.raises(ValueError, match=message):
         n_fgsm(KEY, partial(apply, WEIGHTS), **arguments)
 
 
 @pytest.mark.parametrize("name", ["eps", "step_size", "num_restarts", "noise_chunk_size", "loss"])
-def test_none_is_no_value_of_an_argument_that_is_needed(name):
+def test_required_arguments_cannot_be_none(name):
     arguments = {"eps": 0.1, "step_size": 0.1, "num_steps": 1, name: None}
     with pytest.raises(ValueError, match=f"{name} is None: it must be"):
-        pgd.__wrapped__.__wrapped__(KEY, partial(apply, WEIGHTS), IMAGES, LABELS, **arguments)
+        pgd_result.__wrapped__(KEY, partial(apply, WEIGHTS), IMAGES, LABELS, **arguments)
 
 
-def test_targets_are_not_the_labels():
+def test_targets_must_differ_from_the_labels():
     with pytest.raises(ValueError, match="targets equal the labels of 8 images"):
         nes(
             KEY, partial(apply, WEIGHTS), IMAGES, LABELS, eps=0.1, step_size=0.1, num_queries=1,
@@ -106,11 +109,11 @@ def test_targets_are_not_the_labels():
         )  # fmt: skip
 
 
-def test_a_key_of_the_older_kind_is_the_same():
-    older = check_key(jax.random.PRNGKey(3))
+def test_raw_keys_are_wrapped():
+    wrapped = check_key(jax.random.PRNGKey(3))
     np.testing.assert_array_equal(
-        jax.random.key_data(older), jax.random.key_data(jax.random.key(3))
+        jax.random.key_data(wrapped), jax.random.key_data(jax.random.key(3))
     )
-    for no_key in (jax.random.split(KEY), 3, np.zeros(2)):
-        with pytest.raises(ValueError, match=r"not one key of JAX: give jax\.random\.key"):
-            check_key(no_key)
+    for invalid in (jax.random.split(KEY), 3, np.zeros(2)):
+        with pytest.raises(ValueError, match=r"must be a single JAX key such as jax\.random\.key"):
+            check_key(invalid)

@@ -1,7 +1,7 @@
-"""What every attack promises, on inputs that hypothesis draws and on models that degenerate.
+"""Properties of all attacks, on random inputs and on degenerate models.
 
-Each shape and static argument is a compilation, so these come from a short list for each attack;
-what is traced varies freely on top.
+Each combination of shapes and static arguments compiles, so these come from a short list per
+attack. Traced arguments vary freely.
 """
 
 import inspect
@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from calls import FUNCTIONS, images_of
+from calls import BLACK_BOX, FUNCTIONS, RESUMABLE, images_of, patch_stages
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from jaxadv.attacks import GRADIENT_FREE, Queried
-from jaxadv.attacks.autoattack import VERSIONS
-from jaxadv.attacks.cascade import CLEAN, STANDING
-from jaxadv.logits import predicted_class
-from jaxadv.losses import LOSSES
+from jaxadv.attacks import AttackResult
+from jaxadv.attacks.ensemble import CLEAN, ROBUST
+from jaxadv.core.logits import predicted_class
+from jaxadv.core.losses import LOSSES
 
-NUM_CASES = 60  # of each attack
+pytestmark = pytest.mark.slow  # compiles much
+
+NUM_CASES = 60  # per attack
 ULP = float(np.finfo(np.float32).eps)
 DETERMINISTIC = settings(
     derandomize=True,
@@ -39,8 +40,8 @@ DETERMINISTIC = settings(
 
 
 @contextmanager
-def no_checks_of_types():
-    """As a user runs it, who has no jaxtyping: the checks of the tests would refuse more."""
+def without_type_checks():
+    """Disable jaxtyping, as for users: the type checks of the tests would reject more."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
@@ -48,14 +49,14 @@ def no_checks_of_types():
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-# --- models: one compilation for all weights of a program
+# --- models: one compilation per program, for all weights
 
 
 class Weights(NamedTuple):
     matrix: jax.Array
     bias: jax.Array
     scale: jax.Array  # 0: constant logits; 1e30: saturated
-    threshold: jax.Array  # logits are NaN where the mean of an image is above it
+    threshold: jax.Array  # logits are NaN if the mean of an image is above it
 
 
 def affine(weights, key, images):
@@ -66,20 +67,20 @@ def affine(weights, key, images):
 
 
 def kinked(weights, key, images):
-    """Finite logits whose gradient is NaN where a pixel is at most 0.5."""
+    """Finite logits whose gradient is NaN if a pixel is at most 0.5."""
     kink = 0 * jnp.sqrt(jnp.maximum(images - 0.5, 0)).sum(axis=(1, 2, 3))
     return affine(weights, key, images) + kink[:, None]
 
 
 def standardised(weights, key, images):
-    """Logits are NaN for an image that is constant."""
+    """Logits are NaN for a constant image."""
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     deviation = jnp.sqrt(((images - mean) ** 2).mean(axis=(1, 2, 3), keepdims=True))
     return affine(weights, key, (images - mean) / deviation + 0.5)
 
 
 def stabilised(weights, key, images):
-    """Logits are finite for an image that is constant, and their gradient is NaN."""
+    """Logits are finite for a constant image, but their gradient is NaN."""
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     deviation = jnp.sqrt(((images - mean) ** 2).mean(axis=(1, 2, 3), keepdims=True))
     return affine(weights, key, (images - mean) / (deviation + 0.01) + 0.5)
@@ -109,7 +110,7 @@ def make_weights(case, pixels, num_classes):
     )
 
 
-# --- what is compiled
+# --- shapes and static arguments
 
 SHARED = {
     "height": range(1, 9),
@@ -149,7 +150,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random_search": {**NORMS, **TARGETED},
     "autoattack": {**NORMS, "version": ["standard", "rand"]},
 }  # fmt: skip
-NUM_COMPILED = {"autoattack": 5}  # of several attacks each; else 10
+NUM_COMPILED = {"autoattack": 5}  # each runs several attacks; 10 otherwise
 SHORT = {
     "standard": {
         "apgd_ce": {"attack": "apgd", "loss": "cross_entropy", "num_steps": 3},
@@ -166,7 +167,7 @@ SHORT = {
 
 
 def compilations(name):
-    """Every value of every axis once or more, beside values of the others that chance chose."""
+    """Combinations that contain every value of every axis, with random values of the others."""
     generator = random.Random(name)
     axes = SHARED | OPTIONS[name]
     number = NUM_COMPILED.get(name, 10)
@@ -181,7 +182,7 @@ def compilations(name):
 COMPILED = {name: compilations(name) for name in OPTIONS}
 
 
-# --- what varies
+# --- traced values
 
 IMAGES = {
     "any": lambda generator, shape: generator.uniform(0, 1, shape),
@@ -190,14 +191,14 @@ IMAGES = {
     "black": lambda generator, shape: np.zeros(shape),
     "grey": lambda generator, shape: np.full(shape, 0.5),
     "white": lambda generator, shape: np.ones(shape),
-    # By so much an image may leave [0, 1] that was normalised and back.
+    # The rounding error of an image that was normalised and denormalised.
     "rounded": lambda generator, shape: generator.choice([-1e-7, 0.3, 1 + 1e-7], shape),
 }
 DTYPES = [np.float32, jnp.float16, jnp.bfloat16, np.float64]
 
 
 def make_case(seed):
-    """Independent values: those that hypothesis draws itself degenerate all at once too often."""
+    """Sample independent values: hypothesis often makes all of them degenerate at once."""
     generator = np.random.default_rng(seed)
 
     def one_of(values):
@@ -233,9 +234,9 @@ def margins(logits, classes):
     return np.where(finite, others.max(axis=1) - logits[rows, classes], np.inf)
 
 
-class Drawn(NamedTuple):
-    images: Any  # as the attack gets them
-    clean: np.ndarray  # as it computes with them
+class Problem(NamedTuple):
+    images: Any  # as passed to the attack
+    clean: np.ndarray  # after its casts and clips
     labels: Any
     targets: Any
     weights: Weights
@@ -245,25 +246,25 @@ class Drawn(NamedTuple):
     def logits(self, images):
         return evaluate[self.program](self.weights, jax.random.key(0), jnp.asarray(images))
 
-    def verdicts(self, images, targeted=False):
-        """Whether images are surely misclassified, or surely not: rounding decides on the rest."""
+    def certain_results(self, images, targeted=False):
+        """Whether images are certain successes or failures; rounding decides on the rest."""
         logits = np.asarray(self.logits(images), np.float64)
-        aside = margins(logits, np.asarray(self.targets if targeted else self.labels))
+        gaps = margins(logits, np.asarray(self.targets if targeted else self.labels))
         unit = 0.05 if self.program == "half" else 2e-5
         terms = np.abs(np.asarray(self.weights.matrix, np.float64)).sum(axis=0).max()
         rounding = unit * (terms * float(self.weights.scale) + 3)
         means = images.mean(axis=(1, 2, 3), dtype=np.float64)
-        sure = np.abs(means - float(self.weights.threshold)) > 1e-6
+        is_certain = np.abs(means - float(self.weights.threshold)) > 1e-6
         if self.program in ("standardised", "stabilised"):
-            # The mean is that of what is standardised, 0.5 but for rounding; and the rounding of
-            # an image that is almost constant is divided by almost 0.
-            sure = np.full(len(images), float(self.weights.threshold) != 0.5)
-            sure &= np.abs(images - means[:, None, None, None]).max(axis=(1, 2, 3)) > 1e-2
-        elsewhere, there = sure & (aside > rounding), sure & (aside < -rounding)
-        return (there, elsewhere) if targeted else (elsewhere, there)
+            # The threshold applies to the standardised image, whose mean is 0.5 up to rounding. The
+            # rounding errors of an almost constant image are divided by almost 0.
+            is_certain = np.full(len(images), float(self.weights.threshold) != 0.5)
+            is_certain &= np.abs(images - means[:, None, None, None]).max(axis=(1, 2, 3)) > 1e-2
+        is_other, is_class = is_certain & (gaps > rounding), is_certain & (gaps < -rounding)
+        return (is_class, is_other) if targeted else (is_other, is_class)
 
 
-def draw(name, case):
+def make_problem(name, case):
     static = dict(COMPILED[name][case["compiled"] % len(COMPILED[name])])
     shape = tuple(static.pop(axis) for axis in ("batch", "height", "width", "channels"))
     num_classes, program = static.pop("num_classes"), static.pop("program")
@@ -272,45 +273,45 @@ def draw(name, case):
     clean = np.clip(np.asarray(images, np.float32), 0, 1)
     weights = make_weights(case, int(np.prod(shape[1:])), num_classes)
     labels = generator.integers(0, num_classes, shape[0], np.int32)
-    drawn = Drawn(images, clean, None, None, weights, static, program)
+    problem = Problem(images, clean, None, None, weights, static, program)
     if case["labels"] == "right":
-        labels = np.asarray(drawn.logits(clean).argmax(axis=1), np.int32)  # 0 where one is NaN
+        labels = np.asarray(problem.logits(clean).argmax(axis=1), np.int32)  # 0 for NaN
     targeted = static.pop("targeted", False)
     targets = (labels + generator.integers(1, num_classes, shape[0], np.int32)) % num_classes
-    return drawn._replace(
+    return problem._replace(
         labels=jnp.asarray(labels), targets=jnp.asarray(targets) if targeted else None
     )
 
 
-def arguments_of(name, case, drawn):
+def arguments_of(name, case, problem):
     eps = case["eps"]
-    arguments = dict(drawn.static)
+    arguments = dict(problem.static)
     arguments["eps"] = None if name == "fab" and case["seed"] % 8 == 0 else eps
     if name in ("pgd", "n_fgsm", "nes"):
         arguments["step_size"] = case["step"] * eps
     if name == "pgd":
         arguments["num_steps"] = case["num_queries"] % 4
-    if name in (*GRADIENT_FREE, "apgd", "fab"):
+    if name in RESUMABLE:
         arguments["num_queries"] = case["num_queries"]
-    if name in (*GRADIENT_FREE, "apgd", "fgsm", "pgd"):
+    if name in (*BLACK_BOX, "apgd", "fgsm", "pgd"):
         arguments["num_noise_samples"] = case["num_samples"]
-    if drawn.targets is not None:
-        arguments["targets"] = drawn.targets
+    if problem.targets is not None:
+        arguments["targets"] = problem.targets
     return arguments
 
 
-def check_inside(name, drawn, images, arguments):
-    assert images.shape == drawn.clean.shape
+def check_ball_and_box(name, problem, images, arguments):
+    assert images.shape == problem.clean.shape
     assert images.dtype == np.float32
     assert np.isfinite(images).all()
     assert ((images >= 0) & (images <= 1)).all()
     if arguments["eps"] is None or not images.size:
         return
     eps = float(np.float32(arguments["eps"]))
-    delta = images.astype(np.float64) - drawn.clean
+    delta = images.astype(np.float64) - problem.clean
     if arguments.get("norm") == "l2":
         length = np.sqrt((delta**2).sum(axis=(1, 2, 3)))
-        # Each pixel is rounded to half a unit, and so are a few operations on the length.
+        # Each pixel is rounded to half a unit, and so are a few operations on the norm.
         rounding = ULP / 2 * np.sqrt(delta[0].size) + 4 * ULP * eps
     else:
         if name == "n_fgsm":
@@ -320,70 +321,72 @@ def check_inside(name, drawn, images, arguments):
     assert length.max() <= eps + rounding
 
 
-def check_queried(name, drawn, found, arguments):
-    limit, draws = arguments["num_queries"], arguments.get("num_noise_samples", 1)
-    targeted = drawn.targets is not None
+def check_search_result(name, problem, found, arguments):
+    limit, num_samples = arguments["num_queries"], arguments.get("num_noise_samples", 1)
+    targeted = problem.targets is not None
     for count in (found.queries, found.gradients, found.nonfinite, found.steps):
         assert (count >= 0).all()
     assert (found.queries <= limit).all()
     assert not np.isnan(found.margins).any()
     images = np.asarray(found.images)
-    _, not_reached = drawn.verdicts(images, targeted)
+    _, not_reached = problem.certain_results(images, targeted)
     success = np.asarray(found.success)
     assert not (success & not_reached).any()
-    # APGD begins at a random point, and NES without early stops looks at its last image alone.
-    looks_at_clean = name != "apgd" and arguments.get("early_stop", True) and limit >= draws
-    wrong, _ = drawn.verdicts(drawn.clean, targeted)
-    if looks_at_clean or (name == "apgd" and arguments["eps"] == 0 and limit >= draws):
+    # APGD begins at a random point, and NES without early_stop only checks its last image.
+    checks_clean = name != "apgd" and arguments.get("early_stop", True) and limit >= num_samples
+    wrong, _ = problem.certain_results(problem.clean, targeted)
+    if checks_clean or (name == "apgd" and arguments["eps"] == 0 and limit >= num_samples):
         assert not (~success & wrong).any()
-        # What is not finite is no class.
-        lost = predicted_class(drawn.logits(drawn.clean)) == -1
-        if not targeted and drawn.program != "standardised":
+        # A row with a nonfinite logit predicts no class.
+        lost = predicted_class(problem.logits(problem.clean)) == -1
+        if not targeted and problem.program != "standardised":
             assert success[np.asarray(lost) & wrong].all()
     if not targeted and arguments.get("early_stop", True) and name != "apgd":
-        still_right = drawn.verdicts(images)[1]
-        assert not (still_right & drawn.verdicts(drawn.clean)[0] & (limit >= draws)).any()
+        still_right = problem.certain_results(images)[1]
+        assert not (
+            still_right & problem.certain_results(problem.clean)[0] & (limit >= num_samples)
+        ).any()
 
 
-def check_autoattack(drawn, found):
+def check_autoattack(problem, found):
     images = found.images
-    wrong, right = drawn.verdicts(drawn.clean)
-    broken = found.broken_by != STANDING
+    wrong, right = problem.certain_results(problem.clean)
+    fooled = found.broken_by != ROBUST
     assert (found.broken_by[wrong] == CLEAN).all()
     assert (found.broken_by[right] != CLEAN).all()
-    assert not (broken & drawn.verdicts(images)[1]).any()
-    np.testing.assert_array_equal(images[~broken], drawn.clean[~broken])
+    assert not (fooled & problem.certain_results(images)[1]).any()
+    np.testing.assert_array_equal(images[~fooled], problem.clean[~fooled])
     np.testing.assert_array_equal(
-        images[found.broken_by == CLEAN], drawn.clean[found.broken_by == CLEAN]
+        images[found.broken_by == CLEAN], problem.clean[found.broken_by == CLEAN]
     )
     assert list(found.accuracies().values()) == sorted(found.accuracies().values(), reverse=True)
-    lost = np.asarray(predicted_class(drawn.logits(drawn.clean)) == -1)
+    lost = np.asarray(predicted_class(problem.logits(problem.clean)) == -1)
     assert "nonfinite_logits" in found.flags or not (lost & wrong).any()
     assert ("nonfinite_logits" in found.flags) == np.isinf(found.margins).any()
 
 
 def check(name, case):
-    drawn = draw(name, case)
-    arguments = arguments_of(name, case, drawn)
-    model = partial(PROGRAMS[drawn.program], drawn.weights)
+    problem = make_problem(name, case)
+    arguments = arguments_of(name, case, problem)
+    model = partial(PROGRAMS[problem.program], problem.weights)
     key = jax.random.key(case["seed"] % 1000)
-    with no_checks_of_types() if case["numpy"] else nullcontext():
+    with without_type_checks() if case["numpy"] else nullcontext():
         as_given = np.asarray if case["numpy"] else jnp.asarray
-        images, labels = as_given(drawn.images), as_given(drawn.labels)
+        images, labels = as_given(problem.images), as_given(problem.labels)
         found = FUNCTIONS[name](key, model, images, labels, **arguments)
     images = np.asarray(images_of(found) if name != "autoattack" else found.images)
-    check_inside(name, drawn, images, arguments)
-    if isinstance(found, Queried):
-        check_queried(name, drawn, found, arguments)
+    check_ball_and_box(name, problem, images, arguments)
+    if isinstance(found, AttackResult):
+        check_search_result(name, problem, found, arguments)
     elif name == "autoattack":
-        check_autoattack(drawn, found)
+        check_autoattack(problem, found)
     elif arguments["eps"] == 0 and name != "n_fgsm":
-        np.testing.assert_array_equal(images, drawn.clean)
+        np.testing.assert_array_equal(images, problem.clean)
 
 
-# --- what is refused
+# --- invalid arguments
 
-NEEDED = {
+REQUIRED = {
     "fgsm": {},
     "n_fgsm": {"step_size": 0.1},
     "pgd": {"step_size": 0.1, "num_steps": 2},
@@ -398,7 +401,7 @@ NEEDED = {
 COUNTS = [0, -1, 1.5, True, "3", 2**31]
 STEPS = [-1, 1.5, True, "3", 2**31]
 RADII = [-0.1, float("nan"), float("inf"), 1e10, "0.1", True, (0.1, 0.2), -1e-9]
-BAD_VALUES = {
+INVALID_VALUES = {
     "eps": RADII,
     "step_size": RADII,
     "min_step_size": RADII,
@@ -411,7 +414,7 @@ BAD_VALUES = {
     "num_queries": STEPS,
     "plateau_length": STEPS,
     "num_steps": STEPS,
-    "num_targets": [*STEPS, 3, 9],  # of 3 classes
+    "num_targets": [*STEPS, 3, 9],  # with 3 classes
     "chunk_size": [1, 0, -2, 1.5],
     "samples_per_gradient": [1, 0, 3, 2.0],
     "sigma": [0, -0.1, float("nan"), float("inf")],
@@ -427,7 +430,7 @@ BAD_VALUES = {
 BATCH, CLASSES = 2, 3
 
 
-def bad_arguments(name):
+def invalid_arguments(name):
     grey = jnp.full((BATCH, 2, 3, 1), 0.5)
     images = {
         "below": grey - 0.6, "above": grey + 0.6, "NaN": grey * jnp.nan, "bytes": grey.astype(int),
@@ -439,40 +442,39 @@ def bad_arguments(name):
     bad = {"images": list(images.values()), "labels": classes}
     parameters = inspect.signature(FUNCTIONS[name]).parameters
     if "targets" in parameters:
-        bad["targets"] = [*classes, jnp.array([0, 1])]  # the last are the labels
+        bad["targets"] = [*classes, jnp.array([0, 1])]  # the last ones equal the labels
     if "example_ids" in parameters:
         bad["example_ids"] = [jnp.zeros(BATCH, int), jnp.zeros(BATCH + 1, int), jnp.ones(BATCH)]
-    return bad | {key: values for key, values in BAD_VALUES.items() if key in parameters}
+    return bad | {key: values for key, values in INVALID_VALUES.items() if key in parameters}
 
 
-@pytest.mark.parametrize("name", NEEDED)
-def test_what_cannot_be_meant_is_refused_in_one_line_that_names_it(name):
-    cases = [(key, value) for key, values in bad_arguments(name).items() for value in values]
+@pytest.mark.parametrize("name", REQUIRED)
+def test_invalid_arguments_raise_one_line_with_their_name(name):
+    cases = [(key, value) for key, values in invalid_arguments(name).items() for value in values]
 
     def logits_fn(key, images):
         return images.reshape(len(images), 6)[:, :CLASSES]
 
     for argument, value in cases:
         arrays = {"images": jnp.full((BATCH, 2, 3, 1), 0.5), "labels": jnp.array([0, 1])}
-        arguments = {"eps": 0.1, **NEEDED[name], **arrays, argument: value}
-        with no_checks_of_types(), pytest.raises(ValueError, match=argument) as raised:
+        arguments = {"eps": 0.1, **REQUIRED[name], **arrays, argument: value}
+        with without_type_checks(), pytest.raises(ValueError, match=argument) as raised:
             FUNCTIONS[name](jax.random.key(0), logits_fn, **arguments)
         assert "\n" not in str(raised.value), (argument, value)
-    print(f"{name}: {len(cases)} refusals")
+    print(f"{name}: {len(cases)} invalid arguments")
     assert len(cases) >= 30
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch):
-    for version, stages in SHORT.items():
-        monkeypatch.setitem(VERSIONS, version, stages)
+def short_versions(monkeypatch):
+    patch_stages(monkeypatch, SHORT)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_attack_keeps_its_promises(name):
+def test_attacks_have_the_shared_properties(name):
     cases, compiled = 0, Counter()
 
-    @seed(zlib.crc32(name.encode()))  # others for each attack
+    @seed(zlib.crc32(name.encode()))  # different cases for each attack
     @DETERMINISTIC
     @given(CASES)
     def check_all(case):
@@ -487,5 +489,5 @@ def test_an_attack_keeps_its_promises(name):
     assert len(compiled) >= 0.7 * len(COMPILED[name])
 
 
-def test_every_attack_is_drawn():
+def test_all_attacks_are_tested():
     assert set(OPTIONS) == set(FUNCTIONS)

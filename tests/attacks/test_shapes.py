@@ -1,20 +1,22 @@
-"""Every attack on images that are not square and have 1, 2 or 4 channels, on linear models."""
+"""All attacks on non-square images with 1, 2 or 4 channels, on linear models."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from calls import BLACK_BOX, FUNCTIONS, shorten_stages
 from linear_model import DUAL_ORDERS, flat, length
 
-from jaxadv.attacks import ATTACKS, GRADIENT_FREE
-from jaxadv.attacks.autoattack import VERSIONS
-from jaxadv.attacks.square import _covered, _l2_change, _linf_start
+from jaxadv.attacks import ATTACKS
+from jaxadv.attacks.square import _covered_share, _l2_change, _linf_start
+
+pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 HEIGHT, WIDTH = 6, 10
 shapes = pytest.mark.parametrize(("channels", "norm"), [(1, "linf"), (2, "l2"), (4, "linf")])
 N = 12
-# Each reaches every image whose boundary is well within eps, and none beyond.
+# Each succeeds on all images whose boundary is well within eps, and on no other.
 WITH_GRADIENTS = {
     "fgsm": {},
     "pgd": {"num_steps": 30},
@@ -22,7 +24,7 @@ WITH_GRADIENTS = {
     "fab": {"num_steps": 10, "num_targets": 1},
     "autoattack": {"batch_size": 32},
 }
-# What a search by queries alone takes to reach a boundary at eps / `reach`.
+# Options with which a black-box attack reaches a boundary at eps / `reach`.
 SEARCHES = {
     "nes": {"num_queries": 1500, "samples_per_gradient": 60, "loss": "margin", "reach": 2.5},
     "square": {"num_queries": 400, "reach": 1.15},
@@ -34,7 +36,7 @@ SEARCHES = {
 
 
 def problem(weights):
-    """Images with the labels of a linear model of two classes, but for the last, and distances."""
+    """A linear model of two classes, with images, their labels (the last is wrong) and margins."""
     generator = np.random.default_rng(0)
     shape = weights.shape
     images = generator.uniform(0.4, 0.6, (N, *shape)).astype(np.float32)
@@ -56,7 +58,7 @@ def attack(name, weights, eps, norm, **changes):
     arguments = {"eps": eps, "norm": norm, **changes}
     if name in ("pgd", "nes"):
         arguments["step_size"] = eps / 5
-    found = ATTACKS[name](KEY, logits_fn, images, labels, **arguments)
+    found = FUNCTIONS[name](KEY, logits_fn, images, labels, **arguments)
     adversarial = getattr(found, "images", found)
     assert adversarial.shape == images.shape
     assert np.isfinite(adversarial).all()
@@ -70,29 +72,27 @@ def attack(name, weights, eps, norm, **changes):
 
 @shapes
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
-def test_attacks_with_gradients_find_who_is_in_reach(name, channels, norm, monkeypatch):
-    """Every pixel has a weight of its own, so that none may be taken for another."""
-    short = {
-        key: {**stage, **({"num_queries": 20} if key == "square" else {"num_steps": 10})}
-        for key, stage in VERSIONS["standard"].items()
-    }
-    monkeypatch.setitem(VERSIONS, "standard", short)
+def test_gradient_attacks_succeed_where_the_boundary_is_within_eps(
+    name, channels, norm, monkeypatch
+):
+    """All pixels have different weights, so that a permutation would be noticed."""
+    shorten_stages(monkeypatch, num_steps=10, num_queries=20)
     weights = np.random.default_rng(1).normal(size=(HEIGHT, WIDTH, channels))
     dual = np.linalg.norm(weights.ravel(), DUAL_ORDERS[norm])
     distances = problem(weights)[3] / dual
     eps = float(np.median(distances[:-1])) * 1.01
     _, wrong, distances = attack(name, weights, eps, norm, **WITH_GRADIENTS[name])
-    clear = np.abs(distances / eps - 1) > 0.06
-    clear[-1] = False
-    assert clear.sum() >= N - 4
-    np.testing.assert_array_equal(wrong[clear], (distances < eps)[clear])
-    assert wrong[-1]  # misclassified already
+    is_clear = np.abs(distances / eps - 1) > 0.06
+    is_clear[-1] = False
+    assert is_clear.sum() >= N - 4
+    np.testing.assert_array_equal(wrong[is_clear], (distances < eps)[is_clear])
+    assert wrong[-1]  # without a perturbation
 
 
 @shapes
 @pytest.mark.parametrize("name", SEARCHES)
-def test_searches_reach_boundaries_and_never_exceed_the_ball(name, channels, norm):
-    """The model sees the means of the channels: squares of equal sign lead to its boundary."""
+def test_black_box_attacks_reach_boundaries_and_stay_in_the_ball(name, channels, norm):
+    """The model depends on channel means, so squares of equal sign lead to its boundary."""
     by_channel = np.array([1.0, -0.5, 2.0, 1.5])[:channels]
     weights = np.broadcast_to(by_channel, (HEIGHT, WIDTH, channels)).copy()
     arguments = dict(SEARCHES[name])
@@ -100,7 +100,7 @@ def test_searches_reach_boundaries_and_never_exceed_the_ball(name, channels, nor
     dual = np.linalg.norm(weights.ravel(), DUAL_ORDERS[norm])
     farthest = (problem(weights)[3] / dual).max()
     if norm == "l2":
-        reach = reach and max(reach, 4)  # its bumps are half hill, half pit
+        reach = reach and max(reach, 4)  # half of each bump has the other sign
     eps = float(farthest * (reach or 0.5))
     found, wrong, distances = attack(name, weights, eps, norm, **arguments)
     np.testing.assert_array_equal(found.success, wrong)
@@ -111,14 +111,14 @@ def test_searches_reach_boundaries_and_never_exceed_the_ball(name, channels, nor
         assert wrong.all()
 
 
-def test_every_attack_is_tested():
+def test_all_attacks_are_tested():
     assert {*WITH_GRADIENTS, *SEARCHES} == set(ATTACKS)
-    assert set(SEARCHES) == set(GRADIENT_FREE)
+    assert set(SEARCHES) == set(BLACK_BOX)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_a_square_in_l2_spends_what_is_left_of_the_norm(channels):
-    """Pixels outside of the two squares keep their values: what they leave is spent inside."""
+def test_l2_changes_use_the_full_norm(channels):
+    """Pixels outside the two squares keep their values; the remaining norm is used inside."""
     shape, eps = (HEIGHT, WIDTH, channels), jnp.float32(1.0)
     delta = jax.random.normal(KEY, shape)
     delta *= 0.5 / jnp.linalg.norm(delta)
@@ -126,21 +126,21 @@ def test_a_square_in_l2_spends_what_is_left_of_the_norm(channels):
         changed = _l2_change(key, delta, eps=eps, share=jnp.float32(0.1))
         assert jnp.linalg.norm(changed) == pytest.approx(1, rel=1e-5)
         same = np.isclose(changed, delta, rtol=1e-4, atol=1e-6).all(axis=2)
-        assert HEIGHT * WIDTH - 18 <= same.sum() < HEIGHT * WIDTH  # but two squares of side 3
+        assert HEIGHT * WIDTH - 18 <= same.sum() < HEIGHT * WIDTH  # all but two squares of side 3
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_the_stripes_of_square_are_vertical(channels):
+def test_the_stripes_of_the_square_attack_are_vertical(channels):
     start = np.asarray(_linf_start(KEY, eps=jnp.float32(0.1), shape=(HEIGHT, WIDTH, channels)))
     np.testing.assert_allclose(np.abs(start), 0.1)
     assert (start == start[0]).all()
     assert (start != start[:, :1]).any()
 
 
-def test_squares_are_halved_after_the_numbers_of_the_paper():
-    """Andriushchenko et al. 2020, for 10,000 queries; neither images nor budget change them."""
+def test_the_covered_share_is_halved_after_the_squares_of_the_paper():
+    """Andriushchenko et al. (2020), for 10,000 queries; images and budget do not matter."""
     numbers = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]
     for halvings, number in enumerate(numbers):
         for square, times in ((number, halvings), (number + 1, halvings + 1)):
-            covered = _covered(jnp.float32(0.8), jnp.int32(square))
+            covered = _covered_share(jnp.float32(0.8), jnp.int32(square))
             assert covered == pytest.approx(0.8 / 2**times)

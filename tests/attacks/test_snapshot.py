@@ -1,4 +1,4 @@
-"""A function is traced again whenever something that it can reach has changed."""
+"""A function is traced again if a value that it can reach has changed."""
 
 import functools
 import types
@@ -16,11 +16,11 @@ from jaxadv.attacks.snapshot import take_snapshot
 from jaxadv.attacks.tracing import trace_model
 from jaxadv.models import make_model
 
-pow = 1.0  # the name of a builtin
+pow = 1.0  # shadows a builtin
 KEY = jax.random.key(0)
 IMAGES, _ = examples(n=4)
 W = jnp.asarray(WEIGHTS, jnp.float32)
-SCALE = 1.0  # tests set these
+SCALE = 1.0  # changed by tests
 NETS = types.SimpleNamespace(weights=W)
 
 
@@ -73,7 +73,7 @@ def logits(function):
 
 
 def changes():
-    """Pairs of what changes a function, and the function: by name."""
+    """Pairs of a change and the function that it affects, by name."""
     cell, listed, in_place, box = [1.0], {"w": W}, np.array(WEIGHTS, np.float32), NETS
     module = Module()
     variables = module.init(KEY, IMAGES)
@@ -152,20 +152,20 @@ def changes():
 
 
 @pytest.mark.parametrize("name", changes())
-def test_what_has_changed_is_seen(name, monkeypatch):
+def test_changes_are_detected(name, monkeypatch):
     change, function = changes()[name]
     before, snapshot = logits(function), take_snapshot(function)
     np.testing.assert_array_equal(logits(function), before)
     change(monkeypatch)
     np.testing.assert_allclose(logits(function), 2 * before, rtol=1e-6)
     after = take_snapshot(function)
-    if same(snapshot, after):  # then the arrays tell them apart
+    if same(snapshot, after):  # then the arrays must differ
         assert any(one is not other for one, other in zip(*(snapshot[1], after[1]), strict=True))
 
 
 MODEL = make_model("net", 5)
 VARIABLES = jax.jit(MODEL.init)(KEY, jnp.zeros((1, 32, 32, 3)))
-# Not those of jaxadv itself, which the tests wrap in checks of types.
+# Without models of jaxadv, because the tests wrap these in type checks.
 KNOWN = {
     "a closure": lambda weights: lambda key, images: MODEL.apply(weights, images),
     "jitted": lambda weights: jax.jit(lambda key, images: MODEL.apply(weights, images)),
@@ -178,18 +178,18 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_common_models_are_known(name):
+def test_common_models_have_snapshots(name):
     assert take_snapshot(KNOWN[name](VARIABLES)) is not None
 
 
 @pytest.mark.parametrize("name", ["a closure", "jitted"])
-def test_what_has_not_changed_is_not_traced_again(name, monkeypatch):
+def test_unchanged_functions_are_not_traced_again(name, monkeypatch):
     images = jnp.full((2, 32, 32, 3), 0.5)
     halved = jax.tree.map(lambda array: array / 2, VARIABLES)
     models = [KNOWN[name](weights) for weights in (VARIABLES, halved)]
     first, second = (trace_model(model, KEY, images) for model in models)
     assert second.program is first.program
-    monkeypatch.setattr(tracing, "_trace_anew", None)
+    monkeypatch.setattr(tracing, "_trace_model", None)
     for model in models:
         again = trace_model(model, KEY, images)
         assert again.program is first.program
@@ -197,7 +197,7 @@ def test_what_has_not_changed_is_not_traced_again(name, monkeypatch):
 
 
 @pytest.mark.parametrize("read", [float, lambda array: np.asarray(array).item()])
-def test_values_that_a_function_reads_are_seen(read):
+def test_array_values_that_a_function_reads_are_detected(read):
     weights = {"scale": jnp.float32(1)}
 
     def function(key, images):
@@ -209,7 +209,7 @@ def test_values_that_a_function_reads_are_seen(read):
     np.testing.assert_allclose(logits(function), 2 * before, rtol=1e-6)
 
 
-def test_interceptors_of_flax_are_seen():
+def test_flax_interceptors_are_detected():
     function = KNOWN["a closure"](VARIABLES)
     images = jnp.zeros((2, 32, 32, 3))
     plain = trace_model(function, KEY, images)
@@ -221,7 +221,7 @@ def test_interceptors_of_flax_are_seen():
         assert trace_model(function, KEY, images).program is not plain.program
 
 
-def test_another_setting_of_jax_is_another_trace():
+def test_jax_settings_are_part_of_the_cache_key():
     function = KNOWN["a closure"](VARIABLES)
     images = jnp.zeros((2, 32, 32, 3))
     plain = trace_model(function, KEY, images)
@@ -240,5 +240,5 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_may_change_without_a_word_is_not_known(name):
+def test_mutable_values_have_no_snapshot(name):
     assert take_snapshot(UNKNOWN[name]) is None

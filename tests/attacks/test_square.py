@@ -1,4 +1,4 @@
-"""Square attack: its moves, beside the reference's own loops, and what it finds."""
+"""The Square attack: its changes, compared with loops as in the reference, and its results."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,16 @@ import pytest
 from linear_model import examples, flat, length
 
 from jaxadv.attacks import random_search, square
-from jaxadv.attacks.square import _bump, _covered, _l2_change, _l2_start, _linf_change, _linf_start
+from jaxadv.attacks.square import (
+    _bump,
+    _covered_share,
+    _l2_change,
+    _l2_start,
+    _linf_change,
+    _linf_start,
+)
+
+pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 EPS = jnp.float32(0.1)
@@ -15,31 +24,31 @@ SHAPE = (10, 12, 3)
 
 
 def rectangles(height, width):
-    """The sum of growing rectangles as AutoAttack draws it, one slice after another."""
-    hill = np.zeros((height, width))
+    """The sum of growing rectangles as in AutoAttack, one slice after another."""
+    bump_sum = np.zeros((height, width))
     row, column = height // 2, width // 2
     for number in range(max(height // 2, width // 2) + 1):
         rows = slice(max(row - number, 0), min(row + number + 1, height))
         columns = slice(max(column - number, 0), min(column + number + 1, width))
-        hill[rows, columns] += 1 / (number + 1) ** 2
-    return hill / np.linalg.norm(hill)
+        bump_sum[rows, columns] += 1 / (number + 1) ** 2
+    return bump_sum / np.linalg.norm(bump_sum)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("side", [3, 5, 6, 9])
-def test_a_bump_is_the_hill_and_the_pit_of_the_paper(side, turned):
+def test_bumps_are_those_of_the_paper(side, transposed):
     expected = np.concatenate(
         [rectangles(side // 2, side), -rectangles(side - side // 2, side)]
     ) / np.sqrt(2)
     down, across = jnp.arange(10)[:, None, None] - 1, jnp.arange(12)[None, :, None] - 3
-    bump = np.array(_bump(down, across, jnp.int32(side), jnp.array(turned)))[..., 0]
+    bump = np.array(_bump(down, across, jnp.int32(side), jnp.array(transposed)))[..., 0]
     inside = bump[1 : 1 + side, 3 : 3 + side].copy()
-    np.testing.assert_allclose(inside, expected.T if turned else expected, atol=1e-6)
+    np.testing.assert_allclose(inside, expected.T if transposed else expected, atol=1e-6)
     bump[1 : 1 + side, 3 : 3 + side] = 0
     assert not bump.any()
 
 
-def test_the_start_in_linf_is_vertical_stripes():
+def test_the_linf_start_is_vertical_stripes():
     start = np.asarray(_linf_start(KEY, eps=EPS, shape=SHAPE))
     np.testing.assert_allclose(np.abs(start), 0.1)
     assert (start == start[0]).all()
@@ -47,8 +56,8 @@ def test_the_start_in_linf_is_vertical_stripes():
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.8, 10), (0.3, 6), (0.01, 1), (0.0, 1)])
-def test_a_change_in_linf_is_one_square_of_equal_sign(share, side):
-    """The side is the root of the share of 120 pixels, and at most the height of 10."""
+def test_an_linf_change_is_one_square_of_equal_sign(share, side):
+    """The side is the square root of the share of 120 pixels, at most the height of 10."""
     corners = set()
     for key in jax.random.split(KEY, 20):
         delta = np.asarray(_linf_change(key, jnp.zeros(SHAPE), eps=EPS, share=jnp.float32(share)))
@@ -65,12 +74,12 @@ def test_a_change_in_linf_is_one_square_of_equal_sign(share, side):
     ("square", "halvings"),
     [(1, 0), (10, 0), (11, 1), (50, 1), (51, 2), (500, 3), (501, 4), (8000, 8), (8001, 9)],
 )
-def test_squares_shrink_with_their_number(square, halvings):
-    covered = _covered(jnp.float32(0.8), jnp.int32(square))
+def test_squares_become_smaller(square, halvings):
+    covered = _covered_share(jnp.float32(0.8), jnp.int32(square))
     assert covered == pytest.approx(0.8 / 2**halvings)
 
 
-def test_the_start_in_l2_is_a_tiling_on_the_sphere():
+def test_the_l2_start_is_a_grid_of_bumps_on_the_sphere():
     start = np.asarray(_l2_start(KEY, eps=EPS, shape=SHAPE))
     assert np.linalg.norm(start) == pytest.approx(0.1, rel=1e-5)
     tiles = start[:, 1:11].reshape(5, 2, 5, 2, 3)  # 5 x 5 tiles of side 2 in the middle
@@ -79,7 +88,7 @@ def test_the_start_in_l2_is_a_tiling_on_the_sphere():
     assert not start[:, [0, 11]].any()
 
 
-def test_a_change_in_l2_moves_the_norm_of_one_square_into_another():
+def test_an_l2_change_moves_the_norm_of_one_square_into_another():
     delta = _l2_start(KEY, eps=EPS, shape=SHAPE)
     for key in jax.random.split(KEY, 10):
         changed = np.asarray(_l2_change(key, delta, eps=EPS, share=jnp.float32(0.05)))
@@ -91,7 +100,7 @@ def test_a_change_in_l2_moves_the_norm_of_one_square_into_another():
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.5)])
-def test_it_beats_random_search_on_a_net(digits_net, norm, eps):
+def test_beats_random_search_on_a_network(digits_net, norm, eps):
     images, labels = digits_net.images, digits_net.labels
     found = square(KEY, *digits_net, eps=eps, num_queries=100, norm=norm)
     floor = random_search(KEY, *digits_net, eps=eps, num_queries=100, norm=norm)
@@ -102,15 +111,15 @@ def test_it_beats_random_search_on_a_net(digits_net, norm, eps):
     assert (length(found.images - images, norm) <= eps * (1 + 1e-5)).all()
 
 
-def test_margins_never_fall_with_the_budget(digits_net):
+def test_margins_never_decrease_with_the_budget(digits_net):
     margins = [
         square(KEY, *digits_net, eps=0.05, num_queries=n).margins for n in (1, 2, 10, 50, 100)
     ]
     assert (np.diff(margins, axis=0) >= 0).all()
 
 
-def test_in_linf_the_perturbation_stays_at_its_corners():
-    """Away from the edges of the box every pixel is moved by eps, up or down, or not at all."""
+def test_linf_perturbations_stay_at_the_corners_of_the_ball():
+    """Far from the faces of the box every pixel changes by +-eps."""
     images, _ = examples(n=8, low=0.4, high=0.6)
     found = square(
         KEY, lambda key, x: jnp.stack([x.sum((1, 2, 3)), -(x**2).sum((1, 2, 3))], 1), images,

@@ -41,7 +41,7 @@ def test_projection_is_the_nearest_point_of_the_ball(norm, seed):
 
 
 @both_norms
-def test_projection_leaves_the_inside_alone(norm):
+def test_projection_keeps_points_inside_the_ball(norm):
     deltas = normal(0)
     eps = jnp.float32(1.01 * length(deltas, norm).max())
     np.testing.assert_array_equal(THREATS[norm].project(deltas, eps), deltas)
@@ -49,7 +49,7 @@ def test_projection_leaves_the_inside_alone(norm):
 
 @both_norms
 @seeds
-def test_steepest_has_unit_length_and_gains_the_dual_norm(norm, seed):
+def test_steepest_ascent_has_norm_1_and_gains_the_dual_norm(norm, seed):
     gradient = normal(seed)
     direction = THREATS[norm].steepest(gradient)
     np.testing.assert_allclose(length(direction, norm), 1, rtol=1e-6)
@@ -60,15 +60,15 @@ def test_steepest_has_unit_length_and_gains_the_dual_norm(norm, seed):
 
 @both_norms
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30])
-def test_steepest_ignores_the_gradients_size(norm, scale):
-    # A confident model has gradients so small that their squares are zero.
+def test_steepest_ascent_ignores_the_scale_of_the_gradient(norm, scale):
+    # A confident model has gradients so small that their squares underflow to zero.
     steepest = THREATS[norm].steepest
     np.testing.assert_allclose(steepest(normal(0) * scale), steepest(normal(0)), rtol=1e-4)
 
 
 @both_norms
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
-def test_zero_stays_zero(norm, dtype):
+def test_zero_gradients_and_perturbations_stay_zero(norm, dtype):
     zero = jnp.zeros(SHAPE, dtype)
     np.testing.assert_array_equal(THREATS[norm].steepest(zero), zero)
     for eps in (0, 1):
@@ -76,12 +76,12 @@ def test_zero_stays_zero(norm, dtype):
 
 
 @both_norms
-def test_random_starts_fill_the_ball_evenly(norm):
+def test_random_starts_are_uniform_in_the_ball(norm):
     eps, keys = 0.5, jax.random.split(jax.random.key(0), 4000)
     start = jax.jit(lambda key: THREATS[norm].random_start(key, (1, 1, 3), jnp.float32(eps)))
     deltas = jax.vmap(start)(keys)
     assert length(deltas, norm).max() <= eps * (1 + 1e-6)
-    # The share of the volume within a fraction f of the radius is f ** 3.
+    # In 3 dimensions the share f ** 3 of the volume is within a fraction f of the radius.
     for fraction in (0.5, 0.8, 0.95):
         share = (length(deltas, norm) <= fraction * eps).mean()
         assert abs(share - fraction**3) < 0.03
@@ -90,7 +90,7 @@ def test_random_starts_fill_the_ball_evenly(norm):
 
 @both_norms
 @seeds
-def test_perturb_stays_in_ball_and_box(norm, seed):
+def test_perturbed_images_are_in_the_ball_and_the_box(norm, seed):
     images = jax.random.uniform(jax.random.key(seed), SHAPE)
     eps = {"linf": 0.5, "l2": 3.0}[norm]
     perturbed = perturb(THREATS[norm], images, normal(seed), jnp.float32(eps))
@@ -99,7 +99,7 @@ def test_perturb_stays_in_ball_and_box(norm, seed):
     assert length(perturbed - images, norm).max() <= eps * (1 + 1e-6)
 
 
-def test_perturb_clips_to_the_ball_then_to_the_box():
+def test_perturb_projects_onto_the_ball_and_then_clips():
     images = jnp.asarray([0.0, 0.5, 0.95]).reshape(1, 1, 3, 1)
     deltas = jnp.asarray([-1.0, 1.0, 1.0]).reshape(1, 1, 3, 1)
     perturbed = perturb(THREATS["linf"], images, deltas, jnp.float32(0.1))

@@ -1,4 +1,4 @@
-"""New weights of a model are seen, and models of equal structure compile once."""
+"""New weights of a model are used, and models of equal structure compile once."""
 
 import gc
 import re
@@ -15,10 +15,12 @@ from jax.sharding import Mesh, PartitionSpec
 from linear_model import WEIGHTS, apply, examples
 
 from jaxadv.attacks import BlackBox, pgd
-from jaxadv.attacks.batches import _attack_step
-from jaxadv.attacks.gradient import _pgd
+from jaxadv.attacks.batching import _attack_step
 from jaxadv.attacks.nes import _nes
+from jaxadv.attacks.pgd import _pgd
 from jaxadv.attacks.tracing import trace_model
+
+pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 IMAGES, LABELS = examples(n=8, low=0.3, high=0.7)
@@ -48,7 +50,7 @@ class Linear(nnx.Module):
 
 
 @every_attack
-def test_the_same_function_with_new_weights_is_attacked_with_these(name):
+def test_functions_are_attacked_with_their_current_weights(name):
     weights = -W
 
     def logits_fn(key, images):
@@ -60,7 +62,7 @@ def test_the_same_function_with_new_weights_is_attacked_with_these(name):
 
 
 @every_attack
-def test_models_that_change_in_place_are_attacked_as_they_are(name):
+def test_models_that_change_in_place_are_attacked_with_their_current_weights(name):
     expected = run(name, partial(apply, W), IMAGES, LABELS)
     net, module = Net(-W), Linear(-W)
     for model in (net.logits, module):
@@ -73,10 +75,10 @@ def test_models_that_change_in_place_are_attacked_as_they_are(name):
 
 
 @pytest.mark.parametrize(("name", "kernel"), [("pgd", _pgd), ("nes", _nes)])
-def test_fresh_closures_of_equal_structure_compile_once(name, kernel):
+def test_new_closures_of_equal_structure_compile_once(name, kernel):
     def attack(scale):
         weights = scale * W
-        inner = jax.jit(lambda flat: flat @ weights)  # whose constants are hidden in it
+        inner = jax.jit(lambda flat: flat @ weights)  # its constants are inside of it
         relu = lambda key, images: jax.nn.relu(inner(images.reshape(len(images), -1)))  # noqa: E731
         run(name, relu, IMAGES, LABELS)
         return weakref.ref(weights)
@@ -86,11 +88,11 @@ def test_fresh_closures_of_equal_structure_compile_once(name, kernel):
     weights = [attack(float(scale)) for scale in range(1, 10)]
     assert kernel._cache_size() == before
     gc.collect()
-    assert [ref() for ref in weights] == [None] * 9  # nothing of a call is kept
+    assert [ref() for ref in weights] == [None] * 9  # no weights are kept
 
 
 @pytest.mark.parametrize("loop", ["scan", "fori_loop", "cond", "checkpoint"])
-def test_jitted_parts_of_loops_stay_in_their_loops(loop):
+def test_jitted_functions_inside_loops_are_traced(loop):
     weights = jnp.eye(48) * 0.5 + 0.01
     inner = jax.jit(lambda flat: jnp.tanh(flat @ weights))
     layers = {
@@ -110,7 +112,7 @@ def test_jitted_parts_of_loops_stay_in_their_loops(loop):
     np.testing.assert_allclose(traced(KEY, IMAGES), model(KEY, IMAGES), rtol=1e-5)
 
 
-def test_autoattack_keeps_nothing_of_its_model():
+def test_autoattack_keeps_no_weights():
     def attack(scale):
         weights = scale * W
         run_autoattack(lambda key, images: apply(weights, key, images), IMAGES, LABELS)
@@ -124,7 +126,7 @@ def test_autoattack_keeps_nothing_of_its_model():
     assert [ref() for ref in weights] == [None] * 2
 
 
-def test_other_operations_are_another_program():
+def test_different_operations_are_different_programs():
     def scaled(key, images):
         return 2 * apply(W, key, images)
 
@@ -148,7 +150,7 @@ def test_other_operations_are_another_program():
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "fab"])
-def test_weights_that_a_derivative_closes_over_are_seen(name):
+def test_weights_in_custom_derivatives_are_current(name):
     def model(weights):
         @jax.custom_vjp
         def logits(flat):
@@ -166,7 +168,7 @@ def test_weights_that_a_derivative_closes_over_are_seen(name):
 
 @every_attack
 @pytest.mark.parametrize("how", ["jit", "vmap", "scan", "shard_map"])
-def test_inside_a_transformation_the_result_is_the_same(name, how):
+def test_results_inside_transformations_are_the_same(name, how):
     def attack(weights, images, labels, ids):
         model = partial(apply, weights)
         return run(name, model, images, labels, **({} if name == "fgsm" else {"example_ids": ids}))
@@ -197,7 +199,7 @@ def test_inside_a_transformation_the_result_is_the_same(name, how):
 
 @every_attack
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_double_precision_and_strict_promotion(name, norm):
+def test_64_bit_mode_and_strict_promotion(name, norm):
     changes = {} if name == "n_fgsm" else {"norm": norm}
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         images, labels = IMAGES.astype(jnp.float64), LABELS.astype(jnp.int64)
@@ -212,27 +214,36 @@ def of_another_framework(key, images):
     return scope["forward"](images)
 
 
-BAD_MODELS = {
+INVALID_MODELS = {
     "another framework": (of_another_framework, "wrap a model of another framework in a BlackBox"),
-    "a tuple": (lambda key, x: (apply(W, key, x), {}), "returns 2 values: return the logits alone"),
-    "a dict": (lambda key, x: {"logits": apply(W, key, x)}, "returns a dict: return the logits"),
-    "one argument": (lambda x: apply(W, None, x), "must take (key, images)"),
+    "a tuple": (lambda key, x: (apply(W, key, x), {}), "returns 2 values: return only the logits"),
+    "a dict": (
+        lambda key, x: {"logits": apply(W, key, x)},
+        "returns a dict: return only the logits",
+    ),
+    "one argument": (lambda x: apply(W, None, x), "but must take (key, images)"),
     "numpy": (lambda key, x: np.asarray(x), "wrap it in a BlackBox"),
     "a branch": (lambda key, x: apply(W, key, x) if x.max() > 0 else x, "wrap it in a BlackBox"),
-    "no function": (3, "give a function (key, images) -> logits"),
-    "integers": (lambda key, x: apply(W, key, x).astype(int), "logits are int32, not floats"),
-    "one class": (lambda key, x: apply(W, key, x)[:, :1], "logits have 1 classes, not 2 or more"),
+    "no function": (3, "pass a function (key, images) -> logits"),
+    "integers": (
+        lambda key, x: apply(W, key, x).astype(int),
+        "logits are int32: they must be floats",
+    ),
+    "one class": (
+        lambda key, x: apply(W, key, x)[:, :1],
+        "logits have 1 classes: they must have 2 or more",
+    ),
 }
 
 
-@pytest.mark.parametrize(("model", "message"), BAD_MODELS.values(), ids=BAD_MODELS)
-def test_what_is_no_model_is_told_in_one_line(model, message):
+@pytest.mark.parametrize(("model", "message"), INVALID_MODELS.values(), ids=INVALID_MODELS)
+def test_invalid_models_raise_one_line(model, message):
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         trace_model(model, KEY, IMAGES)
     assert "\n" not in str(raised.value)
 
 
-def test_a_module_in_training_mode_is_told_in_one_line():
+def test_modules_in_training_mode_raise_an_error():
     class Normed(nnx.Module):
         def __init__(self):
             self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
@@ -248,7 +259,7 @@ def test_a_module_in_training_mode_is_told_in_one_line():
     trace_model(model, KEY, IMAGES)
 
 
-def test_a_callable_that_cannot_be_hashed_is_attacked():
+def test_unhashable_callables_are_accepted():
     class Unhashable(Net):
         __hash__ = None
 
@@ -262,6 +273,6 @@ def test_a_callable_that_cannot_be_hashed_is_attacked():
     )
 
 
-def test_a_black_box_has_no_gradients():
-    with pytest.raises(ValueError, match="a BlackBox has no gradients"):
+def test_black_boxes_have_no_gradients():
+    with pytest.raises(ValueError, match="a BlackBox, which has no gradients"):
         trace_model(BlackBox(len), KEY, IMAGES)

@@ -1,4 +1,4 @@
-"""A small stand-in for the official archive of CIFAR-10, and the directory prepared from it."""
+"""A small archive in the format of CIFAR-10, and the directory prepared from it."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ NUM_PER_BATCH = 4
 
 @pytest.fixture(scope="session")
 def records() -> dict[str, np.ndarray]:
-    """Records in the binary format: label, then the planes of the image."""
+    """Records in the binary format: label, then the colour planes of the image."""
     generator = np.random.default_rng(0)
     records = {
         "train": generator.integers(0, 256, (5 * NUM_PER_BATCH, 3073), np.uint8),
@@ -30,9 +30,9 @@ def records() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records) -> Path:
-    """The archive where TFDS finds it without a download, under the checksum it expects.
+    """Create the archive where TFDS finds it without a download, and register its checksum.
 
-    Its directory, two levels up, is the data_dir.
+    The data_dir is three levels above the archive.
     """
     path = tmp_path / "tfds" / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     path.parent.mkdir(parents=True)
@@ -56,7 +56,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records) -> Path:
 
 @pytest.fixture
 def data_dir(archive: Path) -> Path:
-    """A TFDS directory that holds the archive, prepared."""
+    """Prepare the archive in a TFDS directory."""
     root = archive.parents[2]
     cifar10.prepare(root)
     return root

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxadv.core.rng import example_keys
+from jaxadv.core.types import UserError
 from jaxadv.data import augment
 from jaxadv.data.augment import make_augment
-from jaxadv.prng import example_keys
-from jaxadv.types import UserError
 
 NAMES = ("none", "flip", "flip_crop_jitter")
 NUM = 64
@@ -37,7 +37,7 @@ def test_none_is_the_identity():
     np.testing.assert_array_equal(compiled("none")(keys(), images), images)
 
 
-def test_flip_mirrors_about_half_of_the_examples_and_keeps_the_others():
+def test_flip_mirrors_about_half_of_the_examples():
     images = random_images()
     flipped = compiled("flip")(keys(), images)
     mirrored = np.all(flipped == images[:, :, ::-1], axis=(1, 2, 3))
@@ -46,35 +46,35 @@ def test_flip_mirrors_about_half_of_the_examples_and_keeps_the_others():
     assert 16 < mirrored.sum() < 48
 
 
-def test_crop_shifts_by_every_offset_up_to_the_padding_and_by_no_other():
+def test_crop_shifts_by_all_offsets_up_to_the_padding_only():
     image = random_images()[0]
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
     windows = np.stack([padded[y : y + 8, x : x + 8] for y in range(9) for x in range(9)])
     crops = np.asarray(jax.jit(jax.vmap(augment._crop, in_axes=(0, None)))(keys(1000), image))
     matches = np.all(crops[:, None] == windows, axis=(2, 3, 4))
     assert np.all(matches.sum(axis=1) == 1)
-    assert np.all(matches.any(axis=0)), "one of the 9 x 9 shifts never happens"
+    assert np.all(matches.any(axis=0)), "one of the 9 x 9 shifts is missing"
 
 
 def jittered_copies(image, num=500):
     return np.asarray(compiled_jitter()(keys(num), jnp.broadcast_to(image, (num, 4, 4, 3))))
 
 
-def test_jitter_shifts_brightness_by_up_to_a_fifth():
+def test_jitter_shifts_brightness_by_up_to_0_2():
     jittered = jittered_copies(jnp.full(3, 0.5))  # no contrast and no colour to change
     assert np.all(np.ptp(jittered, axis=(1, 2, 3)) < 1e-6)
     assert 0.3 - 1e-6 <= jittered.min() < 0.32
     assert 0.68 < jittered.max() <= 0.7 + 1e-6
 
 
-def test_jitter_scales_contrast_by_up_to_a_fifth():
+def test_jitter_scales_contrast_by_up_to_20_percent():
     stripes = jnp.array([0.4, 0.6, 0.4, 0.6])[:, None, None]  # no colour to change
     factor = np.ptp(jittered_copies(stripes), axis=(1, 2, 3)) / 0.2
     assert 0.8 - 1e-4 <= factor.min() < 0.82
     assert 1.18 < factor.max() <= 1.2 + 1e-4
 
 
-def test_jitter_scales_saturation_by_up_to_a_fifth():
+def test_jitter_scales_saturation_by_up_to_20_percent():
     jittered = jittered_copies(jnp.array([0.3, 0.5, 0.4]))[:, 0, 0]  # no contrast to change
     chroma = np.ptp(jittered, axis=1)  # 0.2 before; the largest channel keeps its value
     assert 0.8 - 1e-3 <= (chroma / 0.2).min() < 0.82
@@ -92,7 +92,7 @@ def test_images_stay_finite_and_in_the_unit_range(name):
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (5, 9, 2), (1, 1, 4), (9, 5, 3)])
 @pytest.mark.parametrize("name", NAMES)
-def test_images_of_every_shape_are_augmented(name, shape):
+def test_images_of_any_shape_are_augmented(name, shape):
     images = jnp.asarray(np.random.default_rng(0).random((NUM, *shape), np.float32))
     augmented = compiled(name)(keys(), images)
     assert augmented.shape == images.shape
@@ -100,16 +100,16 @@ def test_images_of_every_shape_are_augmented(name, shape):
     assert name == "none" or shape[:2] == (1, 1) or not np.array_equal(augmented, images)
 
 
-def test_grey_images_are_augmented_as_their_rgb_copies():
-    grey = random_images()[..., :1]
-    of_grey = compiled("flip_crop_jitter")(keys(), grey)
-    of_rgb = compiled("flip_crop_jitter")(keys(), jnp.broadcast_to(grey, (NUM, 8, 8, 3)))
-    # No saturation to scale: brightness and contrast are all that the jitter changes.
-    np.testing.assert_allclose(jnp.broadcast_to(of_grey, of_rgb.shape), of_rgb, atol=1e-6)
+def test_grayscale_images_are_augmented_as_their_rgb_copies():
+    grayscale = random_images()[..., :1]
+    of_grayscale = compiled("flip_crop_jitter")(keys(), grayscale)
+    of_rgb = compiled("flip_crop_jitter")(keys(), jnp.broadcast_to(grayscale, (NUM, 8, 8, 3)))
+    # Without saturation, the jitter changes brightness and contrast only.
+    np.testing.assert_allclose(jnp.broadcast_to(of_grayscale, of_rgb.shape), of_rgb, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_example_depends_on_its_own_key_alone(name):
+def test_the_augmentation_of_an_example_depends_on_its_key_only(name):
     images, augment_fn = random_images(), compiled(name)
     whole = augment_fn(keys(), images)
     order = np.random.default_rng(1).permutation(NUM)
@@ -125,6 +125,6 @@ def test_equal_examples_of_one_batch_are_augmented_differently():
     assert len(np.unique(augmented.reshape(NUM, -1), axis=0)) == NUM
 
 
-def test_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match=r"'mixup'.*none, flip, flip_crop_jitter"):
         make_augment("mixup")

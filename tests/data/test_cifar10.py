@@ -3,12 +3,12 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import get_all_url_infos
 
+from jaxadv.core.types import UserError
 from jaxadv.data import cifar10
-from jaxadv.types import UserError
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_tfds_reads_what_was_prepared(data_dir, records, split):
+def test_tfds_reads_the_prepared_directory(data_dir, records, split):
     builder = tfds.builder("cifar10", data_dir=data_dir)
     assert builder.info.full_name == "cifar10/3.0.2"
     assert builder.info.features["label"].names == list("abcdefghij")
@@ -24,13 +24,13 @@ def test_tfds_reads_what_was_prepared(data_dir, records, split):
         )
 
 
-def test_tfds_knows_the_real_checksum_of_the_archive():
+def test_tfds_has_the_checksum_of_the_official_archive():
     infos = get_all_url_infos()
     sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
     assert infos[cifar10.URL].checksum == sha256
 
 
-def test_a_wrong_checksum_is_one_clear_error(archive):
+def test_a_wrong_checksum_is_reported_in_one_line(archive):
     content = bytearray(archive.read_bytes())
     content[100] ^= 1
     archive.write_bytes(content)
@@ -42,7 +42,7 @@ def test_a_wrong_checksum_is_one_clear_error(archive):
     assert not list((data_dir / "cifar10").iterdir())
 
 
-def test_an_interrupted_preparation_leaves_nothing_that_looks_prepared(archive, monkeypatch):
+def test_an_interrupted_preparation_leaves_no_prepared_directory(archive, monkeypatch):
     data_dir = archive.parents[2]
 
     def interrupted_read(path, member):
@@ -61,14 +61,14 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_prepared(archive, 
     assert (data_dir / "cifar10" / "3.0.2" / "dataset_info.json").exists()
 
 
-def test_without_a_connection_one_line_says_what_to_do(tmp_path, monkeypatch):
+def test_without_a_connection_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/closed")
     with pytest.raises(UserError, match=r"^[^\n]*--config.data.data_dir=DIR[^\n]*:digits[^\n]*$"):
         cifar10.prepare(tmp_path / "tfds")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_that_cannot_be_written_is_one_clear_error(archive):
+def test_a_directory_that_cannot_be_written_is_reported_in_one_line(archive):
     data_dir = archive.parents[2] / "file"
     data_dir.write_text("not a directory")
     with pytest.raises(UserError, match=r"^CIFAR-10 could not be prepared in [^\n]*$"):

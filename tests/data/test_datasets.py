@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from jaxadv.core.types import UserError
 from jaxadv.data.datasets import load
-from jaxadv.types import UserError
 
 
 def load_digits(validation_fraction=0.1):
@@ -33,7 +33,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(one.labels, other.labels)
 
 
-def test_digits_have_the_form_of_cifar10():
+def test_digits_have_the_format_of_cifar10():
     dataset = load_digits()
     assert dataset.name == "digits, not CIFAR"
     assert dataset.class_names == tuple("0123456789")
@@ -43,7 +43,7 @@ def test_digits_have_the_form_of_cifar10():
         assert images.shape == (len(labels), 32, 32, 3)
         assert images.dtype == np.uint8
         assert labels.dtype == np.int32
-        assert np.all(images == images[..., :1]), "grey"
+        assert np.all(images == images[..., :1]), "not grayscale"
     assert (dataset.train.images.min(), dataset.train.images.max()) == (0, 255)
     assert (
         33 <= np.bincount(dataset.test.labels).min() <= np.bincount(dataset.test.labels).max() <= 38
@@ -54,13 +54,13 @@ def test_every_digit_is_in_exactly_one_split():
     from sklearn.datasets import load_digits as original
 
     splits = load_digits()[2:]
-    seen = [image.tobytes() for split in splits for image in split.images]
-    assert len(seen) == len(set(seen)) == len(original().images)
+    contents = [image.tobytes() for split in splits for image in split.images]
+    assert len(contents) == len(set(contents)) == len(original().images)
     labels = np.concatenate([split.labels for split in splits])
     np.testing.assert_array_equal(np.bincount(labels), np.bincount(original().target))
 
 
-def test_the_last_part_of_the_train_split_is_held_out_whatever_its_size():
+def test_the_validation_split_is_the_last_part_of_the_train_split():
     tenth, half = load_digits(0.1), load_digits(0.5)
     for part in ("images", "labels"):
         np.testing.assert_array_equal(
@@ -71,7 +71,7 @@ def test_the_last_part_of_the_train_split_is_held_out_whatever_its_size():
 
 
 @pytest.mark.parametrize(("fraction", "num"), [(1e-9, 1), (1 - 1e-9, 1436)])
-def test_neither_part_of_the_train_split_is_ever_empty(fraction, num):
+def test_neither_the_train_nor_the_validation_split_is_empty(fraction, num):
     assert len(load_digits(fraction).validation.labels) == num
 
 
@@ -86,7 +86,7 @@ def test_an_unknown_name_lists_the_known_ones():
         load("mnist", data_dir=None, validation_fraction=0.1)
 
 
-def test_cifar10_is_what_the_archive_holds(data_dir, records):
+def test_cifar10_has_the_content_of_the_archive(data_dir, records):
     dataset = load_cifar10(data_dir)
     assert "tensorflow" not in sys.modules
     assert dataset.name == "CIFAR-10"
@@ -101,19 +101,19 @@ def test_cifar10_is_what_the_archive_holds(data_dir, records):
         assert loaded == {(int(record[0]), record[1:].tobytes()) for record in records[split]}
 
 
-def test_a_jpeg_copy_is_named_as_one(data_dir):
+def test_the_name_of_a_jpeg_copy_says_so(data_dir):
     features = prepared(data_dir) / "features.json"
     features.write_text(features.read_text().replace('"png"', '"jpeg"'))
     assert load_cifar10(data_dir).name == "CIFAR-10, JPEG copy"
 
 
-def test_tfds_own_default_directory_is_honoured(data_dir, monkeypatch):
+def test_the_default_directory_of_tfds_is_used(data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     dataset = load("cifar10", data_dir=None, validation_fraction=0.25)
     assert_same(dataset, load_cifar10(data_dir))
 
 
-def test_a_second_start_reads_the_cache_and_needs_no_tfds(data_dir, monkeypatch):
+def test_a_second_load_reads_the_cache_without_tfds(data_dir, monkeypatch):
     first = load_cifar10(data_dir)
     assert len(caches(prepared(data_dir))) == 1
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
@@ -127,7 +127,7 @@ def test_a_changed_directory_is_decoded_again(data_dir):
     assert len(caches(prepared(data_dir))) == 2
 
 
-def test_a_directory_without_write_permission_is_cached_for_the_user(
+def test_the_cache_of_a_read_only_directory_is_in_the_users_cache_folder(
     data_dir, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -139,12 +139,12 @@ def test_a_directory_without_write_permission_is_cached_for_the_user(
     assert_same(first, load_cifar10(data_dir))
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(data_dir, tmp_path, monkeypatch, caplog):
+def test_loading_works_if_the_cache_cannot_be_written(data_dir, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     prepared(data_dir).chmod(0o555)
     assert_same(load_cifar10(data_dir), load_cifar10(data_dir))
-    assert "every start decodes again" in caplog.text
+    assert "decoded again on every start" in caplog.text
 
 
 def flip_a_byte(content: bytes) -> bytes:
@@ -167,21 +167,21 @@ def test_a_damaged_cache_is_rebuilt(data_dir, damage):
     assert len(cache.read_bytes()) == len(intact)
 
 
-def say_format(data_dir, file_format):
-    """Has a prepared directory say that it is in another format than array_record."""
+def set_format(data_dir, file_format):
+    """Change the file format that a prepared directory records."""
     info = prepared(data_dir) / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", file_format))
 
 
 class DataLossError(Exception):
-    """Stands in for an error of TensorFlow's own."""
+    """Replaces an error of TensorFlow."""
 
     message = "corrupted record at 0"
 
 
 @pytest.fixture
 def tensorflow(monkeypatch):
-    """A stand-in for TensorFlow and for what TFDS reads with it; the examples are its `splits`."""
+    """Replace TensorFlow and the readers of TFDS that use it; the examples are its `splits`."""
     module = types.SimpleNamespace(
         splits={},
         hidden=[],
@@ -211,41 +211,44 @@ def examples_of(data_dir):
     }
 
 
-def test_a_directory_prepared_by_tfds_itself_is_read_with_tensorflow(data_dir, tensorflow):
+def test_a_directory_prepared_by_tfds_is_read_with_tensorflow(data_dir, tensorflow):
     expected = load_cifar10(data_dir)
     tensorflow.splits = examples_of(data_dir)
     caches(prepared(data_dir))[0].unlink()
-    say_format(data_dir, "tfrecord")
+    set_format(data_dir, "tfrecord")
     assert_same(load_cifar10(data_dir), expected)
-    assert tensorflow.hidden == [([], "GPU")] * 2  # JAX keeps the memory of every GPU
+    assert tensorflow.hidden == [([], "GPU")] * 2  # JAX keeps the memory of all GPUs
 
 
-def test_once_read_it_needs_no_tensorflow(data_dir, tensorflow, monkeypatch):
+def test_tensorflow_is_not_needed_once_the_cache_exists(data_dir, tensorflow, monkeypatch):
     tensorflow.splits = examples_of(data_dir)
-    say_format(data_dir, "tfrecord")
+    set_format(data_dir, "tfrecord")
     first = load_cifar10(data_dir)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     assert_same(first, load_cifar10(data_dir))
 
 
-def test_a_format_that_is_not_named_is_tfrecord(data_dir, tensorflow):
+def test_the_default_format_is_tfrecord(data_dir, tensorflow):
     tensorflow.splits = examples_of(data_dir)
     info = prepared(data_dir) / "dataset_info.json"
     info.write_text(info.read_text().replace('"fileFormat": "array_record",', ""))
     assert len(load_cifar10(data_dir).test.labels) == 4
 
 
-def test_without_tensorflow_one_line_says_how_to_read_it(data_dir, monkeypatch):
+def test_without_tensorflow_the_error_says_what_to_do(data_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    say_format(data_dir, "tfrecord")
-    says = r"as tfrecord, which only TensorFlow reads: `pip install tensorflow` .* as array_record"
-    with pytest.raises(UserError, match=rf"^[^\n]*{says}$"):
+    set_format(data_dir, "tfrecord")
+    message = (
+        "format tfrecord, which needs TensorFlow once: `pip install tensorflow`, .*array_record"
+    )
+    with pytest.raises(UserError, match=rf"^[^\n]*{message}[^\n]*$"):
         load_cifar10(data_dir)
 
 
-def test_another_format_is_refused(data_dir):
-    say_format(data_dir, "riegeli")
-    with pytest.raises(UserError, match=r"^[^\n]* as riegeli: prepare it as array_record[^\n]*$"):
+def test_other_formats_are_refused(data_dir):
+    set_format(data_dir, "riegeli")
+    message = r"^[^\n]*file format riegeli: prepare it as array_record[^\n]*$"
+    with pytest.raises(UserError, match=message):
         load_cifar10(data_dir)
 
 
@@ -255,37 +258,37 @@ def corrupt(examples):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [(corrupt, "corrupted record at 0"), (lambda examples: examples[:-1], "has 19 of 20 examples")],
 )
-def test_damaged_or_missing_records_are_one_clear_error(data_dir, tensorflow, damage, says):
+def test_damaged_or_missing_records_are_reported_in_one_line(data_dir, tensorflow, damage, message):
     tensorflow.splits = examples_of(data_dir)
     tensorflow.splits["train"] = damage(tensorflow.splits["train"])
-    say_format(data_dir, "tfrecord")
-    with pytest.raises(UserError, match=rf"^[^\n]*3.0.2 cannot be read [^\n]*{says}[^\n]*$"):
+    set_format(data_dir, "tfrecord")
+    with pytest.raises(UserError, match=rf"^cannot read [^\n]*3.0.2 [^\n]*{message}[^\n]*$"):
         load_cifar10(data_dir)
 
 
 @pytest.mark.parametrize("name", ["*train.array_record*", "features.json", "dataset_info.json"])
-def test_a_damaged_directory_is_one_clear_error(data_dir, name):
+def test_a_damaged_directory_is_reported_in_one_line(data_dir, name):
     (file,) = prepared(data_dir).glob(name)
     file.write_bytes(b"{")
-    with pytest.raises(UserError, match=r"^[^\n]*3.0.2 cannot be read[^\n]*$"):
+    with pytest.raises(UserError, match=r"^cannot read [^\n]*3.0.2 [^\n]*$"):
         load_cifar10(data_dir)
 
 
 @pytest.mark.parametrize("name", ["*test.array_record*", "features.json", "label.labels.txt"])
-def test_a_missing_file_is_one_clear_error(data_dir, name):
+def test_a_missing_file_is_reported_in_one_line(data_dir, name):
     (file,) = prepared(data_dir).glob(name)
     file.unlink()
-    with pytest.raises(UserError, match=r"^[^\n]*3.0.2 cannot be read[^\n]*$"):
+    with pytest.raises(UserError, match=r"^cannot read [^\n]*3.0.2 [^\n]*$"):
         load_cifar10(data_dir)
 
 
 @pytest.mark.cifar10
 @pytest.mark.skipif("JAXADV_CIFAR10" not in os.environ, reason="JAXADV_CIFAR10 is not set")
 def test_the_real_cifar10(tmp_path):
-    prepared(tmp_path).mkdir(parents=True)  # links, so that no cache is left beside the original
+    prepared(tmp_path).mkdir(parents=True)  # links, so that no cache is written to the original
     for file in prepared(Path(os.environ["JAXADV_CIFAR10"]).absolute()).iterdir():
         if file not in caches(file.parent):
             (prepared(tmp_path) / file.name).symlink_to(file)

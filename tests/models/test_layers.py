@@ -7,10 +7,10 @@ from jax import lax
 
 from jaxadv.attacks import pgd
 from jaxadv.models import layers, make_model
-from jaxadv.models.activations import ACTIVATIONS
-from jaxadv.models.convolution import convolution
 from jaxadv.models.layers import Conv
-from jaxadv.models.pooling import pooled_convolution
+from jaxadv.models.ops import ACTIVATIONS, convolution, pooled_convolution
+
+pytestmark = pytest.mark.slow  # compiles much
 
 # size, height, width, in_channels, out_channels, strides, padding
 CASES = {
@@ -43,7 +43,7 @@ def _arrays(*shapes):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_convolution_and_its_gradients_are_those_of_lax(case):
+def test_convolution_and_its_gradients_match_lax(case):
     size, height, width, in_channels, out_channels, strides, padding = case
     images, kernel = _arrays(
         (2, height, width, in_channels), (size, size, in_channels, out_channels)
@@ -66,9 +66,9 @@ def test_convolution_and_its_gradients_are_those_of_lax(case):
 
 
 @pytest.mark.parametrize("case", ["first of bignet", "stride 1, even", "stride 2, odd"])
-def test_input_gradient_dilates_and_transposes_nothing(case):
-    # What makes an attack slow on CPU: a convolution of a dilated gradient, or one whose
-    # kernel XLA has to transpose; without the barrier XLA would bring the latter back.
+def test_input_gradient_has_no_dilated_or_transposed_convolution(case):
+    # Attacks on a CPU are slow with a convolution of a dilated gradient, or with a kernel that XLA
+    # transposes. Without the barrier XLA would restore the latter.
     size, height, width, in_channels, out_channels, strides, padding = CASES[case]
     images, kernel = _arrays(
         (2, height, width, in_channels), (size, size, in_channels, out_channels)
@@ -98,7 +98,7 @@ POOLED = {
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("case", POOLED.values(), ids=POOLED.keys())
-def test_a_pooled_convolution_is_all_three_one_after_another(case, activation):
+def test_a_pooled_convolution_matches_separate_operations(case, activation):
     size, height, width, in_channels, out_channels, padding = case
     arguments = _arrays(
         (2, height, width, in_channels), (size, size, in_channels, out_channels), (out_channels,)
@@ -121,7 +121,7 @@ def test_a_pooled_convolution_is_all_three_one_after_another(case, activation):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max()))
 
 
-def test_few_channels_are_read_in_blocks_of_four_pixels():
+def test_few_channels_use_a_convolution_of_stride_two():
     arguments = _arrays((2, 32, 32, 3), (5, 5, 3, 12), (12,))
     pooled = jax.jit(lambda *arrays: pooled_convolution(*arrays, "relu", padding="VALID"))
     text = pooled.lower(*arguments).as_text()
@@ -129,7 +129,7 @@ def test_few_channels_are_read_in_blocks_of_four_pixels():
 
 
 @pytest.mark.parametrize("case", ["second of bignet", "stride 2, odd", "1x1, stride 2, odd"])
-def test_convolution_maps_over_kernels_and_images(case):
+def test_convolution_supports_vmap_over_kernels_and_images(case):
     size, height, width, in_channels, out_channels, strides, padding = CASES[case]
     images, kernels = _arrays(
         (3, 2, height, width, in_channels), (3, size, size, in_channels, out_channels)
@@ -149,7 +149,7 @@ def test_convolution_maps_over_kernels_and_images(case):
         )
 
 
-def test_off_the_cpu_the_convolution_is_left_to_xla(monkeypatch):
+def test_other_backends_use_the_convolution_of_xla(monkeypatch):
     images, kernel = _arrays((1, 6, 6, 3), (5, 5, 3, 4))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     jaxpr = jax.make_jaxpr(lambda x, k: convolution(x, k))(images, kernel)
@@ -161,7 +161,7 @@ def test_off_the_cpu_the_convolution_is_left_to_xla(monkeypatch):
 
 
 def max_pool(images):
-    """A pooled convolution that does nothing but pool what is above 0."""
+    """A max pool of non-negative images, as a pooled convolution."""
     return pooled_convolution(images, jnp.ones((1, 1, 1, 1)), jnp.zeros(1), "relu")
 
 
@@ -182,7 +182,7 @@ def test_max_pool_sends_the_gradient_to_the_maximum_and_shares_it_at_ties():
     np.testing.assert_array_equal(jax.grad(loss)(images), jnp.array(expected, jnp.float32))
 
 
-def test_conv_adds_a_bias_and_starts_he_normal():
+def test_conv_adds_a_bias_and_is_initialised_he_normal():
     (images,) = _arrays((2, 4, 4, 32))
     layer = Conv(64, size=3)
     params = jax.jit(layer.init)(jax.random.key(0, impl="rbg"), images)["params"]
@@ -195,12 +195,12 @@ def test_conv_adds_a_bias_and_starts_he_normal():
 
 
 def test_gelu_is_the_exact_one():
-    # 1 Phi(1), the normal distribution function; the tanh form gives .84119.
+    # 1 Phi(1), the normal distribution function; the tanh form gives 0.84119.
     assert float(ACTIVATIONS["gelu"](jnp.float32(1))) == pytest.approx(0.8413447, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["net", "biggernet", "wrn_7_1"])
-def test_an_attack_finds_the_same_with_plain_convolutions(name, monkeypatch):
+def test_an_attack_gives_the_same_images_with_plain_convolutions(name, monkeypatch):
     model = make_model(name, 10)
     images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
     variables = jax.jit(model.init)(jax.random.key(1), images)
@@ -223,6 +223,6 @@ def test_an_attack_finds_the_same_with_plain_convolutions(name, monkeypatch):
     monkeypatch.setattr(layers, "pooled_convolution", plain_pooled_convolution)
     plain = {norm: attack(norm, eps) for norm, eps in budgets.items()}
     np.testing.assert_allclose(ours["l2"], plain["l2"], atol=1e-5)
-    # Where a gradient is nearly 0 rounding decides its sign.
+    # Rounding decides the sign of gradients near 0.
     assert np.isclose(ours["linf"], plain["linf"], atol=1e-5).mean() > 0.999
     assert np.abs(ours["linf"] - images).max() > 0.03

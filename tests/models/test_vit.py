@@ -9,7 +9,7 @@ IMAGES = jnp.asarray(np.random.default_rng(1).random((3, 16, 16, 3), np.float32)
 
 
 def _variables(model):
-    # Drawn by numpy: initialisers take seconds to compile for each shape.
+    # From numpy: initialisers take seconds to compile for each shape.
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     return jax.tree.map(
@@ -26,7 +26,7 @@ def test_number_of_parameters(name, expected):
     assert params["positions"].shape == (64, int(name.split("_")[2]))
 
 
-def test_logits_are_those_of_the_papers_blocks():
+def test_logits_match_a_reference_implementation():
     model = make_model("vit_1_64", num_classes=10)
     variables = _variables(model)
     params = variables["params"]
@@ -62,7 +62,7 @@ def test_logits_are_those_of_the_papers_blocks():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_dropout_is_off_by_itself_and_acts_in_training_only():
+def test_dropout_is_off_by_default_and_acts_in_training_only():
     assert make_model("vit_1_32", num_classes=10).dropout == 0
     model = make_model("vit_1_32", num_classes=10, dropout=0.5)
     variables = _variables(model)

@@ -9,7 +9,7 @@ SMALL = "wrn_7_1"
 
 
 def _variables(model):
-    # Drawn by numpy: initialisers take seconds to compile for each shape.
+    # From numpy: initialisers take seconds to compile for each shape.
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     return {
@@ -21,7 +21,7 @@ def _variables(model):
     }
 
 
-def test_number_of_parameters_is_the_studys():
+def test_number_of_parameters_is_that_of_the_study():
     model = make_model("wrn_13_10", num_classes=10)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     params = variables["params"]
@@ -31,7 +31,7 @@ def test_number_of_parameters_is_the_studys():
     ]
 
 
-def test_shapes_and_placing_of_strides_and_shortcuts():
+def test_shapes_strides_and_shortcuts():
     model = make_model("wrn_13_1", num_classes=7)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
 
@@ -44,7 +44,7 @@ def test_shapes_and_placing_of_strides_and_shortcuts():
     shapes = [
         [block[f"Conv_{index}"]["__call__"][0].shape[1:] for index in range(2)] for block in blocks
     ]
-    # The second convolution of the first block carries the stride.
+    # The second convolution of the first block is strided.
     assert shapes == [
         [(8, 8, 16), (8, 8, 16)],
         [(8, 8, 16), (8, 8, 16)],
@@ -53,7 +53,7 @@ def test_shapes_and_placing_of_strides_and_shortcuts():
         [(4, 4, 64), (2, 2, 64)],
         [(2, 2, 64), (2, 2, 64)],
     ]
-    # Width 1 leaves the shape as it is in the first stage: there the shortcut is the identity.
+    # With width 1 the first stage keeps the shape, so its shortcuts are the identity.
     assert ["Conv_2" in block for block in blocks] == [False, False, True, False, True, False]
 
 
@@ -75,7 +75,7 @@ def test_a_block_without_its_last_convolution_is_its_shortcut():
     @jax.jit
     def expected():
         hidden = convolve(IMAGES, params["Conv_0"], 1)
-        for index in (1, 2):  # in the first stage width 1 leaves the identity
+        for index in (1, 2):  # the shortcuts of the first stage are the identity
             hidden = convolve(hidden, params[f"Block_{index}"]["Conv_2"], 2)
         norm, dense = params["BatchNorm_0"], params["Dense_0"]
         hidden = (hidden - 1) / (1 + 1e-5) ** 0.5 * norm["scale"] + norm["bias"]
@@ -86,7 +86,7 @@ def test_a_block_without_its_last_convolution_is_its_shortcut():
     np.testing.assert_allclose(actual, expected(), rtol=1e-4, atol=1e-4)
 
 
-def test_training_moves_the_running_averages():
+def test_training_updates_the_running_averages():
     model = make_model(SMALL, num_classes=10, dropout=0.0)
     _, state = jax.jit(
         lambda variables: model.apply(
@@ -99,7 +99,7 @@ def test_training_moves_the_running_averages():
     np.testing.assert_allclose(averages["var"], 0.9 + 0.1 * first.var((0, 1, 2)), atol=1e-5)
 
 
-def test_in_evaluation_an_image_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch_in_evaluation():
     model = make_model(SMALL, num_classes=10)
     apply = jax.jit(model.apply)
     variables = _variables(model)
@@ -110,7 +110,7 @@ def test_in_evaluation_an_image_does_not_depend_on_its_batch():
     assert not np.allclose(apply({**variables, "batch_stats": moved}, IMAGES), logits, atol=1e-4)
 
 
-def test_batch_statistics_are_those_of_all_devices_together():
+def test_batch_statistics_are_averaged_over_devices():
     alone = make_model(SMALL, num_classes=10, dropout=0.0)
     variables = _variables(alone)
     together = make_model(SMALL, num_classes=10, dropout=0.0, axis_name="device")

@@ -76,14 +76,14 @@ def test_runs_that_are_killed_at_random_end_in_the_same_bits(tmp_path, seed):
                 # The first 4 seconds are imports, in which there is nothing to lose.
                 process.wait(generator.uniform(4, 14))
                 assert process.returncode == 0, process.stdout.read()
-                break  # it came to its end before
+                break  # the run ended before the kill
             except subprocess.TimeoutExpired:
                 process.send_signal(signum)
             output, _ = process.communicate()
             kills += 1
             done[signum] += 1
             if signum == signal.SIGTERM and process.returncode != 0:
-                # Before its handler stood, or after the last of the work.
+                # Before the handler was installed, or after the work was complete.
                 assert process.returncode == -signal.SIGTERM, output
             assert "Traceback" not in output, output
         else:

@@ -1,0 +1,358 @@
+"""Run an attack on many examples, in batches over all devices, which fooled examples leave."""
+
+import math
+import time
+from collections.abc import Callable, MutableMapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+from tqdm import tqdm
+
+from jaxadv.attacks.result import AttackResult
+from jaxadv.attacks.spec import AttackSpec
+from jaxadv.attacks.tracing import TracedModel, trace_model
+from jaxadv.core.devices import divisible_size, padded_batches, pmap_batches, replicate
+from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
+
+ResumeCache = MutableMapping[str, dict[str, np.ndarray]]
+"""Named arrays that survive the program, so that an interrupted attack resumes from them."""
+
+# Batch size of searches as a share of that of the evaluation: smaller batches have fewer idle
+# rows, and are as fast on a CPU. When few examples are left, a share of that again.
+_SEARCH_SHARE, _TAIL_SHARE = 16, 8
+_SECONDS_BETWEEN_SAVES = 30
+# Queries per example after which the fooled examples leave the batch.
+_SEGMENT, _SEGMENT_WITH_GRADIENTS = 500, 25
+
+
+class Model(NamedTuple):
+    """A model for attacks over all devices.
+
+    Attributes:
+      make_logits_fn: `(context, example_ids) -> logits_fn`; static: one function object for all
+        models that differ only in their context.
+      context: arrays that every device gets in full, such as weights.
+    """
+
+    make_logits_fn: Callable[[PyTree, Int[Array, "share"]], LogitsFn]
+    context: PyTree
+
+
+class Examples(NamedTuple):
+    """Examples on the host, with the numbers that determine their randomness.
+
+    Attributes:
+      images: floats in [0, 1], (n, height, width, channels).
+      labels: (n,) classes.
+      ids: (n,) distinct numbers.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+
+    def rows(self, rows: np.ndarray) -> "Examples":
+        """Return some of the examples."""
+        return Examples(*(array[rows] for array in self))
+
+
+def traced_for_searches(
+    logits_fn: LogitsFn, key: PRNGKey, image_shape: tuple[int, ...], dtype: Any, batch_size: int
+) -> Model:
+    """Return a JAX function as a model for searches over all devices.
+
+    The function is traced for each batch size that `search_survivors` uses, and also at full
+    precision, which success checks use.
+    """
+    sizes = {search_size(batch_size), search_size(batch_size, left=0)}
+    traced: dict[tuple[int, str], TracedModel] = {}
+    for share in sorted(size // jax.device_count() for size in sizes):
+        images = jax.ShapeDtypeStruct((share, *image_shape), dtype)
+        for precision in {_precision(), "highest"}:
+            with jax.default_matmul_precision(precision):
+                traced[share, str(precision)] = trace_model(logits_fn, key, images)
+    # All of them hold the same arrays, which go to each device once.
+    leaves, structure = jax.tree.flatten(traced)
+    placed = {id(leaf): replicate(leaf) for leaf in leaves}
+    context = jax.tree.unflatten(structure, [placed[id(leaf)] for leaf in leaves])
+    return Model(_traced_for_share, context)
+
+
+def _traced_for_share(
+    context: dict[tuple[int, str], TracedModel], ids: Int[Array, "share"]
+) -> LogitsFn:
+    def logits_fn(key: PRNGKey, images: Images) -> Array:
+        # Read when called: a search raises the precision after it was given this function.
+        return context[len(ids), str(_precision())](key, images)
+
+    return logits_fn
+
+
+def _precision() -> str | None:
+    """Return the precision of matrix products that JAX uses here."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
+def attack_batch(
+    spec: AttackSpec,
+    key: PRNGKey,
+    model: Model,
+    examples: Examples,
+    arguments: dict[str, Any],
+    resume: AttackResult | None = None,
+) -> AttackResult:
+    """Run an attack on one batch, whose size divides by the number of devices.
+
+    New values of the traced arguments do not compile again.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    traced = {name: value for name, value in given.items() if name in spec.traced}
+    static = tuple((name, value) for name, value in given.items() if name not in traced)
+    step = _attack_step(spec, model.make_logits_fn, static)
+    return step(model.context, key, traced, *examples, resume)
+
+
+def attack_in_batches(
+    spec: AttackSpec,
+    key: PRNGKey,
+    model: Model,
+    examples: Examples,
+    arguments: dict[str, Any],
+    *,
+    batch_size: int,
+    bar: tqdm | None = None,
+    cache: ResumeCache | None = None,
+    name: str = "attack",
+) -> AttackResult:
+    """Run an attack of fixed cost on all examples.
+
+    Args:
+      spec: of an attack that is not resumable.
+      key: of the attack.
+      model: the classifier.
+      examples: all of them.
+      arguments: of the attack.
+      batch_size: over all devices together.
+      bar: progress bar over gradients.
+      cache: where the results so far are saved from time to time and at the end.
+      name: of this attack in the cache.
+
+    Returns:
+      The result in numpy arrays.
+    """
+    cost, n = spec.max_queries(arguments), len(examples.labels)
+    result, done = _fixed_cost_result(examples, cost), 0
+    began = time.monotonic() - seconds_spent(cache, name)
+    if cache is not None and name in cache:
+        kept = cache[name]
+        done = len(kept["images"])
+        result.images[:done], result.nonfinite[:done] = kept["images"], kept["nonfinite"]
+        _advance(bar, done * cost)
+    saved = time.monotonic()
+    for rows, padded in padded_batches(np.arange(done, n), batch_size):
+        if not len(rows):
+            break
+        part = attack_batch(spec, key, model, examples.rows(padded), arguments)
+        result.images[rows] = part.images[: len(rows)]
+        result.nonfinite[rows] = part.nonfinite[: len(rows)]
+        done += len(rows)
+        _advance(bar, len(rows) * cost)
+        is_due = done == n or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
+        if cache is not None and is_due:
+            seconds = np.asarray(time.monotonic() - began)
+            rows_done = {"images": result.images[:done], "nonfinite": result.nonfinite[:done]}
+            cache[name] = {**rows_done, "seconds": seconds}
+            saved = time.monotonic()
+    return result
+
+
+def _fixed_cost_result(examples: Examples, cost: int) -> Any:
+    """Return the initial result of a fixed-cost attack: clean images, with the cost as queries."""
+    n = len(examples.labels)
+    arrays: dict[str, Any] = {
+        "images": examples.images.copy(),
+        "success": np.zeros(n, bool),
+        "queries": np.full(n, cost),
+        "gradients": np.full(n, cost),
+        "nonfinite": np.zeros(n, np.int32),
+        "margins": np.full(n, -np.inf, np.float32),
+        "steps": np.zeros(n, int),
+    }
+    return AttackResult(**arrays, extras=())
+
+
+def search_survivors(
+    spec: AttackSpec,
+    key: PRNGKey,
+    model: Model,
+    examples: Examples,
+    arguments: dict[str, Any],
+    *,
+    batch_size: int,
+    bar: tqdm | None = None,
+    cache: ResumeCache | None = None,
+    name: str = "search",
+    result: Any = None,
+) -> Any:
+    """Run a resumable attack on all examples, and remove those that are fooled from the batches.
+
+    The attack runs in segments of its query budget. After each segment the fooled examples leave
+    and the remaining ones are packed into fewer batches. All take their steps together, so that
+    the result of an example does not depend on the others. A batch has a sixteenth of
+    `batch_size`, and an eighth of that when few examples are left: each size compiles once.
+
+    Args:
+      spec: of a resumable attack.
+      key: of the attack.
+      model: the classifier.
+      examples: all of them.
+      arguments: of the attack.
+      batch_size: over all devices together.
+      bar: progress bar over queries, including those that a success saves.
+      cache: where the state of the search is saved from time to time.
+      name: of this search in the cache.
+      result: to continue from, which is updated in place; None: start a new search.
+
+    Returns:
+      The `AttackResult` in numpy arrays.
+    """
+    budget = spec.max_queries(arguments)
+    arguments = {name: value for name, value in arguments.items() if name != "num_queries"}
+    segment = _segment(spec, arguments, budget)
+    limits = [*range(segment, budget, segment), budget]
+    began = time.monotonic() - seconds_spent(cache, name)
+    if result is None:
+        num_classes = count_classes(model, examples, batch_size)
+        result = _initial_result(spec, key, num_classes, examples, arguments)
+    if cache is not None and name in cache:
+        result, reached = _unpack(cache[name], result)
+        limits = [limit for limit in limits if limit > reached]
+        saved_queries = (budget - result.queries)[result.success].sum()
+        _advance(bar, int(result.queries.sum() + saved_queries))
+    saved = time.monotonic()
+    for limit in limits:
+        left = np.flatnonzero(~result.success)
+        for rows, padded in padded_batches(left, search_size(batch_size, len(left))):
+            if not len(rows):
+                break
+            batch, state = examples.rows(padded), rows_of(result, padded)
+            part = attack_batch(spec, key, model, batch, {**arguments, "num_queries": limit}, state)
+            part = rows_of(part, slice(len(rows)))
+            spent = part.queries.sum() - result.queries[rows].sum()
+            _advance(bar, int(spent + (budget - part.queries)[part.success].sum()))
+            write_rows(result, rows, part)
+        if cache is not None and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+            cache[name] = _pack(result, limit, time.monotonic() - began)
+            saved = time.monotonic()
+    return result
+
+
+def _segment(spec: AttackSpec, arguments: dict[str, Any], budget: int) -> int:
+    """Return the queries per example between two removals of fooled examples."""
+    if not arguments.get("early_stop", True):
+        return max(budget, 1)
+    return _SEGMENT_WITH_GRADIENTS if spec.uses_gradients else _SEGMENT
+
+
+def seconds_spent(cache: ResumeCache | None, name: str = "") -> float:
+    """Return the seconds that the records of a cache took: of all attacks, or of one attack."""
+    if cache is None:
+        return 0.0
+    parts = [kept for kept in cache if not name or f"{kept}/".startswith(f"{name}/")]
+    return math.fsum(cache.get(part, {}).get("seconds", 0.0) for part in parts)
+
+
+def in_batches(step: Callable, model: Model, size: int, key: PRNGKey, examples: Examples) -> Any:
+    """Return the output of a compiled step for all examples, in numpy arrays."""
+    parts = []
+    for rows, _ in padded_batches(np.arange(len(examples.labels)), size):
+        batch = [np.resize(array[rows], (size, *array.shape[1:])) for array in examples]
+        kept = slice(len(rows))
+        output = step(model.context, key, *batch)
+        parts.append(jax.tree.map(lambda array, kept=kept: array[kept], output))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _initial_result(
+    spec: AttackSpec,
+    key: PRNGKey,
+    num_classes: int,
+    examples: Examples,
+    arguments: dict[str, Any],
+) -> AttackResult:
+    """Return the state before the first query, in numpy arrays; no forward pass is needed."""
+
+    def no_model(key: PRNGKey, images: Images) -> Array:
+        return jnp.zeros((len(images), num_classes))
+
+    images, labels, ids = map(jnp.asarray, examples)
+    first = spec.run(key, no_model, images, labels, **arguments, example_ids=ids, num_queries=0)
+    return jax.tree.map(np.array, first)
+
+
+def count_classes(model: Model, examples: Examples, batch_size: int) -> int:
+    """Return the number of logits of the model."""
+    share = search_size(batch_size) // jax.device_count()
+    images = jax.ShapeDtypeStruct((share, *examples.images.shape[1:]), examples.images.dtype)
+    logits_fn = model.make_logits_fn(model.context, jnp.arange(share))
+    return jax.eval_shape(logits_fn, jax.random.key(0), images).shape[1]
+
+
+def search_size(batch_size: int, left: int | None = None) -> int:
+    """Return the batch size of a search when `left` examples remain."""
+    size = divisible_size(batch_size // _SEARCH_SHARE)
+    return divisible_size(size // _TAIL_SHARE) if left is not None and left <= size // 2 else size
+
+
+def write_rows(result: AttackResult, rows: np.ndarray | slice, part: AttackResult) -> None:
+    """Write the result of some examples into that of all, in numpy arrays."""
+    jax.tree.map(lambda array, new: array.__setitem__(rows, new), result, part)
+
+
+def rows_of(result: AttackResult, rows: np.ndarray | slice) -> Any:
+    """Return the result of some examples."""
+    return jax.tree.map(lambda array: array[rows], result)
+
+
+def _pack(result: AttackResult, limit: int, seconds: float) -> dict[str, np.ndarray]:
+    leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(result))}
+    return {"limit": np.asarray(limit), "seconds": np.asarray(seconds), **leaves}
+
+
+def _unpack(record: dict[str, np.ndarray], like: AttackResult) -> tuple[Any, int]:
+    leaves, structure = jax.tree.flatten(like)
+    kept = [record[str(i)] for i in range(len(leaves))]
+    return jax.tree.unflatten(structure, kept), int(record["limit"])
+
+
+def _advance(bar: tqdm | None, count: int) -> None:
+    if bar is not None:
+        bar.update(count)
+
+
+@cache
+def _attack_step(
+    spec: AttackSpec, make_logits_fn: Callable, static: tuple[tuple[str, Any], ...]
+) -> Callable:
+    """Return the compiled attack on one batch."""
+
+    def step(
+        context: PyTree,
+        key: PRNGKey,
+        traced: dict[str, Array],
+        images: Images,
+        labels: Labels,
+        ids: Int[Array, "share"],
+        resume: AttackResult | None,
+    ) -> AttackResult:
+        rows: dict[str, Any] = {"example_ids": ids} if spec.takes_example_ids else {}
+        if spec.resumable:
+            rows["resume"] = resume
+        logits_fn = make_logits_fn(context, ids)
+        return spec.run(key, logits_fn, images, labels, **traced, **dict(static), **rows)
+
+    return pmap_batches(step, num_replicated=3, num_batches=4, sharded_output=True)

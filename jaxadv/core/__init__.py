@@ -1,0 +1,1 @@
+"""Core: types, random numbers, devices, losses, result records, and files."""

@@ -1,0 +1,96 @@
+"""Export adversarial images: as floats, as bytes, and a record in the format of RobustBench."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxadv.attacks.threat import THREATS
+from jaxadv.core.files import atomic_write
+from jaxadv.core.results import AttackEntry, Evaluation
+from jaxadv.core.types import UserError
+from jaxadv.reports import formats
+
+_DATASETS = {"CIFAR-10": "cifar10"}  # names of RobustBench
+
+
+def round_inside(
+    adversarial: Float[np.ndarray, "n height width channels"],
+    clean: UInt8[np.ndarray, "n height width channels"]
+    | Float[np.ndarray, "n height width channels"],
+    eps: float,
+    norm: str,
+) -> UInt8[np.ndarray, "n height width channels"]:
+    """Round adversarial images to bytes inside the ball around the clean images.
+
+    Pixels are rounded to the nearest byte. Where that leaves the ball they are rounded towards the
+    clean image: in L-inf the pixels that leave it, in L2 all pixels of the image.
+
+    Args:
+      adversarial: floats in [0, 1].
+      clean: the clean images.
+      eps: radius of the ball in units of the pixel range.
+      norm: "linf" or "l2".
+
+    Raises:
+      UserError: the clean images are floats; the ball around them may contain no bytes.
+    """
+    if clean.dtype != np.uint8:
+        raise UserError(
+            f"the images are {clean.dtype}, but config.evaluation.export writes bytes: "
+            "pass the images as uint8, or leave config.evaluation.export empty"
+        )
+    change = 255 * adversarial.astype(np.float64) - clean
+    nearest, inward = np.rint(change), np.trunc(change + np.sign(change) * 1e-3)
+    if norm == "linf":
+        inside = np.abs(nearest) / 255 <= eps + 1e-6
+    else:
+        length = THREATS[norm].length(jnp.asarray(nearest / 255, jnp.float32))
+        inside = np.asarray(length) <= eps + 1e-6
+    return (clean + np.where(inside, nearest, inward)).astype(np.uint8)
+
+
+def write_images(
+    folder: Path, name: str, arrays: Mapping[str, np.ndarray], suffix: str = ""
+) -> Path:
+    """Write `adversarial_<name><suffix>.npz` atomically, and return its path."""
+    path = _path(folder, name, f"{suffix}.npz")
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    return path
+
+
+def write_record(
+    folder: Path, entry: AttackEntry, evaluation: Evaluation, suffix: str = ""
+) -> Path:
+    """Write `adversarial_<name><suffix>.json`, a model entry in the format of RobustBench."""
+    record = {
+        "link": None,
+        "name": evaluation.model,
+        "authors": None,
+        "additional_data": None,
+        "number_forward_passes": evaluation.num_passes,
+        "dataset": _DATASETS.get(evaluation.dataset, evaluation.dataset),
+        "venue": "Unpublished",
+        "architecture": evaluation.model,
+        "eps": formats.byte_fraction(entry.eps) or f"{entry.eps:g}",
+        "norm": {"linf": "Linf", "l2": "L2"}[entry.norm],
+        "clean_acc": f"{100 * evaluation.clean.accuracy:.2f}",
+        "reported": None,
+        "autoattack_acc": f"{100 * entry.accuracy:.2f}",
+        "num_examples": evaluation.n,
+        "flags": entry.flags,
+        "provenance": evaluation.provenance,
+    }
+    path = _path(folder, entry.key, f"{suffix}.json")
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _path(folder: Path, name: str, suffix: str) -> Path:
+    # The user chooses the name of an attack: quoting keeps the path inside the folder.
+    return folder / f"adversarial_{quote(name.replace('/', '_'), safe='')}{suffix}"

@@ -1,0 +1,233 @@
+"""Sample evaluation: a classifier of real images, and the quality of samples by its features."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from jaxadv.core.devices import divisible_size, padded_batches, pmap_batches, replicate
+from jaxadv.core.files import atomic_write
+from jaxadv.core.images import to_float
+from jaxadv.core.logits import predicted_class
+from jaxadv.core.sample_quality import SampleEvaluation, SampleQuality
+from jaxadv.core.types import ByteImages, HostBatch, Images, UserError
+from jaxadv.data import Dataset
+from jaxadv.gan.metrics import (
+    frechet_distance,
+    kernel_distance,
+    nearest,
+    num_duplicates,
+    precision_and_recall,
+)
+from jaxadv.runs.workdir import claimed, read, restore_classifier
+from jaxadv.training.train import train as train_classifier
+
+ImageArray = UInt8[np.ndarray, "n height width channels"]
+
+_MAX_IMAGES = 10_000  # samples, and real images that they are compared with
+_BATCH_SIZE = 256
+# Root mean square over the pixels, below which two images are visually equal.
+_SAME = 4 / 255
+
+
+class SampleEvaluator(NamedTuple):
+    """A trained classifier that evaluates samples.
+
+    Attributes:
+      model: the module.
+      weights: its variables, replicated.
+    """
+
+    model: nn.Module
+    weights: PyTree
+
+
+def make_sample_evaluator(config: ConfigDict, dataset: Dataset, workdir: Path) -> SampleEvaluator:
+    """Restore the classifier of `config.evaluator.checkpoint`, or train one in the workdir.
+
+    Raises:
+      UserError: there is no checkpoint, or the classifier was trained on another data set.
+    """
+    if config.evaluator.checkpoint:
+        source = Path(config.evaluator.checkpoint)
+        trained = read(source, mode="train")
+        if trained.data.name != config.data.name:
+            raise UserError(
+                f"config.evaluator.checkpoint is a classifier of {trained.data.name}, "
+                f"config.data.name is {config.data.name}: give a classifier of {config.data.name}"
+            )
+    else:
+        source = evaluator_workdir(workdir)
+        trained = config.evaluator.classifier.copy_and_resolve_references()
+        for key in ("name", "data_dir", "validation_fraction"):
+            trained.data[key] = config.data[key]
+        with claimed(source, trained):
+            print(f"Sample evaluator: a classifier in {source}", flush=True)
+            train_classifier(trained, dataset, source)
+    model, restored = restore_classifier(trained, dataset, source, "best")
+    return SampleEvaluator(model, replicate(restored.items["weights"]))
+
+
+def evaluator_workdir(workdir: Path) -> Path:
+    """Return the folder of the evaluator in the workdir of a GAN."""
+    earlier = workdir / "judge"  # its name in earlier versions
+    return earlier if earlier.exists() else workdir / "evaluator"
+
+
+class ClassifiedImages(NamedTuple):
+    """Images with the features and probabilities that the evaluator computes.
+
+    Attributes:
+      images: as uint8.
+      features: inputs of the last dense layer.
+      probabilities: softmax of the logits.
+    """
+
+    images: ImageArray
+    features: Float[np.ndarray, "n features"]
+    probabilities: Float[np.ndarray, "n classes"]
+
+    def predictions(self) -> Int[np.ndarray, "n"]:
+        """Return the predicted classes, or -1 for probabilities that are not finite."""
+        return np.asarray(predicted_class(jnp.asarray(self.probabilities)))
+
+
+def classify(evaluator: SampleEvaluator, images: ImageArray) -> ClassifiedImages:
+    """Compute the features and probabilities of images."""
+    step = _classify_step(evaluator.model)
+    parts = []
+    for rows, padded in padded_batches(np.arange(len(images)), divisible_size(_BATCH_SIZE)):
+        features, probabilities = step(evaluator.weights, images[padded])
+        parts.append((features[: len(rows)], probabilities[: len(rows)]))
+    features, probabilities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return ClassifiedImages(images, features, probabilities)
+
+
+@cache
+def _classify_step(model: nn.Module) -> Callable:
+    def step(weights: PyTree, images: ByteImages | Images) -> tuple[Array, Array]:
+        # At full precision, like the scores of an evaluation.
+        with jax.default_matmul_precision("highest"):
+            logits, features = logits_and_features(model, weights, to_float(images))
+        return features, jax.nn.softmax(logits)
+
+    return pmap_batches(step, num_replicated=1, num_batches=1, sharded_output=True)
+
+
+def logits_and_features(
+    model: nn.Module, weights: PyTree, images: Float[Array, "batch height width channels"]
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch features"]]:
+    """Return the logits of a deterministic model and the input of its last dense layer."""
+    dense_inputs: list[Array] = []
+
+    def record(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            dense_inputs.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        logits: Any = model.apply(weights, images)
+    return logits, dense_inputs[-1].reshape(len(images), -1)
+
+
+def classify_train_split(evaluator: SampleEvaluator, dataset: Dataset) -> ClassifiedImages:
+    """Classify the real images that samples are compared with during the training of a GAN."""
+    return classify(evaluator, dataset.train.images[:_MAX_IMAGES])
+
+
+def num_test_images(dataset: Dataset) -> int:
+    """Return the number of test images, and of samples, in the final evaluation."""
+    return min(_MAX_IMAGES, len(dataset.test.labels))
+
+
+def evaluate_on_test(
+    evaluator: SampleEvaluator, samples: HostBatch, dataset: Dataset
+) -> SampleEvaluation:
+    """Evaluate samples against the test split, which no checkpoint was selected on.
+
+    Args:
+      evaluator: the classifier.
+      samples: `num_test_images` samples or fewer, with the classes that they were generated for.
+      dataset: of the real images.
+    """
+    rows = slice(num_test_images(dataset))
+    real = classify(evaluator, dataset.test.images[rows])
+    correct = real.predictions() == dataset.test.labels[rows]
+    return SampleEvaluation(
+        num_images=len(samples.labels),
+        evaluator_accuracy=float(correct.mean()),
+        samples=evaluate_samples(evaluator, samples, real),
+    )
+
+
+def evaluate_samples(
+    evaluator: SampleEvaluator, samples: HostBatch, real: ClassifiedImages
+) -> SampleQuality:
+    """Compute the quality of samples.
+
+    Args:
+      evaluator: the classifier.
+      samples: images as uint8, with the classes that they were generated for.
+      real: the images to compare with.
+    """
+    images, labels = samples
+    fake = classify(evaluator, images)
+    correct = fake.predictions() == labels
+    distance, deviation = kernel_distance(real.features, fake.features)
+    precision, recall = precision_and_recall(real.features, fake.features)
+    pixels, real_pixels = _pixels(images), _pixels(real.images)
+    same = _SAME * pixels.shape[1] ** 0.5
+    _, squared = nearest(pixels, real_pixels)
+    return SampleQuality(
+        accuracy=float(correct.mean()),
+        accuracy_by_class=tuple(
+            float(correct[labels == label].mean()) if (labels == label).any() else None
+            for label in range(fake.probabilities.shape[1])
+        ),
+        frechet_distance=frechet_distance(real.features, fake.features),
+        kernel_distance=distance,
+        kernel_distance_sd=deviation,
+        precision=precision,
+        recall=recall,
+        duplicates=num_duplicates(pixels, same) / len(pixels),
+        copies=float((squared <= same**2).mean()),
+    )
+
+
+def summary(quality: SampleQuality) -> str:
+    """Return the quality of samples in one line."""
+    return (
+        f"evaluator accuracy {quality.accuracy:5.1%}"
+        f"  Fréchet distance {quality.frechet_distance:.2f} (evaluator's features)"
+        f"  precision {quality.precision:.2f}  recall {quality.recall:.2f}"
+    )
+
+
+def write_neighbours(
+    path: Path, evaluator: SampleEvaluator, samples: ImageArray, dataset: Dataset
+) -> None:
+    """Write samples and the train images nearest to them, by pixels and by features."""
+    train_images = dataset.train.images
+    by_pixels, _ = nearest(_pixels(samples), _pixels(train_images))
+    by_features, _ = nearest(
+        classify(evaluator, samples).features, classify(evaluator, train_images).features
+    )
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            samples=samples,
+            by_pixels=train_images[by_pixels],
+            by_features=train_images[by_features],
+        )
+
+
+def _pixels(images: ImageArray) -> Float[np.ndarray, "n pixels"]:
+    """Return images as rows of floats in [0, 1]."""
+    return images.reshape(len(images), -1) / np.float32(255)

@@ -1,0 +1,1 @@
+"""Reports of a run: HTML pages, plots and tables."""

@@ -1,0 +1,420 @@
+"""Workdir of a run: ownership, stored config, data set, and provenance of results."""
+
+import datetime
+import errno
+import json
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from filelock import FileLock, Timeout
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from jaxadv.core.devices import describe_devices
+from jaxadv.core.files import atomic_write, user_path, write_json
+from jaxadv.core.types import UserError
+from jaxadv.data import Dataset, is_prepared, load
+from jaxadv.models.classifier import make_classifier
+from jaxadv.runs import checkpoints
+from jaxadv.runs.distributed import first_process_first, from_first, is_first
+
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # by the file system
+# Keys that may differ between machines for the same experiment.
+_MACHINE_KEYS = ("data.data_dir", "compilation_cache")
+# Keys that hold a path, in configs of any mode.
+_PATH_KEYS = (
+    "checkpoint",
+    "data.data_dir",
+    "data.synthetic.path",
+    "evaluator.checkpoint",
+    "evaluator.classifier.data.data_dir",
+    "evaluator.classifier.data.synthetic.path",
+    "sampling.path",
+    "study.results",
+)
+# Keys of earlier versions, for `migrate`: dotted key -> new last part, and removed keys with the
+# value that this version still implements.
+_RENAMED_KEYS = {"judge": "evaluator"}
+_REMOVED_KEYS = {
+    "model.defence.pni.granularity": "layer",
+    "generator.attention": False,
+    "discriminator.attention": False,
+}
+# Files that a run writes to its workdir once it has results.
+_RESULTS = (
+    "checkpoints/*/SHA256SUMS",
+    "interrupted/*/SHA256SUMS",
+    "damaged_checkpoints/*",
+    "evaluator/checkpoints/*/SHA256SUMS",
+    "judge/checkpoints/*/SHA256SUMS",  # name of that folder in earlier versions
+    "resume_cache*/*.npz",
+    "ledger*/*.npz",  # name of that folder in earlier versions
+    "evaluation*.json",
+    "gan.json",
+    "synthetic/manifest.json",
+)
+_DATASET = "dataset.json"
+_SOURCE_PATHS = (":/", ":(top,exclude)results")  # git pathspecs: the checkout without `results`
+
+
+def expand_paths(config: ConfigDict) -> None:
+    """Expand `~` in all paths of a config, in place.
+
+    Raises:
+      UserError: the home directory is unknown.
+    """
+    flat = flatten(config)
+    for key in _PATH_KEYS:
+        if path := flat.get(key):
+            config.update_from_flattened_dict({key: str(user_path(path))})
+
+
+def read(workdir: Path, mode: str | None = None) -> ConfigDict:
+    """Read the config of a run from its workdir, with the keys of this version.
+
+    Args:
+      workdir: of the run.
+      mode: expected mode of the run; None: any.
+
+    Raises:
+      UserError: the config is missing, cannot be read, or has another mode.
+    """
+    path = workdir / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(_describe_missing_workdir(workdir)) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}): pass another workdir") from None
+    stored = ConfigDict(migrate(content))
+    if mode not in (None, stored.get("mode")):
+        raise UserError(
+            f"{workdir} holds a run of mode {stored.get('mode')}: pass one of mode {mode}"
+        )
+    return stored
+
+
+def migrate(stored: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Rename and remove keys of a stored config of an earlier version.
+
+    >>> migrate({"mode": "gan", "judge": {"num_samples": 2000}})
+    {'mode': 'gan', 'evaluator': {'num_samples': 2000}}
+
+    Args:
+      stored: config as nested dicts.
+      section: dotted prefix of its keys, for recursive calls.
+
+    Raises:
+      UserError: a removed key has a value that this version does not implement.
+    """
+    migrated: dict[str, Any] = {}
+    for key, value in stored.items():
+        path = section + key
+        if path in _REMOVED_KEYS:
+            if value != _REMOVED_KEYS[path]:
+                raise UserError(
+                    f"config.{path} is {value!r}: this version implements only "
+                    f"{_REMOVED_KEYS[path]!r}; use the version that wrote the config"
+                )
+            continue
+        if isinstance(value, Mapping):
+            # The classifier in the config of a GAN is a complete config.
+            value = migrate(value, "" if key == "classifier" else f"{path}.")
+        migrated[_RENAMED_KEYS.get(path, key)] = value
+    return migrated
+
+
+def _describe_missing_workdir(path: Path) -> str:
+    if not path.exists():
+        return f"{path} does not exist: pass the workdir of a run"
+    for parent in path.absolute().parents[:2]:
+        if (parent / "config.json").exists() and (parent / "checkpoints").exists():
+            return f"{path} is inside the workdir of a run: pass {parent}"
+    return f"{path} has no config.json: pass the workdir of a run"
+
+
+@contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Store a config in a workdir, or check that it is the stored one, and lock the workdir.
+
+    Only the first process does so.
+
+    Raises:
+      UserError: the workdir holds a run of another config, another process uses it, or it cannot
+        be written.
+    """
+    config_of_first = ConfigDict(json.loads(from_first(lambda: config.to_json())))
+    if different := differences(config_of_first, config):
+        raise UserError(
+            f"the processes have different configs ({'; '.join(different)}): pass the same flags "
+            "to all of them"
+        )
+    if not is_first():
+        yield
+        return
+    with locked(workdir):
+        _claim(workdir, config)
+        yield
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Lock a workdir. The operating system releases the lock when the program ends.
+
+    Raises:
+      UserError: another process uses the workdir, or it cannot be written.
+    """
+    lock = FileLock(workdir / ".lock", fallback_to_soft=False)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another run is using {workdir}: wait for its end, or pass another --workdir"
+        ) from None
+    except (OSError, NotImplementedError) as error:  # filelock raises the latter for ENOSYS
+        if isinstance(error, OSError) and error.errno not in _LOCKS_UNSUPPORTED:
+            raise UserError(
+                f"cannot write {workdir} ({error.strerror}): pass another --workdir"
+            ) from None
+        warnings.warn(
+            f"the file system of {workdir} has no locks: do not start a second run there",
+            stacklevel=2,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
+    if (workdir / "config.json").exists() and has_results(workdir):
+        different = differences(read(workdir), config)
+        if different:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(different)}): "
+                "pass another --workdir, or the config of that run"
+            )
+        return
+    with atomic_write(workdir / "config.json") as partial:
+        partial.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+
+
+def has_results(workdir: Path) -> bool:
+    """Return whether a workdir holds results of a run."""
+    metrics = workdir / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size:  # created before the first epoch ends
+        return True
+    return any(any(workdir.glob(pattern)) for pattern in _RESULTS)
+
+
+def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
+    """Describe where two configs differ, except in keys that depend on the machine."""
+    old, new = _stored_values(stored), _stored_values(asked)
+    return [
+        f"config.{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in _MACHINE_KEYS and old.get(key) != new.get(key)
+    ]
+
+
+def _stored_values(config: ConfigDict) -> dict:
+    """Return the values of a config by their dotted keys, as they are read from JSON."""
+    plain = ConfigDict(migrate(json.loads(config.to_json())))
+    expand_paths(plain)  # earlier versions stored `~` unexpanded
+    return flatten(plain)
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict:
+    """Return the values of a config by their dotted keys."""
+    flat: dict = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def claim_dataset(workdir: Path, dataset: Dataset) -> None:
+    """Record the data set of a run in its workdir, or check it if the run has results.
+
+    Raises:
+      UserError: the run has results on another data set.
+    """
+    if from_first(lambda: has_results(workdir)):
+        check_dataset(workdir, dataset)
+        return
+
+    def write_here() -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / _DATASET, _describe_dataset(dataset))
+
+    from_first(write_here)
+
+
+def check_dataset(workdir: Path, dataset: Dataset) -> None:
+    """Check that a data set is the one that the run of a workdir was trained on.
+
+    Runs of earlier versions, which have no record of their data set, are accepted.
+
+    Raises:
+      UserError: it is another data set.
+    """
+    given = _describe_dataset(dataset)
+    recorded = from_first(lambda: _read_record(workdir / _DATASET, given))
+    if recorded is None:
+        return
+    # The part after a comma names a copy of the data set, as in "CIFAR-10, JPEG copy".
+    names = {described["name"].partition(",")[0] for described in (recorded, given)}
+    if len(names) > 1 or {**recorded, "name": ""} != {**given, "name": ""}:
+        raise UserError(
+            f"the run in {workdir} was trained on {_dataset_text(recorded)}, this is "
+            f"{_dataset_text(given)}: use the data set of the run, from Python if it has no "
+            "config.data.name"
+        )
+
+
+def _read_record(path: Path, like: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record of a data set, or None if missing. The file is not trusted."""
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        if {key: type(value) for key, value in recorded.items()} != {
+            key: type(value) for key, value in like.items()
+        }:
+            raise ValueError("its keys or types are wrong")
+    except FileNotFoundError:
+        return None
+    except (AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it if the run used the data set of its config"
+        ) from None
+    return recorded
+
+
+def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "image_shape": [int(size) for size in dataset.train.images.shape[1:]],
+        "class_names": [str(name) for name in dataset.class_names],
+    }
+
+
+def _dataset_text(described: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, described["image_shape"]))
+    return f"{described['name']!r} ({len(described['class_names'])} classes, images of {shape})"
+
+
+def provenance(seconds: float) -> dict:
+    """Return the command, source version, device, JAX version, date and duration of a result.
+
+    Args:
+      seconds: duration of the measurement.
+    """
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        **source_version(),
+        "device": describe_devices(),
+        "jax": jax.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+    }
+
+
+@cache
+def source_version() -> dict:
+    """Return the git commit of the source tree, and whether the tree has uncommitted changes.
+
+    The result is that of the first call. Call it when a program starts, since the tree may change
+    while it runs. Changes in `results` are ignored: a study writes there between its runs.
+    """
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_SOURCE_PATHS)),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Run git in the source tree; return its output, or None outside of a checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def trained_config(source: Path, mode: str, data_dir: str | None) -> ConfigDict:
+    """Return the config of a run. Its file may come from another machine and is not trusted.
+
+    Args:
+      source: workdir of the run.
+      mode: expected mode of the run.
+      data_dir: directory of the data set on this machine; None: the directory in the config, if
+        it already holds a prepared data set. No data set is prepared in a directory that the
+        file names.
+
+    Raises:
+      UserError: the file is not the config of a run.
+    """
+    stored = from_first(lambda: read(source, mode).to_json())
+    trained = ConfigDict(json.loads(stored))
+    try:
+        stored_dir = trained.data.data_dir if is_prepared(trained.data.data_dir) else None
+        trained.data.data_dir = data_dir or stored_dir
+        if None in (trained.seed, trained.data.name, trained.data.validation_fraction):
+            raise KeyError("a value is missing")
+        if mode == "train":
+            make_classifier(trained.model, num_classes=10)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{source / 'config.json'} is not the config of a run of mode {mode} ({error}): pass "
+            "the workdir of such a run"
+        ) from error
+    return trained
+
+
+def load_dataset(data: ConfigDict) -> Dataset:
+    """Load the data set of `config.data`; of several processes, the first prepares it."""
+    return first_process_first(
+        lambda: load(
+            data.name, data_dir=data.data_dir, validation_fraction=data.validation_fraction
+        )
+    )
+
+
+def restore_classifier(
+    trained: ConfigDict, dataset: Dataset, source: Path, which: str
+) -> tuple[nn.Module, checkpoints.Restored]:
+    """Return the classifier of a run and its "best" or "last" checkpoint, item `weights`.
+
+    Raises:
+      UserError: no checkpoint can be restored, or the run was trained on another data set.
+    """
+    check_dataset(source, dataset)
+    model = make_classifier(trained.model, len(dataset.class_names))
+    image = jax.ShapeDtypeStruct((1, *dataset.test.images.shape[1:]), np.float32)
+    target = jax.eval_shape(model.init, jax.random.key(0), image)
+    restored = checkpoints.restore(source, which, {"weights": target})
+    if restored is None:
+        raise UserError(
+            f"{source} has no checkpoint: its run has not finished an epoch. Continue the run first"
+        )
+    return model, restored

@@ -1,0 +1,235 @@
+"""The experiments of the study, as its page shows them.
+
+The trainings that they name are in configs/study.py.
+"""
+
+from jaxadv.study import claims, slides
+from jaxadv.study.specification import (
+    CLEAN_AND_RADII,
+    EVALUATION_MODE,
+    NOISE,
+    ORIGINAL_RADII,
+    ORIGINAL_RADII_COARSE,
+    Experiment,
+)
+
+_NOT_ON_SLIDES = "The slides have no values for this experiment."
+
+UNDEFENDED = Experiment(
+    "undefended",
+    "Undefended network",
+    "`net` after natural training, under PGD-40.",
+    trainings={"net": "net_natural"},
+    slides=slides.UNDEFENDED,
+    original=ORIGINAL_RADII | {"0.01, steps of 0.02": ("study:pgd40_coarse/0.01",)},
+    claims=claims.UNDEFENDED,
+)
+
+OPTIMIZER = Experiment(
+    "optimizer",
+    "SGD and AdamW",
+    "`net` under the study's curriculum: AdamW with weight decay 0.01 or SGD with momentum 0.9. "
+    f"Both have learning rate 0.001, which was not tuned. {_NOT_ON_SLIDES}",
+    trainings={"AdamW": "net_curriculum", "SGD": "net_sgd"},
+    claims=claims.OPTIMIZER,
+)
+
+ACTIVATION = Experiment(
+    "activation",
+    "ReLU and GELU",
+    f"`net` under the study's curriculum. {_NOT_ON_SLIDES}",
+    trainings={"ReLU": "net_curriculum", "GELU": "net_gelu"},
+    claims=claims.ACTIVATION,
+)
+
+ADVERSARY = Experiment(
+    "adversary",
+    "Standard and curriculum training",
+    "BigNet after 10 epochs at a fixed eps of 0.03 or under the study's curriculum, which takes "
+    "about twice the gradients.",
+    trainings={"standard": "bignet_standard", "curriculum": "bignet_curriculum"},
+    slides={"curriculum": slides.MODEL_SIZE["bignet"]},
+    claims=claims.ADVERSARY,
+)
+
+CURRICULA = Experiment(
+    "curricula",
+    "Curricula at equal cost",
+    "`net`; every training takes 60 gradient evaluations per training image, all from a random "
+    "start. The fixed eps and the ramps take 10 steps on half of each batch for 10 epochs. “All” "
+    "takes 11 steps on every image for 5 epochs; TRADES takes 10, because its update takes two "
+    "gradients. N-FGSM takes one step on every image for 30 epochs: three times as many AdamW "
+    "updates as the ramps, and six times as many as “all”. The long ramp leads to eps 0.1, three "
+    "times the eps of the evaluation (flaw 6); its last epoch has 0.091.",
+    trainings={
+        "fixed 0.03": "net_fixed",
+        "fixed 0.03, last": "net_fixed:last",
+        "ramp to 0.03": "net_short_ramp",
+        "ramp to 0.1, best": "net_long_ramp",
+        "ramp to 0.1, last": "net_long_ramp:last",
+        "fixed 0.03, all": "net_fixed_all",
+        "TRADES": "net_trades",
+        "N-FGSM": "net_n_fgsm",
+    },
+    claims=claims.CURRICULA,
+)
+
+MODEL_SIZE = Experiment(
+    "model_size",
+    "Model size",
+    "Each model under the study's curriculum. The aggregated score is the sum of the accuracies "
+    "at the six radii.",
+    trainings={
+        "net": "net_curriculum",
+        "bignet": "bignet_curriculum",
+        "biggernet": "biggernet_curriculum",
+        "vit_3_128": "vit_3_128",
+        "vit_5_256": "vit_5_256",
+        "wrn_13_10": "wrn",
+    },
+    slides=slides.MODEL_SIZE,
+    original=ORIGINAL_RADII | EVALUATION_MODE,
+    plots=("eps", "parameters"),
+    claims=claims.MODEL_SIZE,
+)
+
+AUGMENTATION = Experiment(
+    "augmentation",
+    "Augmentation",
+    "BigNet under the study's curriculum for 10 epochs. The study trained for 60 epochs and "
+    "attacked with steps of 0.02.",
+    trainings={
+        "none": "bignet_curriculum",
+        "flip": "bignet_flip",
+        "flip, crop, jitter": "bignet_flip_crop_jitter",
+    },
+    slides=slides.AUGMENTATION,
+    original=ORIGINAL_RADII_COARSE,
+    claims=claims.AUGMENTATION,
+)
+
+RANDOMNESS = Experiment(
+    "randomness",
+    "Random defences",
+    "BigNet after standard adversarial training at eps 0.03 with steps of 0.008, with or without "
+    "a random defence. “200 gradients” is PGD-10 with gradients averaged over 20 noise samples, "
+    "and PGD-200 on the plain model. “One noise sample” is PGD-10 with steps of 0.008, as in "
+    "training, under the corrected protocol, and 40 steps of 0.01 under the original protocol. "
+    "Predictions of random models are the mean of 50 forward passes, and of 2 under the original "
+    "protocol; the study has “several”. “Noise off” is a different model: the same weights "
+    "without noise.",
+    trainings={
+        "plain": "bignet_standard",
+        "PNI": "bignet_pni",
+        "PNI, frozen": "bignet_pni_frozen",
+        "RSE": "bignet_rse",
+    },
+    slides=slides.RANDOMNESS,
+    columns={"clean": ("clean", "noise:clean"), **NOISE, "noise off": ("noise_off/0.03",)},
+    original={"clean": ("study:clean",), "one noise sample": ("study:pgd40/0.03",)},
+    plots=("bars",),
+    claims=claims.RANDOMNESS,
+)
+
+WIDE_RESNET = Experiment(
+    "wide_resnet",
+    "Wide ResNet and RSE",
+    "Each model under the study's curriculum; wrn_7_1 for 2 epochs, which end at eps 0.055. “200 "
+    "gradients” is PGD-10 with gradients averaged over 20 noise samples for RSE, and PGD-200 for "
+    "plain models. “One noise sample” is PGD-10 with steps of 0.008. wrn_7_1 is evaluated on "
+    "500 images.",
+    trainings={
+        "net": "net_curriculum",
+        "wrn_7_1": "narrow_wrn",
+        "wrn_7_1 with RSE": "narrow_wrn_rse",
+        "wrn_13_10": "wrn",
+        "wrn_13_10 with RSE": "wrn_rse",
+    },
+    slides=slides.WRN_RSE,
+    columns=CLEAN_AND_RADII | NOISE,
+    original=ORIGINAL_RADII | EVALUATION_MODE,
+    claims=claims.WIDE_RESNET,
+)
+
+_QUERIES = ("500", "1000", "2000", "3000", "4000")
+NES = Experiment(
+    "nes",
+    "NES over the query budget",
+    "200 images, eps 0.1, sigma 0.001, 100 queries per gradient, steps of 0.02, no early "
+    "stopping. The slides do not say how the study's `net` was trained. Ours are the best "
+    "checkpoints on test images. PGD-40 takes as many steps as 4,000 queries allow, with the "
+    "exact gradient.",
+    trainings={
+        "the study's net": "",
+        "net, natural": "net_natural",
+        "net, standard": "net_standard",
+        "net, curriculum": "net_curriculum",
+    },
+    slides=slides.NES,
+    columns={
+        "clean": ("nes:clean",),
+        **{queries: (f"nes:nes{queries}/0.1",) for queries in _QUERIES},
+        "PGD-40": ("nes:pgd40/0.1",),
+    },
+    original={},
+    plots=("queries",),
+    num_slide_images=200,
+    claims=claims.NES,
+)
+
+SYNTHETIC = Experiment(
+    "synthetic",
+    "Synthetic images",
+    "`net` after standard adversarial training. Samples of a conditional GAN (a small one at "
+    "scale cpu) replace a share of each batch. All trainings take the same number of steps. With "
+    "a half, the model trains on half as many real images; “half the real images” trains on "
+    f"these alone, in batches half as large. {_NOT_ON_SLIDES}",
+    trainings={
+        "none": "net_standard",
+        "a quarter": "net_synthetic_quarter",
+        "a half": "net_synthetic_half",
+        "half the real images": "net_half_real",
+    },
+    claims=claims.SYNTHETIC,
+)
+
+OTHER_DEFENCES = Experiment(
+    "other_defences",
+    "Defences that failed in the study",
+    "`net` after standard adversarial training. The projection to 625 dimensions is learned, as "
+    "in the study, or fixed to the principal components. Input noise is on at test time only: "
+    "its weights are those of the plain model of the same seed. It is attacked by PGD-10 with "
+    f"gradients averaged over 20 noise samples, the plain model by PGD-200. {_NOT_ON_SLIDES}",
+    trainings={
+        "plain": "net_standard",
+        "spectral norm": "net_spectral_norm",
+        "low rank, learned": "net_low_rank_learned",
+        "low rank, PCA": "net_low_rank",
+        "input noise": "net_input_noise",
+    },
+    columns=CLEAN_AND_RADII | NOISE,
+    claims=claims.OTHER_DEFENCES,
+)
+
+_BEST, _STUDYS = "configs/curriculum.py", "the study's training"
+BEST = Experiment(
+    "best",
+    "The best BigNet",
+    "`configs/curriculum.py` attacks every image and has a short ramp, flips, a cosine schedule "
+    "and a moving average of the weights. It takes 30 epochs and 194 gradients per image; the "
+    "study's training takes 10 epochs and 128 gradients. The study's own weights, trained for an "
+    "unknown number of epochs, have 55.3 % clean accuracy on these test images, and 29.1 % at "
+    "eps 0.03 (results/curriculum.md).",
+    trainings={_BEST: "bignet_best", _STUDYS: "bignet_curriculum"},
+    slides={_STUDYS: slides.MODEL_SIZE["bignet"]},
+    claims=claims.BEST,
+)
+
+# In the order of the page.
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        UNDEFENDED, OPTIMIZER, ACTIVATION, ADVERSARY, CURRICULA, MODEL_SIZE, AUGMENTATION,
+        RANDOMNESS, WIDE_RESNET, NES, SYNTHETIC, OTHER_DEFENCES, BEST
+    )
+}  # fmt: skip

@@ -1,0 +1,226 @@
+"""Tables of the study's page: values of an experiment, the runs, verdicts, samples, warnings."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, NamedTuple
+
+from jaxadv.core.sample_quality import SampleEvaluation
+from jaxadv.reports import formats
+from jaxadv.study.costs import cost_in_gradients
+from jaxadv.study.measurements import BySeed, Measurements
+from jaxadv.study.plan import Run, training_config
+from jaxadv.study.records import Record
+from jaxadv.study.slides import EPS
+from jaxadv.study.specification import CORRECTED, ORIGINAL, SCORE, Cell
+from jaxadv.study.verdicts import NOT_RUN
+
+
+class TableCell(NamedTuple):
+    """A value as the page shows it, and its interval or deviation."""
+
+    value: str = ""
+    note: str = ""
+
+
+class Row(NamedTuple):
+    """A row of an experiment's table: whose values it has, and its cells."""
+
+    source: str
+    cells: list[TableCell]
+
+
+def rows_of_training(
+    label: str,
+    columns: list[str],
+    slides: Mapping[str, Mapping[str, float]],
+    measurements: Measurements,
+    significant: Set[tuple[str, str]],
+    has_training: bool,
+) -> list[Row]:
+    """Return the rows of a training: of the slides, of the original and the corrected protocol.
+
+    Args:
+      label: of the training.
+      columns: of the table.
+      slides: values of the slides by label and column.
+      measurements: of the experiment.
+      significant: labels and columns with a significant difference between our value under the
+        original protocol and that of the slides.
+      has_training: whether there is a training of ours.
+    """
+    rows = []
+    if label in slides:
+        rows.append(Row("slides", _slide_cells(slides[label], columns)))
+    original, corrected = (
+        _cells(measurements, label, columns, source) for source in (ORIGINAL, CORRECTED)
+    )
+    original = [
+        cell._replace(value=f"\N{NOT EQUAL TO} {cell.value}")
+        if (label, column) in significant
+        else cell
+        for cell, column in zip(original, columns, strict=True)
+    ]
+    if any(cell.value for cell in original):
+        rows.append(Row(ORIGINAL + _marks(measurements, label, columns, ORIGINAL), original))
+    if any(cell.value for cell in corrected):
+        rows.append(Row(CORRECTED + _marks(measurements, label, columns, CORRECTED), corrected))
+    elif has_training:
+        rows.append(Row(NOT_RUN, corrected))
+    return rows
+
+
+def _marks(measurements: Measurements, label: str, columns: list[str], source: str) -> str:
+    cells = [measurements.get(Cell(label, column, source), {}) for column in columns]
+    found = [one for by_seed in cells for one in by_seed.values()]
+    predates_study = " †" if any(one.predates_study for one in found) else ""
+    return predates_study if all(one.learned for one in found) else f"{predates_study} ‡"
+
+
+def _slide_cells(row: Mapping[str, float], columns: list[str]) -> list[TableCell]:
+    return [TableCell(f"{row[column]:g}") if column in row else TableCell() for column in columns]
+
+
+def _cells(
+    measurements: Measurements, label: str, columns: list[str], source: str
+) -> list[TableCell]:
+    return [
+        _mean_cell(scores(measurements, label, source))
+        if column == SCORE
+        else _accuracy_cell(measurements.get(Cell(label, column, source), {}))
+        for column in columns
+    ]
+
+
+def _accuracy_cell(by_seed: BySeed) -> TableCell:
+    """Return one accuracy with its interval, or the mean of several seeds with their deviation."""
+    cell = _mean_cell({seed: one.accuracy for seed, one in by_seed.items()})
+    if len(by_seed) != 1:
+        return cell
+    low, high = (100 * end for end in next(iter(by_seed.values())).ci95)
+    return TableCell(cell.value, f"{low:.1f}\N{EN DASH}{high:.1f}")
+
+
+def _mean_cell(shares: Mapping[int, float]) -> TableCell:
+    values = [100 * share for share in shares.values()]
+    if not values:
+        return TableCell()
+    mean = f"{statistics.mean(values):.1f}"
+    if len(values) == 1:
+        return TableCell(mean)
+    return TableCell(mean, f"\N{PLUS-MINUS SIGN} {statistics.stdev(values):.1f} [{len(values)}]")
+
+
+def scores(measurements: Measurements, label: str, source: str) -> dict[int, float]:
+    """Return the sum of the accuracies at all radii, for each seed that has them all.
+
+    Args:
+      measurements: of an experiment.
+      label: of a training.
+      source: `CORRECTED` or `ORIGINAL`.
+    """
+    at_radii = [
+        by_seed
+        for cell, by_seed in measurements.items()
+        if (cell.label, cell.source) == (label, source) and cell.column in EPS
+    ]
+    if not at_radii:
+        return {}
+    seeds = set.intersection(*(set(by_seed) for by_seed in at_radii))
+    return {seed: sum(by_seed[seed].accuracy for by_seed in at_radii) for seed in sorted(seeds)}
+
+
+def runs_table(
+    plan: Mapping[str, Run],
+    records: Mapping[str, Record],
+    estimates: Mapping[str, Any],
+    failures: Mapping[str, str],
+) -> list[dict[str, str]]:
+    """Return a row for each run: its name, state, cost and provenance.
+
+    Args:
+      plan: all runs.
+      records: of the runs that are done.
+      estimates: content of costs.json, which a dry run writes; may be empty.
+      failures: error messages by the name of the run.
+    """
+    return [
+        _run_row(run, plan, records.get(name), estimates.get("costs", {}), failures.get(name))
+        for name, run in plan.items()
+    ]
+
+
+def _run_row(
+    run: Run,
+    plan: Mapping[str, Run],
+    record: Record | None,
+    estimates: Mapping[str, Any],
+    failure: str | None,
+) -> dict[str, str]:
+    row = dict.fromkeys(("gradients", "time", "commit", "date", "device", "command", "note"), "")
+    row["name"] = run.name
+    gradients = 0
+    if run.config.mode in ("train", "evaluate"):
+        gradients, _ = cost_in_gradients(run, training_config(run, plan))
+        row["gradients"] = f"{gradients:.1e}"
+    if record is None:
+        row["state"] = f"failed: {failure}" if failure else NOT_RUN
+        estimate = estimates.get(run.name)
+        if estimate and estimate["gradients"] == gradients:
+            row["time"] = f"about {formats.duration(estimate['seconds'])}"
+            row["device"] = estimate["device"]
+        return row
+    row["state"] = "done"
+    row["time"] = formats.duration(record.seconds)
+    row["note"] = record.note
+    for source in record.provenances[:1]:
+        modified = ", modified" if source["dirty"] else ""
+        row["commit"] = f"{source['commit']}{modified}"
+        row["date"] = source["date"][:10]
+        row["device"] = source["device"]
+        row["command"] = source["command"]
+    return row
+
+
+def describe_samples(
+    trainings: Iterable[str], plan: Mapping[str, Run], records: Mapping[str, Record]
+) -> list[str]:
+    """Return a sentence on each set of synthetic images in the trainings of an experiment."""
+    runs = [plan[f"{name}/0"] for name in trainings if name and f"{name}/0" in records]
+    sources = [run.dependency for run in runs if run.config.mode == "train" and run.dependency]
+    sentences = []
+    for name in dict.fromkeys(sources):
+        if (record := records.get(name)) and record.manifest:
+            evaluation = SampleEvaluation.from_json(record.manifest["judged"])
+            samples = evaluation.samples
+            sentences.append(
+                f"A classifier with {100 * evaluation.evaluator_accuracy:.1f} % accuracy on test "
+                f"images assigns {100 * samples.accuracy:.1f} % of the synthetic images to their "
+                f"class. In its features their Fréchet distance is {samples.frechet_distance:.1f}, "
+                f"their precision {samples.precision:.2f} and their recall {samples.recall:.2f}."
+            )
+    return sentences
+
+
+def warnings_of_runs(records: Mapping[str, Record]) -> dict[str, list[str]]:
+    """Return the warnings of the evaluations of each run, by its name.
+
+    Warnings that differ only in the attack become one, which names all attacks.
+    """
+    found = {}
+    for name, record in records.items():
+        evaluations = [one for one in (record.evaluation, record.evaluation_last) if one]
+        lines = [line for evaluation in evaluations for line in evaluation.warnings]
+        if lines:
+            found[name] = _merge_warnings(lines)
+    return found
+
+
+def _merge_warnings(lines: Iterable[str]) -> list[str]:
+    attacks: dict[str, list[str]] = {}
+    for line in dict.fromkeys(lines):
+        attack, _, rest = line.partition(" ")
+        if "/" in attack:  # such as "pgd40/0.03"
+            attacks.setdefault(rest, []).append(attack)
+        else:
+            attacks[line] = []
+    return [" ".join((", ".join(names), text)).strip() for text, names in attacks.items()]

@@ -1,0 +1,66 @@
+"""Optimizers, learning-rate schedules and the moving average of the weights."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import keystr, tree_map_with_path
+from jaxtyping import Array, Int, PyTree
+from ml_collections import ConfigDict
+
+SCHEDULES = {
+    "constant": lambda peak, num_steps: optax.constant_schedule(peak),
+    "cosine": lambda peak, num_steps: optax.cosine_decay_schedule(peak, max(num_steps, 1)),
+}
+
+
+def make_schedule(optimizer: ConfigDict, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
+    """Return the learning rate as a function of the step.
+
+    The learning rate rises linearly from 0 to its peak during the warm-up. Then "constant" keeps
+    the peak, and "cosine" decays to 0 at the last step.
+    """
+    peak = optimizer.learning_rate
+    warmup_steps = round(optimizer.warmup_epochs * steps_per_epoch)
+    num_steps = num_epochs * steps_per_epoch - warmup_steps
+    schedule = SCHEDULES[optimizer.schedule](peak, num_steps)
+    if not warmup_steps:
+        return schedule
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([warmup, schedule], [warmup_steps])
+
+
+def make_optimizer(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return the optax chain that `optimizer.name` names; see configs/default.py."""
+    return OPTIMIZERS[optimizer.name](optimizer, schedule)
+
+
+def _adamw(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(schedule, weight_decay=optimizer.weight_decay, mask=_decay_mask)
+
+
+def _sgd(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    # Weight decay is added to the gradient before the momentum, as in torch.optim.SGD.
+    return optax.chain(
+        optax.add_decayed_weights(optimizer.weight_decay, mask=_decay_mask),
+        optax.sgd(schedule, momentum=optimizer.momentum),
+    )
+
+
+def _decay_mask(params: PyTree) -> PyTree:
+    """Return for each parameter whether it decays: all except the alpha of PNI."""
+    return tree_map_with_path(lambda path, _: not keystr(path).endswith("['alpha']"), params)
+
+
+OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
+
+
+def moving_average(
+    average: PyTree, new: PyTree, decay: float, step: int | Int[Array, ""]
+) -> PyTree:
+    """Return the exponential moving average after `step` steps.
+
+    The decay grows from 1/11 in the first step to its value, so that the first averages depend
+    little on the initial tree.
+    """
+    decay_now = jnp.minimum(decay, step / (step + 10))
+    return jax.tree.map(lambda old, new: decay_now * old + (1 - decay_now) * new, average, new)

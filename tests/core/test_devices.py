@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxadv.core.devices import AXIS, enable_compilation_cache, pmap_batches, positions, replicate
+
+SET_UP = """
+import jax, os
+from jaxadv.core.devices import set_up_cpu
+set_up_cpu()
+product = jax.jit(lambda x: x @ x).lower(jax.numpy.ones((256, 256))).compile()
+print(jax.device_count(), "ynn" in product.as_text(), os.environ.get("XLA_FLAGS", ""))
+"""
+
+
+@pytest.mark.parametrize(
+    ("xla_flags", "num_devices", "uses_ynnpack"),
+    [
+        ("", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None, False),
+        ("--xla_force_host_platform_device_count=3", 3, False),
+        ("--xla_cpu_experimental_ynn_fusion_type=dot", None, True),
+    ],
+)
+def test_cpu_devices_and_ynnpack_follow_xla_flags_or_the_defaults(
+    xla_flags, num_devices, uses_ynnpack
+):
+    output = subprocess.run(
+        [sys.executable, "-c", SET_UP],
+        env=os.environ | {"XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split(maxsplit=2)
+    assert num_devices in (None, int(output[0]))
+    assert output[2].startswith(xla_flags)
+    if (0, 10) <= jax.__version_info__ < (0, 13):
+        assert output[1] == str(uses_ynnpack)
+
+
+def test_the_tests_have_two_devices():
+    assert jax.device_count() == 2
+
+
+def test_sharded_outputs_are_merged_in_order():
+    step = pmap_batches(
+        lambda scale, x: scale * x, num_replicated=1, num_batches=1, sharded_output=True
+    )
+    batch = np.arange(12.0, dtype=np.float32).reshape(6, 2)
+    np.testing.assert_array_equal(step(jnp.float32(3), batch), 3 * batch)
+
+
+def test_positions_refer_to_the_whole_batch():
+    step = pmap_batches(
+        lambda x: positions(len(x)) == x, num_replicated=0, num_batches=1, sharded_output=True
+    )
+    assert step(np.arange(8)).all()
+
+
+def test_the_first_half_of_a_batch_is_the_first_half_of_each_share():
+    step = pmap_batches(
+        lambda x: jnp.arange(len(x)) < len(x) // 2,
+        num_replicated=0,
+        num_batches=1,
+        sharded_output=True,
+    )
+    np.testing.assert_array_equal(step(np.arange(8)), np.arange(8) < 4)
+
+
+def test_replicated_outputs_have_no_device_axis():
+    step = pmap_batches(lambda w, x: w + lax.pmean(x.mean(), AXIS), num_replicated=1, num_batches=1)
+    output = step(replicate(jnp.ones(3)), np.arange(4.0, dtype=np.float32))
+    np.testing.assert_allclose(output, np.full(3, 2.5))
+    assert len(output.sharding.device_set) == 2
+
+
+def test_the_compilation_cache_is_in_the_users_cache_folder_by_default(monkeypatch):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    try:
+        enable_compilation_cache()  # the tests set JAX_COMPILATION_CACHE_DIR
+        assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == "/somewhere/jaxadv/xla"
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

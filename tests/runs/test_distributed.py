@@ -1,0 +1,181 @@
+"""Runs of several processes on this machine, each with two CPU devices."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_config import tiny_config
+
+from jaxadv.data import load
+from jaxadv.training import train
+
+pytestmark = pytest.mark.slow  # starts processes
+
+ROOT = Path(__file__).parents[2]
+
+
+def two_epochs():
+    """Return the config of the job: with dropout, flips and a random start of the attack."""
+    config = tiny_config(**{"train.num_epochs": 2, "attack.random_start": True})
+    of_queries = {"attack": "nes", "eps": (0.1,), "step_size": 0.05, "num_queries": 64}
+    config.evaluation.attacks = {"pgd": config.evaluation.attacks.pgd, "nes": of_queries}
+    return config
+
+
+def start(job, workdir, num_processes=2, *, num_devices=2, only=None):
+    """Start the processes of a job, or only some of them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    devices = f"--xla_force_host_platform_device_count={num_devices}"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'runs'}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
+    }
+    command = [sys.executable, "tests/runs/distributed_job.py", job, str(workdir)]
+    distributed_flags = [f"--coordinator=localhost:{port}", f"--num_processes={num_processes}"]
+    if num_processes == 1:
+        distributed_flags = []
+    return [
+        subprocess.Popen(
+            [
+                *command,
+                *distributed_flags,
+                *([f"--process_id={number}"] if distributed_flags else []),
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in only or range(num_processes)
+    ]
+
+
+def wait_for_exit(processes, timeout=120):
+    """Return the exit codes, and the (stdout, stderr) of each process."""
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def test_values_are_exchanged(tmp_path):
+    codes, outputs = wait_for_exit(start("communicate", tmp_path))
+    assert codes == [0, 0], outputs
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Workdir of the tiny job on two processes with two devices each."""
+    workdir = tmp_path_factory.mktemp("two")
+    codes, outputs = wait_for_exit(start("tiny", workdir))
+    assert codes == [0, 0], outputs
+    assert "epoch   2/2" in outputs[0][0]
+    assert outputs[1][0] == ""
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """Workdir of the tiny job on one process with four devices."""
+    workdir = tmp_path_factory.mktemp("one")
+    codes, outputs = wait_for_exit(start("tiny", workdir, 1, num_devices=4))
+    assert codes == [0], outputs
+    return workdir
+
+
+def test_two_processes_agree_with_one_process_of_as_many_devices(two_processes, one_process):
+    first, second, single = (
+        np.array(json.loads((workdir / f"losses_{number}.json").read_text()))
+        for workdir, number in ((two_processes, 0), (two_processes, 1), (one_process, 0))
+    )
+    np.testing.assert_array_equal(first, second)
+    # Equal up to the order of sums, until a gradient near 0 has another sign in an attack.
+    np.testing.assert_allclose(first[0, :8], single[0, :8], rtol=1e-6)
+    np.testing.assert_allclose(first, single, rtol=2e-2)
+    of_two, of_one = (
+        json.loads((workdir / "evaluation.json").read_text())
+        for workdir in (two_processes, one_process)
+    )
+    assert (
+        of_two["attacks"].keys() == of_one["attacks"].keys() == {"pgd/0.03", "pgd/0.1", "nes/0.1"}
+    )
+    for name, attack in of_one["attacks"].items():
+        assert of_two["attacks"][name]["accuracy"] == pytest.approx(attack["accuracy"], abs=2 / 64)
+
+
+def test_a_run_of_two_processes_resumes_in_one_with_fewer_devices(two_processes, tmp_path):
+    workdir = shutil.copytree(two_processes, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    train.train(two_epochs(), load("digits", data_dir=None, validation_fraction=0.04), workdir)
+    resumed, original = (
+        json.loads((path / "metrics.jsonl").read_text().splitlines()[1])
+        for path in (workdir, two_processes)
+    )
+    assert resumed["epoch"] == original["epoch"] == 2
+    assert resumed["train_loss"] == pytest.approx(original["train_loss"], rel=1e-2)
+
+
+def test_an_exception_in_one_process_ends_all_with_its_traceback(tmp_path):
+    began = time.monotonic()
+    codes, outputs = wait_for_exit(start("fail", tmp_path))
+    assert codes == [1, 1]
+    assert time.monotonic() - began < 30
+    for _, stderr in outputs:
+        first = stderr.index("process 1 of 2: Traceback")
+        assert "ZeroDivisionError: in the second process" in stderr[first:]
+        assert "Traceback" not in stderr[:first]
+
+
+def wait_until_running(processes, workdir):
+    """Wait until all processes run collectives."""
+    marks = [workdir / str(number) for number in range(len(processes))]
+    while not all(mark.exists() and mark.read_text() for mark in marks):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    return processes
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_process_ends_the_others(tmp_path, number):
+    processes = wait_until_running(start("wait", tmp_path), tmp_path)
+    processes[number].kill()
+    began = time.monotonic()
+    codes, _ = wait_for_exit(processes, timeout=60)
+    assert time.monotonic() - began < 30
+    assert codes[1 - number] not in (0, None)
+
+
+def test_sigterm_of_one_process_stops_all(tmp_path):
+    processes = wait_until_running(start("wait", tmp_path), tmp_path)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, outputs = wait_for_exit(processes)
+    assert codes == [0, 0]
+    assert all("Stopped (SIGTERM). Resume with: python run.py" in stderr for _, stderr in outputs)
+
+
+def test_the_state_is_saved_before_all_processes_stop(tmp_path):
+    processes = start("save_slowly", tmp_path)
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, outputs = wait_for_exit(processes)
+    assert codes == [0, 0], outputs
+    assert [path.name for path in (tmp_path / "interrupted").iterdir()] == ["0"]
+
+
+def test_different_configs_of_the_processes_are_reported(tmp_path):
+    codes, outputs = wait_for_exit(start("different_configs", tmp_path))
+    assert codes == [1, 1]
+    for _, stderr in outputs:
+        assert "the processes have different configs (config.seed was 0, is 1)" in stderr

@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from jaxadv.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+
+GRADIENTS = [np.array([0.5, -2.0, 0.0]), np.array([0.1, 1.0, 3.0])]
+START = np.array([1.0, -1.0, 2.0])
+PEAK = 0.1
+
+
+def config(**changes):
+    return ConfigDict(
+        {
+            "name": "sgd",
+            "learning_rate": PEAK,
+            "schedule": "constant",
+            "warmup_epochs": 0.0,
+            "weight_decay": 0.01,
+            "momentum": 0.9,
+            **changes,
+        }
+    )
+
+
+def rates(steps, *, num_epochs=4, steps_per_epoch=10, **changes):
+    schedule = make_schedule(config(**changes), num_epochs, steps_per_epoch)
+    return [float(schedule(step)) for step in steps]
+
+
+def weights_after_each_step(name, schedule=lambda step: PEAK, **changes):
+    optimizer = make_optimizer(config(name=name, **changes), schedule)
+    weights = jnp.asarray(START)
+    state = optimizer.init(weights)
+    path = []
+    for gradient in GRADIENTS:
+        updates, state = optimizer.update(jnp.asarray(gradient), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        path.append(weights)
+    return path
+
+
+def test_constant_schedule():
+    assert rates([0, 20, 39, 100]) == pytest.approx([PEAK] * 4)
+
+
+def test_cosine_schedule_falls_to_zero():
+    expected = [PEAK, PEAK * (1 + np.cos(np.pi / 4)) / 2, PEAK / 2, 0, 0]
+    assert rates([0, 10, 20, 40, 50], schedule="cosine") == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_warm_up_rises_from_zero_to_the_peak(schedule):
+    found = rates([0, 5, 10, 15], schedule=schedule, warmup_epochs=1.5, num_epochs=20)
+    assert found == pytest.approx([0, PEAK / 3, PEAK * 2 / 3, PEAK])
+
+
+def test_the_schedule_after_a_warm_up_ends_with_the_run():
+    changes = {"warmup_epochs": 1.0, "num_epochs": 5}
+    assert rates([50], schedule="cosine", **changes) == pytest.approx([0], abs=1e-8)
+    assert rates([30], schedule="cosine", **changes) == pytest.approx([PEAK / 2])
+
+
+def test_sgd_adds_weight_decay_before_the_momentum():
+    # torch.optim.SGD: g += decay * w; v = momentum * v + g; w -= rate * v.
+    weights, velocity = START, 0.0
+    for gradient, found in zip(GRADIENTS, weights_after_each_step("sgd"), strict=True):
+        velocity = 0.9 * velocity + (gradient + 0.01 * weights)
+        weights = weights - PEAK * velocity
+        np.testing.assert_allclose(found, weights, rtol=1e-6)
+
+
+def test_adamw_decouples_weight_decay_from_the_moments():
+    # torch.optim.AdamW: w *= 1 - rate * decay, then Adam with the bare gradient.
+    weights, first, second = START, 0.0, 0.0
+    for t, (gradient, found) in enumerate(
+        zip(GRADIENTS, weights_after_each_step("adamw"), strict=True), start=1
+    ):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        direction = (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        weights = weights * (1 - PEAK * 0.01) - PEAK * direction
+        np.testing.assert_allclose(found, weights, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_alpha_of_pni_does_not_decay(name):
+    """Compare with a kernel and with a parameter of a similar name (He, Rakin & Fan 2019)."""
+    optimizer = make_optimizer(config(name=name), lambda step: PEAK)
+    params = {"layer": {"alpha": jnp.ones(2), "kernel": jnp.ones(2)}, "decayed_alpha": jnp.ones(2)}
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["layer"]["alpha"], 0)
+    np.testing.assert_allclose(updates["layer"]["kernel"], -PEAK * 0.01, rtol=1e-6)
+    np.testing.assert_allclose(updates["decayed_alpha"], -PEAK * 0.01, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learning_rate_follows_the_schedule(name):
+    after = weights_after_each_step(name, schedule=lambda step: PEAK * (step > 0))
+    np.testing.assert_array_equal(after[0], START.astype(np.float32))
+    assert (after[1] != after[0]).all()
