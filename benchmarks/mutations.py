@@ -1,21 +1,24 @@
-"""Mutation testing: which small errors in the code does the test suite catch?
+"""Mutation testing: do the tests fail when an error is planted in the code?
 
     python benchmarks/mutations.py --only fab
     python benchmarks/mutations.py --out results
-    python benchmarks/mutations.py --tree ../old-checkout --out results/old
+    python benchmarks/mutations.py --tree ../older-checkout --out results/older
+    python benchmarks/mutations.py --check
 
 Each mutation replaces one snippet of one file, in a temporary copy of the tree, and runs the test
-files that should notice. Statuses:
+files of this code. Before the first mutation, the same test files must pass on the unmutated copy.
+Possible results:
 
-- killed: a test failed. A failed import of a test file or an empty collection does not count.
-- survived: all tests passed, so nothing tests this line.
-- not found: the snippet no longer occurs exactly once; point the mutation at the new code.
-- no tests: the tree has none of the test files.
-- broken: pytest ended in another way, for example because a module could not be imported.
-- timeout: the tests did not end in time.
+- killed: a test failed. A test file that cannot be imported, or has no tests, does not count.
+- survived: all tests passed, so no test detects the error.
+- not found: the snippet does not occur exactly once. Point the mutation at the new code.
+- no tests: none of the test files exists in the tree.
+- error: pytest ended in another way, for example because a module could not be imported.
+- timeout: the tests took longer than 600 seconds.
 
-The exit status is 0 only if every mutation was killed. To follow a change of the code, add a
-spelling to the mutation, or a path to `FILES`: older trees still match the old one.
+The exit status is 0 only if every mutation was killed, or found with `--check`. When code changes,
+add the new spelling of a snippet before the older ones, a new path to `FILES`, and a renamed test
+file to `OLDER_TESTS`, so that the mutations still apply to older trees.
 """
 
 import argparse
@@ -31,47 +34,86 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxadv.provenance import provenance
+from jaxadv.runs.workdir import provenance
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("jaxadv", "configs", "tests", "benchmarks", "run.py", "pyproject.toml")
 TIMEOUT = 600  # seconds for the tests of one mutation
-# The options of pyproject.toml, without the parallel workers and the doctests.
+# The options of pyproject.toml, without parallel workers and doctests.
 PYTEST = (
     sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider",
     "-o", "addopts=", "--jaxtyping-packages=jaxadv,checked_types.checked", "--tb=line", "-rfE",
 )  # fmt: skip
-KILLED, SURVIVED = "killed", "survived"
+FOUND, KILLED, SURVIVED = "found", "killed", "survived"
 
-# Where each file lies; the first path that exists in the tree is mutated.
+# Paths of the code by key, the newest first, except where a file was merged into another one: in
+# older trees both exist, and the older path holds the code. The first existing path is mutated.
 FILES: dict[str, tuple[str, ...]] = {
-    **{
-        name: (f"jaxadv/attacks/{name}.py",)
-        for name in (
-            "apgd", "attempt", "autoattack", "boundary", "cascade", "expectation", "fab",
-            "finite_difference", "flags", "gradient", "inputs", "label_only", "nes", "queries",
-            "random_search", "snapshot", "square", "targets", "threat", "tracing", "arguments",
-        )
-    },
-    **{
-        name: (f"jaxadv/{name}.py",)
-        for name in (
-            "curriculum", "gan", "langevin", "logits", "losses", "metrics", "optimizer", "quality",
-            "sampling", "smoothing", "train_step",
-        )
-    },
-}  # fmt: skip
+    "apgd": ("jaxadv/attacks/apgd.py",),
+    "apgd_state": ("jaxadv/attacks/attempt.py", "jaxadv/attacks/apgd.py"),
+    "arguments": ("jaxadv/attacks/arguments.py", "jaxadv/attacks/checks.py"),
+    "autoattack": ("jaxadv/attacks/autoattack.py",),
+    "autoattack_flags": ("jaxadv/attacks/flags.py", "jaxadv/attacks/autoattack.py"),
+    "checks": ("jaxadv/attacks/checks.py", "jaxadv/attacks/inputs.py"),
+    "curriculum": ("jaxadv/training/curriculum.py", "jaxadv/curriculum.py"),
+    "ensemble": ("jaxadv/attacks/ensemble.py", "jaxadv/attacks/cascade.py"),
+    "eot": ("jaxadv/attacks/eot.py", "jaxadv/attacks/expectation.py"),
+    "fab": ("jaxadv/attacks/fab.py",),
+    "fab_projection": ("jaxadv/attacks/boundary.py", "jaxadv/attacks/fab.py"),
+    "gan_metrics": ("jaxadv/gan/metrics.py", "jaxadv/quality.py"),
+    "gan_sampling": ("jaxadv/gan/sampling.py", "jaxadv/sampling.py"),
+    "gan_step": ("jaxadv/gan/step.py", "jaxadv/gan.py"),
+    "gradient_estimate": ("jaxadv/attacks/finite_difference.py", "jaxadv/attacks/nes.py"),
+    "image_range": ("jaxadv/core/images.py", "jaxadv/attacks/inputs.py"),
+    "langevin": ("jaxadv/gan/sampling.py", "jaxadv/langevin.py"),
+    "logits": ("jaxadv/core/logits.py", "jaxadv/logits.py"),
+    "losses": ("jaxadv/core/losses.py", "jaxadv/losses.py"),
+    "metrics": ("jaxadv/evaluation/metrics.py", "jaxadv/metrics.py"),
+    "nes": ("jaxadv/attacks/nes.py",),
+    "optimizer": ("jaxadv/training/optimizer.py", "jaxadv/optimizer.py"),
+    "pgd": ("jaxadv/attacks/pgd.py", "jaxadv/attacks/gradient.py"),
+    "random_search": ("jaxadv/attacks/random_search.py",),
+    "search": ("jaxadv/attacks/search.py", "jaxadv/attacks/queries.py"),
+    "smoothing": ("jaxadv/evaluation/smoothing.py", "jaxadv/smoothing.py"),
+    "snapshot": ("jaxadv/attacks/snapshot.py",),
+    "square": ("jaxadv/attacks/square.py",),
+    "target_classes": ("jaxadv/attacks/targets.py", "jaxadv/attacks/search.py"),
+    "threat": ("jaxadv/attacks/threat.py",),
+    "tracing": ("jaxadv/attacks/tracing.py",),
+    "train_step": ("jaxadv/training/step.py", "jaxadv/train_step.py"),
+}
+
+# Names of test files in older trees.
+OLDER_TESTS = {
+    "attacks/test_batch_independence": "attacks/test_alone",
+    "attacks/test_best_iterate": "attacks/test_best_is_kept",
+    "attacks/test_checks": "attacks/test_inputs",
+    "attacks/test_eot": "attacks/test_expectation",
+    "attacks/test_fab_projection": "attacks/test_boundary",
+    "attacks/test_pgd": "attacks/test_gradient",
+    "attacks/test_pgd_randomness": "attacks/test_gradient_keys",
+    "attacks/test_search": "attacks/test_queries",
+    "core/test_losses": "test_losses",
+    "evaluation/test_metrics": "test_metrics",
+    "evaluation/test_smoothing": "test_smoothing",
+    "gan/test_gan_metrics": "test_quality",
+    "gan/test_gan_train": "test_gan",
+    "gan/test_langevin": "test_langevin",
+    "training/test_curriculum": "test_curriculum",
+    "training/test_optimizer": "test_optimizer",
+    "training/test_step": "test_train_step",
+}
 
 
 class Mutation(NamedTuple):
-    """One error to plant.
+    """An error to plant.
 
     Attributes:
       file: key of `FILES`.
-      breaks: what the error does.
-      tests: test files that should fail, the likeliest first.
-      spellings: pairs of the correct snippet and the wrong one; the first whose correct snippet
-        occurs exactly once in the file is applied.
+      breaks: description of the error.
+      tests: paths of test files that should fail, in the order in which they run.
+      spellings: pairs of a correct and a wrong snippet. The first pair whose correct snippet occurs
+        exactly once in the file is applied.
     """
 
     file: str
@@ -81,8 +123,15 @@ class Mutation(NamedTuple):
 
 
 def _of(file: str, tests: str, *mutations: tuple) -> list[Mutation]:
-    """Returns the mutations of one file: `(breaks, old, new, ...)`, with further spellings."""
-    paths = tuple(f"tests/{name}.py" for name in tests.split())
+    """Return the mutations of one file.
+
+    Args:
+      file: key of `FILES`.
+      tests: names of the test files in the newest tree, separated by spaces.
+      mutations: `(breaks, old, new, ...)`; further pairs of old and new are other spellings.
+    """
+    names = [(name, OLDER_TESTS.get(name, name)) for name in tests.split()]
+    paths = tuple(f"tests/{name}.py" for pair in names for name in dict.fromkeys(pair))
     return [
         Mutation(file, breaks, paths, tuple(zip(snippets[::2], snippets[1::2], strict=True)))
         for breaks, *snippets in mutations
@@ -93,21 +142,39 @@ MUTATIONS = [
     *_of(
         "fab",
         "attacks/test_fab_known_answers attacks/test_fab",
-        ("overshoot of a step", "_OVERSHOOT = 1.05", "_OVERSHOOT = 1.2"),
-        ("backward step from a misclassified image", "_BACK = 0.9", "_BACK = 0.5"),
-        ("bias towards the clean image", "_LARGEST_PULL = 0.1", "_LARGEST_PULL = 0.5"),
         (
-            "restart radius",
+            "overshoot of a step",
+            "_ETA = 1.05",
+            "_ETA = 1.2",
+            "_OVERSHOOT = 1.05",
+            "_OVERSHOOT = 1.2",
+        ),
+        ("length of a backward step", "_BETA = 0.9", "_BETA = 0.5", "_BACK = 0.9", "_BACK = 0.5"),
+        (
+            "bias towards the clean image",
+            "_ALPHA_MAX = 0.1",
+            "_ALPHA_MAX = 0.5",
+            "_LARGEST_PULL = 0.1",
+            "_LARGEST_PULL = 0.5",
+        ),
+        (
+            "restart radius is twice as large",
+            "jnp.minimum(extras.distance, eps) / 2",
+            "jnp.minimum(extras.distance, eps)",
             "jnp.minimum(found.memory.distance, eps) / 2",
             "jnp.minimum(found.memory.distance, eps)",
         ),
         (
-            "restart radius ignores what was found",
+            "restart radius ignores the distance found",
+            "jnp.minimum(extras.distance, eps) / 2",
+            "eps / 2",
             "jnp.minimum(found.memory.distance, eps) / 2",
             "eps / 2",
         ),
         (
-            "the first attempt starts at random too",
+            "the first run has a random start",
+            "run % options.num_restarts > 0",
+            "run % options.num_restarts >= 0",
             "number % num_restarts > 0",
             "number % num_restarts >= 0",
         ),
@@ -115,65 +182,109 @@ MUTATIONS = [
         ("dual norm of L2", '{"linf": 1, "l2": 2}[norm]', '{"linf": 1, "l2": 1}[norm]'),
         (
             "untargeted FAB takes the nearest class in logits",
+            "jnp.abs(values) / dual_norm.T",
+            "jnp.abs(values)",
             "jnp.abs(values) / reach.T",
             "jnp.abs(values)",
         ),
         (
             "gradients of untargeted FAB are undercounted",
-            "values[rows, nearest], values.shape[1] - 1)",
-            "values[rows, nearest], 1)",
+            "value, values.shape[1] - 1, num_nonfinite)",
+            "value, 1, num_nonfinite)",
             "value, values.shape[1] - 1, num_bad)",
             "value, 1, num_bad)",
+            "values[rows, nearest], values.shape[1] - 1)",
+            "values[rows, nearest], 1)",
         ),
-        ("plane seen from the clean image", "-values - behind", "-values + behind"),
+        (
+            "sign of the hyperplane's offset at the clean image",
+            "-values - offset",
+            "-values + offset",
+            "-values - behind",
+            "-values + behind",
+        ),
         (
             "the latest misclassified image is kept, not the nearest",
+            "is_nearer = is_wrong & (distance < extras.distance)",
+            "is_nearer = is_wrong",
             "nearer = wrong & (distance < found.memory.distance)",
             "nearer = wrong",
         ),
         (
-            "success outside of the ball",
+            "success outside the ball",
+            "is_nearer & (distance <= eps)",
+            "is_nearer & (distance <= 2 * eps)",
             "nearer & (distance <= eps)",
             "nearer & (distance <= 2 * eps)",
         ),
         (
             "budget without the restarts",
+            'max(arguments.get("num_targets", 9), 1) * arguments.get("num_restarts", 1)',
+            'max(arguments.get("num_targets", 9), 1)',
             "_QUERIES_OF_STEP * num_steps * max(num_targets, 1) * num_restarts",
             "_QUERIES_OF_STEP * num_steps * max(num_targets, 1)",
         ),
     ),
     *_of(
-        "boundary",
-        "attacks/test_boundary",
+        "fab_projection",
+        "attacks/test_fab_projection",
         (
-            "room to the wrong wall of the box",
+            "distance to the wrong face of the box",
             "jnp.where(normal > 0, 1 - images, images)",
             "jnp.where(normal < 0, 1 - images, images)",
         ),
         (
-            "L2 projection moves all pixels alike",
+            "L2 projection moves all pixels equally",
             'jnp.ones_like(weight) if norm == "linf" else weight',
             "jnp.ones_like(weight)",
         ),
-        ("the box is ignored", "jnp.minimum(ahead, room)", "ahead"),
+        (
+            "the box is ignored",
+            "jnp.minimum(move, room)",
+            "move",
+            "jnp.minimum(ahead, room)",
+            "ahead",
+        ),
         (
             "direction of the projection",
+            "return jnp.sign(normal) * move",
+            "return jnp.abs(jnp.sign(normal)) * move",
             "return jnp.sign(normal) * change",
             "return jnp.abs(jnp.sign(normal)) * change",
         ),
     ),
     *_of(
-        "attempt",
+        "apgd_state",
         "attacks/test_apgd",
-        ("APGD's momentum", "_MOMENTUM = 0.25", "_MOMENTUM = 0.5"),
-        ("APGD's threshold of rises", "_RISES = 0.75", "_RISES = 0.5"),
-        ("APGD's first step size", "2 * eps", "eps"),
-        ("APGD's first window", "(0.22, 0.06, 0.03)", "(0.25, 0.06, 0.03)"),
-        ("APGD's shortest window", "(0.22, 0.06, 0.03)", "(0.22, 0.03, 0.03)"),
-        ("step size is quartered", "attempt.step_size / 2", "attempt.step_size / 4"),
-        ("second condition of halving", "stuck = ~attempt.halved & ", "stuck = "),
+        ("momentum of APGD", "_MOMENTUM = 0.25", "_MOMENTUM = 0.5"),
         (
-            "the best point is not returned to",
+            "threshold of increases of APGD",
+            "_MIN_INCREASES = 0.75",
+            "_MIN_INCREASES = 0.5",
+            "_RISES = 0.75",
+            "_RISES = 0.5",
+        ),
+        ("initial step size of APGD", "+ 2 * eps", "+ eps", "2 * eps", "eps"),
+        ("first window of APGD", "(0.22, 0.06, 0.03)", "(0.25, 0.06, 0.03)"),
+        ("shortest window of APGD", "(0.22, 0.06, 0.03)", "(0.22, 0.03, 0.03)"),
+        (
+            "step size is divided by 4",
+            "state.step_size / 2",
+            "state.step_size / 4",
+            "attempt.step_size / 2",
+            "attempt.step_size / 4",
+        ),
+        (
+            "condition without progress ignores an earlier halving",
+            "no_progress = ~state.was_halved & ",
+            "no_progress = ",
+            "stuck = ~attempt.halved & ",
+            "stuck = ",
+        ),
+        (
+            "no return to the best point after a halving",
+            "iterate, gradient, loss = select_rows(halve, best, current)",
+            "iterate, gradient, loss = current",
             "here, gradient, loss = select(halve, best, now)",
             "here, gradient, loss = now",
         ),
@@ -185,29 +296,43 @@ MUTATIONS = [
     ),
     *_of(
         "apgd",
-        "attacks/test_best_is_kept attacks/test_apgd attacks/test_autoattack_versions",
+        "attacks/test_best_iterate attacks/test_apgd attacks/test_autoattack_versions",
         (
             "budget without the starts",
+            "num_runs * (num_steps + 1) * arguments",
+            "num_runs * num_steps * arguments",
             "(num_steps + 1) * num_noise_samples",
             "num_steps * num_noise_samples",
         ),
         (
-            "noise samples are not paid for",
+            "noise samples do not count as queries",
+            "queries=result.queries + num_noise_samples",
+            "queries=result.queries + 1",
             "queries=found.queries + num_noise_samples",
             "queries=found.queries + 1",
         ),
-        ("restarts change the target", "number // num_restarts", "number"),
         (
-            "the latest iterate is returned, not the best",
+            "restarts change the target",
+            "run // options.num_restarts",
+            "run",
+            "number // num_restarts",
+            "number",
+        ),
+        (
+            "the last iterate is returned, not the best",
+            "select_rows(margins > result.margins, better, moved)",
+            "select_rows(margins > -jnp.inf, better, moved)",
             "better = margins > found.margins",
             "better = margins > -jnp.inf",
         ),
     ),
     *_of(
-        "targets",
+        "target_classes",
         "attacks/test_apgd attacks/test_autoattack_versions attacks/test_nonfinite",
         (
             "misclassified images are attacked",
+            "select_rows(is_success, misclassified, ranked)",
+            "ranked",
             "select((margins > 0) & affordable, wrong, ranked)",
             "ranked",
         ),
@@ -216,21 +341,25 @@ MUTATIONS = [
     *_of(
         "square",
         "attacks/test_square attacks/test_shapes",
-        ("schedule of the squares' size", "[10, 50, 200,", "[10, 50, 250,"),
-        ("a square moves by eps", "square * 2 * eps * signs", "square * eps * signs"),
+        ("schedule of the size of the squares", "[10, 50, 200,", "[10, 50, 250,"),
+        (
+            "a square changes by eps instead of 2 eps",
+            "square * 2 * eps * signs",
+            "square * eps * signs",
+        ),
         (
             "side of a square in a wide image",
             "jnp.sqrt(share * height * width)",
             "jnp.sqrt(share * height * height)",
         ),
-        ("L2 norm to spend, for 3 channels only", "unused / channels", "unused / 3"),
+        ("unused L2 norm, for 3 channels only", "unused / channels", "unused / 3"),
         (
             "signs of a square, for 3 channels only",
             "signs = rademacher(sign_key, (1, 1, channels))",
             "signs = rademacher(sign_key, (1, 1, 3))",
         ),
         (
-            "squares of square images only",
+            "positions of squares, for square images only",
             "sizes = jnp.array(shape[:2], jnp.int32)",
             "sizes = jnp.array([shape[0], shape[0]], jnp.int32)",
             "sizes = jnp.array(shape[:2])",
@@ -242,7 +371,7 @@ MUTATIONS = [
             "across.shape)) + 2)",
         ),
         (
-            "stripes of the start are horizontal",
+            "initial stripes are horizontal",
             "eps * rademacher(key, (1, width, channels))",
             "eps * rademacher(key, (shape[0], 1, channels))",
         ),
@@ -251,7 +380,7 @@ MUTATIONS = [
         "threat",
         "attacks/test_threat",
         (
-            "L2 starts crowd at the centre",
+            "L2 starts concentrate at the centre",
             "jax.random.uniform(radius_key, dtype=jnp.float32) ** (1 / math.prod(shape))",
             "jax.random.uniform(radius_key, dtype=jnp.float32)",
             "jax.random.uniform(radius_key) ** (1 / math.prod(shape))",
@@ -263,7 +392,7 @@ MUTATIONS = [
             "jnp.clip(delta, -eps, 2 * eps)",
         ),
         (
-            "pixels leave [0, 1]",
+            "pixels outside [0, 1]",
             "jnp.clip(images + threat.project(delta, eps), 0.0, 1.0)",
             "images + threat.project(delta, eps)",
         ),
@@ -282,7 +411,7 @@ MUTATIONS = [
         "threat",
         "attacks/test_fab_known_answers attacks/test_apgd",
         (
-            "starts lie inside the sphere",
+            "starts are inside the sphere, not on it",
             "images + radius * delta / length",
             "images + radius * delta",
             "images + radius * delta / threat.length(delta)",
@@ -290,42 +419,50 @@ MUTATIONS = [
         ),
     ),
     *_of(
-        "expectation",
-        "attacks/test_expectation",
+        "eot",
+        "attacks/test_eot",
         (
             "gradients are summed, not averaged",
-            "lambda x: x / noise.num_samples",
-            "lambda x: x",
             "total.gradient / num_samples",
             "total.gradient",
+            "lambda x: x / noise.num_samples",
+            "lambda x: x",
         ),
         (
             "mean softmax is a sum",
-            "total - jnp.log(noise.num_samples)",
-            "total",
             "total - jnp.log(jnp.asarray(noise.num_samples, total.dtype))",
+            "total",
+            "total - jnp.log(noise.num_samples)",
             "total",
         ),
         (
-            "ensemble's gradient without its weights",
+            "gradient of the mean softmax without its weights",
             "slope * jnp.exp(logits - mean)",
             "slope",
         ),
         (
-            "a noise sample too many in the last chunk",
+            "one noise sample too many in the last chunk",
+            "numbers < noise.num_samples",
+            "numbers <= noise.num_samples",
             "draws < noise.num_samples",
             "draws <= noise.num_samples",
         ),
         (
-            "all noise samples are the same",
+            "all noise samples are equal",
+            "jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)",
+            "jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, 0 * numbers)",
             "jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, draws)",
             "jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, 0 * draws)",
         ),
     ),
     *_of(
-        "finite_difference",
+        "gradient_estimate",
         "attacks/test_nes",
-        ("both queries on one side", "jnp.concatenate([u, -u])", "jnp.concatenate([u, u])"),
+        (
+            "both queries of a pair on one side",
+            "jnp.concatenate([u, -u])",
+            "jnp.concatenate([u, u])",
+        ),
         (
             "scale of the estimate",
             "gradient / (2 * num_pairs * sampling.sigma)",
@@ -333,107 +470,135 @@ MUTATIONS = [
         ),
         (
             "sign of the estimate",
+            "values[:pairs_at_once] - values[pairs_at_once:]",
+            "values[pairs_at_once:] - values[:pairs_at_once]",
             "values[:num_at_once] - values[num_at_once:]",
             "values[num_at_once:] - values[:num_at_once]",
         ),
         ("sigma is ignored", "sampling.sigma * jnp.concatenate", "1e-3 * jnp.concatenate"),
         (
             "mean of the objective",
-            "value / (2 * num_pairs)",
-            "value / num_pairs",
             "total.values / (2 * num_pairs)",
             "total.values / num_pairs",
+            "value / (2 * num_pairs)",
+            "value / num_pairs",
         ),
         (
-            "both queries under the same noise",
+            "both queries of a pair with the same noise",
             "jnp.concatenate([pairs, -1 - pairs])",
             "jnp.concatenate([pairs, pairs])",
         ),
     ),
     *_of(
-        "queries",
-        "attacks/test_best_is_kept attacks/test_queries",
+        "search",
+        "attacks/test_best_iterate attacks/test_search",
         (
-            "noise samples of a look are not paid for",
+            "noise samples of a success check do not count as queries",
+            "jnp.where(is_clean_image, 0, method.cost(state)) + check_cost",
+            "jnp.where(is_clean_image, 0, method.cost(state)) + 1",
             "jnp.where(first, 0, how.cost(found)) + look_cost",
             "jnp.where(first, 0, how.cost(found)) + 1",
         ),
         (
             "the budget may be exceeded",
+            "state.queries + cost(state) <= problem.num_queries",
+            "state.queries + 1 <= problem.num_queries",
             "found.queries + cost(found) <= task.num_queries",
             "found.queries + 1 <= task.num_queries",
         ),
         (
             "the last query is not spent",
+            "state.queries + cost(state) <= problem.num_queries",
+            "state.queries + cost(state) < problem.num_queries",
             "found.queries + cost(found) <= task.num_queries",
             "found.queries + cost(found) < task.num_queries",
         ),
         (
-            "a random search keeps what is worse",
+            "a random search accepts smaller margins",
+            "Decision(margins > state.margins,",
+            "Decision(jnp.ones_like(state.success),",
             "kept = margins > found.margins",
             "kept = jnp.ones_like(found.success)",
         ),
         (
-            "resumed rows skip steps",
+            "resumed examples skip steps",
+            "rows = affordable & (state.steps == step)",
+            "rows = affordable",
             "rows = ready & (found.steps == step)",
             "rows = ready",
         ),
     ),
     *_of(
-        "queries",
-        "attacks/test_nes attacks/test_queries",
+        "search",
+        "attacks/test_nes attacks/test_search",
         (
-            "the last look is free",
+            "the last success check does not count as a query",
+            "success=margins > 0, queries=state.queries + check_cost",
+            "success=margins > 0",
             "success=margins > 0, queries=found.queries + look_cost)",
             "success=margins > 0)",
         ),
     ),
     *_of(
         "random_search",
-        "attacks/test_queries",
-        ("random search overcounts", "always(0)", "always(1)"),
+        "attacks/test_search",
+        (
+            "a proposal of random search counts as a query",
+            "constant_cost(0)",
+            "constant_cost(1)",
+            "always(0)",
+            "always(1)",
+        ),
     ),
     *_of(
         "nes",
         "attacks/test_nes",
         (
             "momentum of NES",
-            "(1 - momentum) * gradient",
-            "gradient",
             "(1 - momentum) * estimate.gradient",
             "estimate.gradient",
+            "(1 - momentum) * gradient",
+            "gradient",
         ),
-        ("plateau of NES", "jnp.maximum(step_size / 2", "jnp.maximum(step_size / 4"),
+        (
+            "step size on a plateau of NES",
+            "jnp.maximum(step_size / 2",
+            "jnp.maximum(step_size / 4",
+        ),
     ),
     *_of(
-        "gradient",
-        "attacks/test_gradient",
+        "pgd",
+        "attacks/test_pgd",
         (
             "PGD descends",
-            "adversarial + step_size * threat.steepest(gradient) - images",
-            "adversarial - step_size * threat.steepest(gradient) - images",
+            "current.images + step_size * threat.steepest(estimate.gradient) - images",
+            "current.images - step_size * threat.steepest(estimate.gradient) - images",
             "found.images + step_size * threat.steepest(here.gradient) - images",
             "found.images - step_size * threat.steepest(here.gradient) - images",
+            "adversarial + step_size * threat.steepest(gradient) - images",
+            "adversarial - step_size * threat.steepest(gradient) - images",
         ),
         (
             "PGD keeps its worst restart",
+            "better = margins > kept_margins",
+            "better = margins < kept_margins",
             "better = new_scores > scores",
             "better = new_scores < scores",
         ),
-        ("step of FGSM", "step_size=eps,", "step_size=eps / 2,"),
+        ("step size of FGSM", "step_size=eps,", "step_size=eps / 2,"),
         (
-            "noise of N-FGSM",
-            "radius = jnp.asarray(2 * eps,",
-            "radius = jnp.asarray(eps,",
+            "radius of the noise of N-FGSM",
             "inputs.example_ids, images, 2 * eps)",
             "inputs.example_ids, images, eps)",
+            "radius = jnp.asarray(2 * eps,",
+            "radius = jnp.asarray(eps,",
         ),
     ),
     *_of(
-        "gradient",
-        "attacks/test_gradient_keys",
+        "pgd",
+        "attacks/test_pgd_randomness",
         (
-            "every step of PGD sees the same noise",
+            "the same noise in every step of PGD",
             "step_key = jax.random.fold_in(noise_key, i)",
             "step_key = noise_key",
         ),
@@ -444,59 +609,79 @@ MUTATIONS = [
         ("targets of AutoAttack", "_NUM_TARGETS = 9", "_NUM_TARGETS = 3"),
         (
             "restarts of APGD-DLR in plus",
+            'Stage(APGD, {"loss": "dlr", "num_restarts": 5})',
+            'Stage(APGD, {"loss": "dlr", "num_restarts": 1})',
             '"apgd_dlr": {**_DLR, "num_restarts": 5}',
             '"apgd_dlr": {**_DLR, "num_restarts": 1}',
         ),
         (
-            "plus has a targeted FAB twice",
+            "both FABs of plus are targeted",
             '"num_targets": 0, "num_restarts": 5}',
             '"num_targets": 9, "num_restarts": 5}',
         ),
         ("queries of Square", '"num_queries": 5000}', '"num_queries": 500}'),
-        ("noise samples of rand", '{"num_noise_samples": 20}', '{"num_noise_samples": 1}'),
+        (
+            "noise samples of rand",
+            "_NUM_NOISE_SAMPLES = 20",
+            "_NUM_NOISE_SAMPLES = 1",
+            '{"num_noise_samples": 20}',
+            '{"num_noise_samples": 1}',
+        ),
         (
             "standard without FAB",
+            '"apgd_t": apgd_t, "fab_t": fab_t, "square": square}',
+            '"apgd_t": apgd_t, "square": square}',
             '"apgd_t": _APGD_T, "fab_t": _FAB_T, "square": _SQUARE}',
             '"apgd_t": _APGD_T, "square": _SQUARE}',
         ),
         (
             "standard with APGD-T before APGD-CE",
+            '{"apgd_ce": apgd_ce, "apgd_t": apgd_t,',
+            '{"apgd_t": apgd_t, "apgd_ce": apgd_ce,',
             '{"apgd_ce": _CE, "apgd_t": _APGD_T,',
             '{"apgd_t": _APGD_T, "apgd_ce": _CE,',
         ),
         (
-            "few classes: a target is left out",
+            "few classes: one target too few",
+            "min(_NUM_TARGETS, num_classes - 1)",
+            "min(_NUM_TARGETS, max(num_classes - 2, 1))",
             'min(arguments["num_targets"], num_classes - 1)',
             'min(arguments["num_targets"], max(num_classes - 2, 1))',
         ),
         (
-            "few classes: more targets than there are",
+            "few classes: more targets than other classes",
+            "min(_NUM_TARGETS, num_classes - 1)",
+            "_NUM_TARGETS",
             'min(arguments["num_targets"], num_classes - 1)',
             'arguments["num_targets"]',
         ),
     ),
     *_of(
-        "flags",
+        "autoattack_flags",
         "attacks/test_autoattack_versions attacks/test_autoattack",
-        ("three classes are not flagged", "num_classes < 4", "num_classes < 3"),
+        ("no flag for three classes", "num_classes < 4", "num_classes < 3"),
     ),
     *_of(
-        "cascade",
+        "ensemble",
         "attacks/test_autoattack_versions attacks/test_autoattack",
         (
-            "misclassified images count as robust",
+            "misclassified clean images count as robust",
+            "np.where(wrong, CLEAN, ROBUST)",
+            "np.where(wrong, ROBUST, ROBUST)",
             "np.where(wrong, CLEAN, STANDING)",
             "np.where(wrong, STANDING, STANDING)",
         ),
         (
-            "accuracies count the clean errors twice",
+            "accuracies subtract the clean errors twice",
+            "robust = len(self.broken_by) - np.cumsum(fooled)",
+            "robust = len(self.broken_by) - np.cumsum(fooled) - fooled[0]",
             "left = len(self.broken_by) - np.cumsum(broken)",
             "left = len(self.broken_by) - np.cumsum(broken) - broken[0]",
         ),
     ),
     *_of(
         "losses",
-        "test_losses attacks/test_apgd",
+        "core/test_losses attacks/test_apgd",
         (
             "sign of the label's logit in the margin",
             ".max(axis=-1) - label_logit",
@@ -516,43 +701,53 @@ MUTATIONS = [
         ("sign of the targeted margin", "pair[:, 0] - pair[:, 1]", "pair[:, 1] - pair[:, 0]"),
         ("sign of targeted losses", "-loss_fn(logits, targets)", "loss_fn(logits, targets)"),
         (
-            "weight of smoothed labels",
+            "weight of the cross entropy in label smoothing",
             "(1 - smoothing) * cross_entropy(logits, labels)",
             "cross_entropy(logits, labels)",
         ),
         (
-            "order of the divergence",
+            "order of the arguments in the KL divergence",
             "jnp.exp(expected) * (expected - actual)",
             "jnp.exp(actual) * (actual - expected)",
         ),
         (
-            "two classes divide by zero in the DLR",
+            "the DLR of two classes divides by zero",
             "if logits.shape[-1] < 3:",
             "if logits.shape[-1] < 2:",
         ),
     ),
     *_of(
         "train_step",
-        "test_train_step",
+        "training/test_step",
         (
             "synthetic images are never attacked",
+            "round(setup.num_attacked * setup.num_synthetic / num_examples)",
+            "0 * num_examples",
             "round(recipe.num_attacked * recipe.num_synthetic / share)",
             "0 * share",
         ),
         ("denominator of TRADES", "divergences.sum() / len(labels)", "divergences.mean()"),
         (
             "order of the divergence in TRADES",
+            "kl_divergence(logits[:n], adversarial_logits)",
+            "kl_divergence(adversarial_logits, logits[:n])",
             "divergence(logits[:n], attacked)",
             "divergence(attacked, logits[:n])",
         ),
-        ("beta of TRADES", "(recipe.trades_beta or 0.0) * ", ""),
+        (
+            "beta of TRADES",
+            "(setup.trades_beta or 0.0) * ",
+            "",
+            "(recipe.trades_beta or 0.0) * ",
+            "",
+        ),
         (
             "gradients are summed over devices",
             "lax.pmean((gradients, batch_stats, metrics), AXIS)",
             "lax.psum((gradients, batch_stats, metrics), AXIS)",
         ),
         (
-            "devices do not average",
+            "no average over devices",
             "lax.pmean((gradients, batch_stats, metrics), AXIS)",
             "(gradients, batch_stats, metrics)",
         ),
@@ -563,49 +758,87 @@ MUTATIONS = [
         ),
         (
             "step of the moving average",
+            "moving_average(ema, variables, setup.ema_decay, step)",
+            "moving_average(ema, variables, setup.ema_decay, state.step)",
             "moving_average(ema, variables, recipe.ema_decay, step)",
             "moving_average(ema, variables, recipe.ema_decay, state.step)",
         ),
         (
             "the same noise in every training step",
+            'stream(setup.seed, "noise", state.step)',
+            'stream(setup.seed, "noise", 0)',
             'stream(recipe.seed, "noise", state.step)',
             'stream(recipe.seed, "noise", 0)',
         ),
         (
             "the same attack key in every training step",
+            'stream(setup.seed, "attack", state.step)',
+            'stream(setup.seed, "attack", 0)',
             'stream(recipe.seed, "attack", state.step)',
             'stream(recipe.seed, "attack", 0)',
         ),
         (
-            "smoothing of real labels",
+            "label smoothing of real images instead of synthetic ones",
+            "mix(jnp.zeros(len(indices)), jnp.full(setup.num_synthetic, setup.label_smoothing))",
+            "mix(jnp.full(len(indices), setup.label_smoothing), jnp.zeros(setup.num_synthetic))",
             "mix(jnp.zeros(len(indices)), jnp.full(recipe.num_synthetic, recipe.label_smoothing))",
             "mix(jnp.full(len(indices), recipe.label_smoothing), jnp.zeros(recipe.num_synthetic))",
         ),
     ),
     *_of(
-        "gan",
-        "test_gan",
+        "gan_step",
+        "gan/test_gan_train",
         (
             "sign of the generator's loss",
+            "return -logits.mean(), batch_stats",
+            "return logits.mean(), batch_stats",
             "return -logits.mean(), changed",
             "return logits.mean(), changed",
         ),
-        ("hinge of real images", "nn.relu(1 - of_real)", "nn.relu(1 + of_real)"),
-        ("hinge of samples", "nn.relu(1 + of_fake)", "nn.relu(1 - of_fake)"),
         (
-            "no hinge of real images",
+            "sign in the hinge loss of real images",
+            "nn.relu(1 - real_logits)",
+            "nn.relu(1 + real_logits)",
+            "nn.relu(1 - of_real)",
+            "nn.relu(1 + of_real)",
+        ),
+        (
+            "sign in the hinge loss of samples",
+            "nn.relu(1 + fake_logits)",
+            "nn.relu(1 - fake_logits)",
+            "nn.relu(1 + of_fake)",
+            "nn.relu(1 - of_fake)",
+        ),
+        (
+            "linear loss of real images",
+            "nn.relu(1 - real_logits).mean()",
+            "(1 - real_logits).mean()",
             "nn.relu(1 - of_real).mean()",
             "(1 - of_real).mean()",
         ),
-        ("no hinge of samples", "nn.relu(1 + of_fake).mean()", "(1 + of_fake).mean()"),
-        ("position of the hinge", "nn.relu(1 - of_real)", "nn.relu(0 - of_real)"),
         (
-            "classes of the samples are those of the real images",
+            "linear loss of samples",
+            "nn.relu(1 + fake_logits).mean()",
+            "(1 + fake_logits).mean()",
+            "nn.relu(1 + of_fake).mean()",
+            "(1 + of_fake).mean()",
+        ),
+        (
+            "position of the hinge",
+            "nn.relu(1 - real_logits)",
+            "nn.relu(0 - real_logits)",
+            "nn.relu(1 - of_real)",
+            "nn.relu(0 - of_real)",
+        ),
+        (
+            "the discriminator gets the classes of real images for samples",
             "classes = jnp.concatenate([labels, fake_labels])",
             "classes = jnp.concatenate([labels, labels])",
         ),
         (
-            "the generator is updated towards another class",
+            "the generator's loss ignores the class",
+            "setup.discriminator.apply(state.discriminator, images, labels)",
+            "setup.discriminator.apply(state.discriminator, images, 0 * labels)",
             "recipe.discriminator.apply(state.discriminator, images, labels)",
             "recipe.discriminator.apply(state.discriminator, images, 0 * labels)",
         ),
@@ -615,16 +848,16 @@ MUTATIONS = [
             '"var": norm["var"]}',
         ),
         (
-            "order of the two GAN optimisers' rates",
+            "learning rate of the generator's optimizer",
             "adam(config.optimizer.generator_learning_rate)",
             "adam(config.optimizer.discriminator_learning_rate)",
         ),
     ),
     *_of(
         "langevin",
-        "test_langevin",
+        "gan/test_langevin",
         ("length of the drift", "step_size / 2 * gradient", "step_size * gradient"),
-        ("size of the noise", "jnp.sqrt(step_size) * noise", "step_size * noise"),
+        ("standard deviation of the noise", "jnp.sqrt(step_size) * noise", "step_size * noise"),
         (
             "sign of the drift",
             "points - step_size / 2 * gradient",
@@ -637,79 +870,91 @@ MUTATIONS = [
         ),
     ),
     *_of(
-        "sampling",
-        "test_gan",
+        "gan_sampling",
+        "gan/test_gan_train",
         (
             "sign of the discriminator in the energy of DDLS",
+            "(latents**2).sum(axis=-1) / 2 - logits",
+            "(latents**2).sum(axis=-1) / 2 + logits",
             "(latents**2).sum(axis=-1) / 2 - realness",
             "(latents**2).sum(axis=-1) / 2 + realness",
         ),
         (
             "prior in the energy of DDLS",
+            "(latents**2).sum(axis=-1) / 2 - logits",
+            "(latents**2).sum(axis=-1) - logits",
             "(latents**2).sum(axis=-1) / 2 - realness",
             "(latents**2).sum(axis=-1) - realness",
         ),
         (
-            "class of the energy of DDLS",
+            "the energy of DDLS ignores the class",
+            "setup.discriminator.apply(discriminator, images, labels)",
+            "setup.discriminator.apply(discriminator, images, 0 * labels)",
             "recipe.discriminator.apply(discriminator, images, labels)",
             "recipe.discriminator.apply(discriminator, images, 0 * labels)",
         ),
-        ("bytes are rounded down", "jnp.round(images * 255)", "jnp.floor(images * 255)"),
+        ("pixels are rounded down", "jnp.round(images * 255)", "jnp.floor(images * 255)"),
         (
-            "the least certain samples are kept",
+            "the least probable samples are accepted",
+            "probabilities >= sampling.min_probability",
+            "probabilities <= sampling.min_probability",
             "labels] >= sampling.min_probability",
             "labels] <= sampling.min_probability",
         ),
     ),
     *_of(
         "smoothing",
-        "test_smoothing",
+        "evaluation/test_smoothing",
         (
             "radius without sigma",
-            "radii = sigma * ndtri",
-            "radii = ndtri",
             "exact = sigma * ndtri",
             "exact = ndtri",
+            "radii = sigma * ndtri",
+            "radii = ndtri",
         ),
         (
-            "the selection is estimated on the same noise",
-            "counts_fn(1, num_estimation)",
-            "counts_fn(0, num_estimation)",
+            "selection and estimation share the noise",
             "_count(counts_fn, 1, num_estimation)",
             "_count(counts_fn, 0, num_estimation)",
+            "counts_fn(1, num_estimation)",
+            "counts_fn(0, num_estimation)",
         ),
         (
             "two-sided bound",
             "betaincinv(some, num_samples - some + 1, failure)",
             "betaincinv(some, num_samples - some + 1, failure / 2)",
         ),
-        ("bound of one success fewer", "num_samples - some + 1", "num_samples - some"),
-        ("size of the noise", "images + sigma * normal", "images + sigma**2 * normal"),
+        ("bound for one success fewer", "num_samples - some + 1", "num_samples - some"),
         (
-            "abstains at the wrong bound",
-            "lower > 0.5",
-            "lower > 0.6",
-            "np.maximum(lower, 0.5)",
-            "np.maximum(lower, 0.6)",
+            "standard deviation of the noise",
+            "images + sigma * normal",
+            "images + sigma**2 * normal",
         ),
         (
-            "parts repeat the noise",
+            "threshold of abstention",
+            "np.maximum(lower, 0.5)",
+            "np.maximum(lower, 0.6)",
+            "lower > 0.5",
+            "lower > 0.6",
+        ),
+        (
+            "consecutive parts repeat the noise",
             "jax.random.fold_in(key, first + i)",
             "jax.random.fold_in(key, i)",
         ),
-        ("the prediction's doubt", ".pvalue > failure", ".pvalue > 2 * failure"),
+        ("p-value of a prediction", ".pvalue > failure", ".pvalue > 2 * failure"),
     ),
     *_of(
         "metrics",
-        "test_metrics",
-        ("confidence of the interval", "proportion_ci(0.95,", "proportion_ci(0.9,"),
-        ("kind of the interval", 'method="wilson"', 'method="exact"'),
+        "evaluation/test_metrics",
+        ("level of the confidence interval", "proportion_ci(0.95,", "proportion_ci(0.9,"),
+        ("method of the confidence interval", 'method="wilson"', 'method="exact"'),
     ),
     *_of(
         "curriculum",
-        "test_curriculum study/test_costs",
+        "training/test_curriculum study/test_costs",
         (
-            "the curriculum is an epoch ahead",
+            "the curriculum is one epoch ahead",
             "    t = epoch / num_epochs\n",
             "    t = (epoch + 1) / num_epochs\n",
         ),
@@ -720,125 +965,160 @@ MUTATIONS = [
             "1",
         ),
         (
-            "cost of the attacked share",
+            "cost of the attack ignores the attacked share",
             "update + attack.fraction * num_steps",
             "update + num_steps",
         ),
-        ("time of an update", "gradients + 2 for", "gradients + 1 for"),
+        ("duration of an update", "gradients + 2 for", "gradients + 1 for"),
     ),
     *_of(
         "optimizer",
-        "test_optimizer test_gan",
-        ("second drop of the learning rate", "num_steps * 3 // 4", "num_steps * 2 // 3"),
+        "training/test_optimizer gan/test_gan_train",
         ("warm-up of the moving average", "step / (step + 10)", "step / (step + 1)"),
         (
-            "the schedule ends after the run",
+            "the schedule ends after the training",
             "num_epochs * steps_per_epoch - warmup_steps",
             "num_epochs * steps_per_epoch",
         ),
         (
-            "Nesterov's momentum",
+            "Nesterov momentum",
             "momentum=optimizer.momentum)",
             "momentum=optimizer.momentum, nesterov=True)",
         ),
         (
-            "the scale of PNI's noise decays",
+            "weight decay of the scale of PNI's noise",
             "not keystr(path).endswith(\"['alpha']\")",
             "not keystr(path).endswith(\"['beta']\")",
         ),
     ),
     *_of(
-        "quality",
-        "test_quality",
+        "gan_metrics",
+        "gan/test_gan_metrics",
         ("cross term of the Fréchet distance", "- 2 * cross", "- cross"),
-        ("MMD is biased", "size * (size - 1)", "size * size"),
-        ("degree of the MMD's kernel", "x.shape[1] + 1) ** 3", "x.shape[1] + 1) ** 2"),
+        ("biased MMD", "size * (size - 1)", "size * size"),
+        ("degree of the kernel of the MMD", "x.shape[1] + 1) ** 3", "x.shape[1] + 1) ** 2"),
         ("neighbours of precision and recall", "_NUM_NEIGHBOURS = 3", "_NUM_NEIGHBOURS = 2"),
         (
             "precision and recall are exchanged",
             "float(_covered(fake, real).mean()), float(_covered(real, fake).mean())",
             "float(_covered(real, fake).mean()), float(_covered(fake, real).mean())",
         ),
-        ("distance of duplicates", "block <= distance**2", "block <= distance"),
+        ("distance of duplicates is not squared", "block <= distance**2", "block <= distance"),
     ),
-    # Behaviour that is newer than commit b4ff9a4: trees before it lack the snippets.
+    # Behaviour that is newer than commit b4ff9a4: earlier trees lack the snippets.
     *_of(
         "tracing",
         "attacks/test_tracing attacks/test_snapshot attacks/test_autoattack_versions",
-        ("one class is attacked", "if output.shape[1] < 2:", "if output.shape[1] < 1:"),
+        ("models of one class are attacked", "if output.shape[1] < 2:", "if output.shape[1] < 1:"),
         (
-            "other derivatives are the same program",
+            "programs with different derivatives are equal",
             "if gradients:\n        description =",
             "if False:\n        description =",
         ),
         (
-            "operations without their parameters",
+            "the description omits the parameters of operations",
             "            _describe_parameters(equation),\n",
             "",
         ),
         (
-            "weights hidden in jitted parts stay",
+            "constants of inner jitted functions stay in the program",
             "if not any(map(_has_constants,",
             "if any(map(_has_constants,",
         ),
         (
-            "models of equal structure take each other's place",
+            "models of equal structure evict each other from the cache",
+            "tuple(map(id, arrays)), call_types",
+            "len(arrays), call_types",
             "tuple(map(id, arrays)), shown",
             "len(arrays), shown",
         ),
         (
-            "weights of the same types are the same",
+            "a trace with other arrays of the same types is reused",
+            "tuple(map(id, arrays)), call_types\n    trace = _lookup(_traces, cache_key)\n"
+            "    if trace and all(ref() is array for ref, array in "
+            "zip(trace.arrays, arrays, strict=True)):",
+            "len(arrays), call_types\n    trace = _lookup(_traces, cache_key)\n    if trace:",
             "    known = _kept(_unchanged, place)\n    if known and all(",
             "    known = next(iter(_unchanged.values()), None)\n    if known or all(",
         ),
-        ("other settings are the same trace", "gradients, _context()\n", "gradients\n"),
+        ("a trace under other settings is reused", "gradients, _context()\n", "gradients\n"),
         ("gradients flow into the weights", "return jax.lax.stop_gradient(array)", "return array"),
     ),
     *_of(
         "snapshot",
         "attacks/test_snapshot",
         (
-            "globals are not seen",
+            "globals are ignored",
             "return function.__code__, described, self.describe(reached)",
             "return function.__code__, described",
         ),
         (
-            "cells are not seen",
+            "closure cells are ignored",
             "self._all(cells, function.__defaults__,",
             "self._all(function.__defaults__,",
         ),
         (
-            "arrays of NumPy are constants",
+            "NumPy arrays are constants",
             "            case jax.Array():",
             "            case np.ndarray():\n                return 'array'\n            case jax.Array():",  # noqa: E501
         ),
         (
-            "methods of modules are not seen",
+            "methods of modules are ignored",
             "kind, self._all(methods, constants, kind.__bases__)",
             "kind",
         ),
     ),
     *_of(
-        "inputs",
-        "attacks/test_precision attacks/test_inputs attacks/test_tracing",
-        ("half precision stays half", "images = at_least_single(images)\n    if", "if"),
-        ("the edge is not clipped", "else jnp.clip(images, 0, 1)", "else images"),
-        ("what is far outside passes", "tolerance = max(_ROUNDING,", "tolerance = max(1.0,"),
-        ("targets may be the labels", "        if same:\n", "        if not same:\n"),
-        ("labels beyond the classes pass", "< num_classes:", "< num_classes + 90:"),
+        "checks",
+        "attacks/test_precision attacks/test_checks attacks/test_tracing",
+        (
+            "half precision is not cast",
+            "images = at_least_float32(images)\n    if",
+            "if",
+            "images = at_least_single(images)\n    if",
+            "if",
+        ),
+        ("rounding beyond [0, 1] is not clipped", "else jnp.clip(images, 0, 1)", "else images"),
+        (
+            "targets may equal the labels",
+            "        if num_equal:\n",
+            "        if not num_equal:\n",
+            "        if same:\n",
+            "        if not same:\n",
+        ),
+        ("labels beyond the classes are accepted", "< num_classes:", "< num_classes + 90:"),
+    ),
+    *_of(
+        "image_range",
+        "attacks/test_precision attacks/test_checks attacks/test_tracing",
+        (
+            "images far outside [0, 1] are accepted",
+            "tolerance = max(_ROUNDING,",
+            "tolerance = max(1.0,",
+        ),
     ),
     *_of(
         "arguments",
-        "attacks/test_inputs test_config",
-        ("counts beyond int32 pass", "LARGEST_COUNT = 2**31 - 1", "LARGEST_COUNT = 2**40"),
-        ("chunks of one", '"chunk_size": _count(2)', '"chunk_size": _count(1)'),
-        ("as many targets as classes", "num_targets >= num_classes", "num_targets > num_classes"),
+        "attacks/test_checks test_config",
+        ("counts beyond int32 are accepted", "LARGEST_COUNT = 2**31 - 1", "LARGEST_COUNT = 2**40"),
+        (
+            "chunks of one query are accepted",
+            '"chunk_size": integer_rule(2)',
+            '"chunk_size": integer_rule(1)',
+            '"chunk_size": _count(2)',
+            '"chunk_size": _count(1)',
+        ),
+        (
+            "as many targets as classes are accepted",
+            "num_targets >= num_classes",
+            "num_targets > num_classes",
+        ),
     ),
     *_of(
         "logits",
         "attacks/test_nonfinite",
         (
-            "infinite logits are numbers",
+            "infinite logits count as finite",
             "valid = jnp.isfinite(logits).all(axis=-1, keepdims=True)",
             "valid = ~jnp.isnan(logits).any(axis=-1, keepdims=True)",
         ),
@@ -854,7 +1134,7 @@ MUTATIONS = [
         ("NaN margins are no success", "jnp.where(jnp.isnan(ahead), jnp.inf, ahead)", "ahead"),
     ),
     *_of(
-        "expectation",
+        "eot",
         "attacks/test_nonfinite",
         (
             "NaN gradients make NaN images",
@@ -862,29 +1142,43 @@ MUTATIONS = [
             "return gradients, ~finite",
         ),
         (
-            "bad gradients are not counted",
+            "nonfinite gradients are not counted",
             "gradient, nonfinite.astype(jnp.int32))",
             "gradient, 0 * nonfinite.astype(jnp.int32))",
         ),
     ),
     *_of(
         "fab",
-        "attacks/test_alone attacks/test_nonfinite",
+        "attacks/test_batch_independence attacks/test_nonfinite",
         (
-            "a withdrawn success bars others",
+            "an unconfirmed success bars farther ones",
+            "distance = jnp.where(~result.success & (distance <= eps), jnp.inf, distance)",
+            "pass",
             "distance = jnp.where(~found.success & (distance <= eps), jnp.inf, distance)",
             "pass",
         ),
-        ("rows skip steps of FAB", "rows = ready & (found.steps == step)", "rows = ready"),
+        (
+            "examples skip steps of FAB",
+            "rows = rows & (result.steps == step)",
+            "pass",
+            "rows = ready & (found.steps == step)",
+            "rows = ready",
+        ),
     ),
     *_of(
         "apgd",
-        "attacks/test_alone",
-        ("rows skip steps of APGD", "rows = ready & (found.steps == step)", "rows = ready"),
+        "attacks/test_batch_independence",
+        (
+            "examples skip steps of APGD",
+            "rows = rows & (result.steps == step)",
+            "pass",
+            "rows = ready & (found.steps == step)",
+            "rows = ready",
+        ),
     ),
     *_of(
-        "gradient",
-        "attacks/test_alone",
+        "pgd",
+        "attacks/test_batch_independence",
         (
             "reference and score share a key",
             "reference_key, score_key = jax.random.split(score_key)",
@@ -892,22 +1186,26 @@ MUTATIONS = [
         ),
     ),
     *_of(
-        "flags",
+        "autoattack_flags",
         "attacks/test_nonfinite",
-        ("batch statistics raise no flag", "if probed.depends_on_batch.any():", "if False:"),
+        ("no flag for batch statistics", "if probed.depends_on_batch.any():", "if False:"),
     ),
 ]
 
 
 def main() -> None:
-    """Prints a line for each mutation and a summary, and writes a JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="run only mutations whose file or phrase contains this")
-    parser.add_argument(
-        "--tree", type=Path, default=ROOT, help="checkout to judge, by default this"
+    """Try the mutations, print a line for each and a summary, and write `mutations.json`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="folder of mutations.json")
-    parser.add_argument("--check", action="store_true", help="only check that snippets are found")
+    parser.add_argument("--only", help='run mutations whose "file: description" contains this text')
+    parser.add_argument(
+        "--tree", type=Path, default=ROOT, help="checkout to test; by default that of this script"
+    )
+    parser.add_argument("--out", type=Path, help="folder of mutations.json; by default none")
+    parser.add_argument(
+        "--check", action="store_true", help="check that the snippets are found, and run no tests"
+    )
     options = parser.parse_args()
     chosen = [
         mutation
@@ -915,25 +1213,27 @@ def main() -> None:
         if not options.only or options.only in f"{mutation.file}: {mutation.breaks}"
     ]
     if not chosen:
-        sys.exit(f"--only is {options.only!r}: no mutation has that in its file or phrase")
+        sys.exit(
+            f"--only is {options.only!r}: no mutation has this text in its file or description"
+        )
     began, results = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="jaxadv-mutations-") as folder:
         tree = _copy(options.tree, Path(folder))
         if not options.check:
-            _verify(tree, chosen)
+            _check_unmutated(tree, chosen)
         for number, mutation in enumerate(chosen, start=1):
-            result = _judge(tree, mutation, run=not options.check)
+            result = _try(tree, mutation, run_tests=not options.check)
             results.append(result)
-            print(_line(f"{number}/{len(chosen)}", result), flush=True)
-            if options.out:  # after each, so that an interrupted run leaves its results
+            print(_line(f"{number}/{len(chosen)}", mutation, result), flush=True)
+            if options.out:  # after each mutation, so that an interrupted run leaves its results
                 _write(options, results, time.monotonic() - began)
     counts = _counts(results)
     print(", ".join(f"{count} {status}" for status, count in counts.items()), f"of {len(results)}")
-    sys.exit(not options.check and counts.get(KILLED, 0) < len(results))
+    sys.exit(counts.get(FOUND if options.check else KILLED, 0) < len(results))
 
 
 def _copy(checkout: Path, folder: Path) -> Path:
-    """Copies a tree, so that the checkout itself is never mutated."""
+    """Copy a tree, so that the checkout itself is never mutated."""
     for name in COPIED:
         source = checkout / name
         if source.is_dir():
@@ -943,8 +1243,8 @@ def _copy(checkout: Path, folder: Path) -> Path:
     return folder.resolve()
 
 
-def _verify(tree: Path, chosen: Iterable[Mutation]) -> None:
-    """Exits unless the copy is what the tests import, and all test files pass unmutated."""
+def _check_unmutated(tree: Path, chosen: Iterable[Mutation]) -> None:
+    """Exit unless the tests import the copy, and pass on it without a mutation."""
     command = [sys.executable, "-c", "import jaxadv; print(jaxadv.__file__)"]
     done = subprocess.run(
         command, cwd=tree / "tests", env=_environment(tree), capture_output=True, text=True,
@@ -952,18 +1252,18 @@ def _verify(tree: Path, chosen: Iterable[Mutation]) -> None:
     )  # fmt: skip
     imported = Path(done.stdout.strip()).resolve()
     if imported != tree / "jaxadv/__init__.py":
-        sys.exit(f"the tests would import {imported}, not the copy in {tree}")
+        sys.exit(f"the tests import {imported}, not the copy in {tree}: uninstall jaxadv")
     tests = dict.fromkeys(test for mutation in chosen for test in _present(tree, mutation))
     began = time.monotonic()
     code, output = _pytest(tree, tuple(tests), TIMEOUT * max(len(tests), 1)) if tests else (0, "")
     if code:
         print(output)
-        sys.exit("the tests fail without any mutation")
+        sys.exit("the tests fail without a mutation: fix them first")
     print(f"unmutated: {len(tests)} test files pass ({time.monotonic() - began:.0f} s)", flush=True)
 
 
-def _judge(tree: Path, mutation: Mutation, *, run: bool) -> dict:
-    """Returns what the tests make of a mutation; the tree is as before afterwards."""
+def _try(tree: Path, mutation: Mutation, *, run_tests: bool) -> dict:
+    """Apply a mutation, run its tests, and restore the tree."""
     began = time.monotonic()
     path = next((tree / path for path in FILES[mutation.file] if (tree / path).exists()), None)
     text = path.read_text() if path else ""
@@ -980,29 +1280,29 @@ def _judge(tree: Path, mutation: Mutation, *, run: bool) -> dict:
     }
     if path and spellings:
         old, new = spellings[0]
-        result |= {"old": old, "new": new, "status": "found"}
+        result |= {"old": old, "new": new, "status": FOUND}
         if not tests:
             result["status"] = "no tests"
-        elif run:
+        elif run_tests:
             path.write_text(text.replace(old, new))
             try:
                 code, output = _pytest(tree, tests, TIMEOUT)
             finally:
                 path.write_text(text)
-            # Only 1 is the failure of a test: 2 is an error in collection, 5 an empty collection.
-            result["status"] = {0: SURVIVED, 1: KILLED, None: "timeout"}.get(code, "broken")
-            failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+            # Exit status 1 is a failed test, 2 an error during collection, 5 an empty collection.
+            result["status"] = {0: SURVIVED, 1: KILLED, None: "timeout"}.get(code, "error")
+            failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.MULTILINE)
             result["failed"] = failed[1] if failed else None
     return {**result, "seconds": round(time.monotonic() - began, 1)}
 
 
 def _present(tree: Path, mutation: Mutation) -> tuple[str, ...]:
-    """Returns the mutation's test files that the tree has: older ones lack the newer tests."""
+    """Return the test files of a mutation that exist in the tree."""
     return tuple(test for test in mutation.tests if (tree / test).exists())
 
 
 def _pytest(tree: Path, tests: tuple[str, ...], timeout: float) -> tuple[int | None, str]:
-    """Returns the exit status of pytest, None if it ran out of time, and its output."""
+    """Run test files; return the exit status of pytest, None after a timeout, and its output."""
     try:
         done = subprocess.run(
             [*PYTEST, *tests], cwd=tree, env=_environment(tree), capture_output=True, text=True,
@@ -1014,15 +1314,15 @@ def _pytest(tree: Path, tests: tuple[str, ...], timeout: float) -> tuple[int | N
 
 
 def _environment(tree: Path) -> dict[str, str]:
-    """Returns the environment in which Python imports the copy, not the installed package."""
-    # Compiled files are recognised by time and size, which a mutation may leave as they were.
+    """Return an environment in which Python imports the copy, not the installed package."""
+    # Bytecode is valid for the time and size of its source, and a mutation may change neither.
     return {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _line(number: str, result: dict) -> str:
-    where = f"{Path(result['file']).stem}: {result['breaks']}"
-    how = result["failed"] or ""
-    return f"{number:>8}  {result['status']:9}  {where:70} {result['seconds']:6.1f} s  {how}"
+def _line(number: str, mutation: Mutation, result: dict) -> str:
+    name = f"{mutation.file}: {mutation.breaks}"
+    failed = result["failed"] or ""
+    return f"{number:>8}  {result['status']:9}  {name:75} {result['seconds']:6.1f} s  {failed}"
 
 
 def _counts(results: list[dict]) -> dict[str, int]:
@@ -1042,7 +1342,7 @@ def _write(options: argparse.Namespace, results: list[dict], seconds: float) -> 
 
 
 def _describe(tree: Path) -> dict:
-    """Returns the commit of the tree that is judged, which need not be that of this script."""
+    """Return the commit of the tested tree, which may differ from that of this script."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(tree), *arguments]

@@ -1,4 +1,4 @@
-"""The project's models in PyTorch, as a practitioner there writes them, with its weights."""
+"""The models of `jaxadv.models` in idiomatic PyTorch, with the weights of the Flax models."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,7 +8,7 @@ from flax import linen
 from torch import nn
 from torch.nn import functional
 
-from jaxadv.models.nets import ConvNet
+from jaxadv.models.convnets import ConvNet
 from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
 from jaxadv.models.wrn import WideResNet
 
@@ -16,23 +16,31 @@ _ACTIVATIONS: dict[str, Callable] = {"relu": functional.relu, "gelu": functional
 
 
 def to_torch(model: linen.Module, variables: Mapping, dtype: torch.dtype = torch.float32):
-    """Returns a module on NCHW images, in evaluation mode, with the variables of a Flax model.
+    """Return a PyTorch module with the variables of a Flax model, in evaluation mode.
 
-    Its children have the names that Flax gives them, so that the variables find their places.
+    The submodules have the names of their counterparts in Flax, by which variables are assigned.
+
+    Args:
+      model: a `ConvNet`, `WideResNet` or `VisionTransformer` without a defence.
+      variables: its variables, with the collections `params` and, if any, `batch_stats`.
+      dtype: of the weights.
+
+    Returns:
+      A module that maps images (batch, channels, height, width) in [0, 1] to logits.
     """
-    families = {
+    classes = {
         ConvNet: TorchConvNet,
         WideResNet: TorchWideResNet,
         VisionTransformer: TorchVisionTransformer,
     }
-    module = families[type(model)](model)
+    module = classes[type(model)](model)
     with torch.no_grad():
         _load(module, variables["params"], variables.get("batch_stats", {}))
     return module.to(dtype).eval()
 
 
 class TorchConvNet(nn.Module):
-    """`net`, `bignet` or `biggernet`."""
+    """Convolutional network: `net`, `bignet` or `biggernet`."""
 
     def __init__(self, model: ConvNet):
         super().__init__()
@@ -50,7 +58,7 @@ class TorchConvNet(nn.Module):
             width = features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of images (batch, channels, height, width) in [0, 1]."""
+        """Return the logits of images."""
         hidden = images
         for index in range(self.num_convs):
             hidden = self.conv_activation(self.get_submodule(f"Conv_{index}")(hidden))
@@ -64,7 +72,7 @@ class TorchConvNet(nn.Module):
 
 
 class TorchWideResNet(nn.Module):
-    """A wide residual network."""
+    """Wide residual network (Zagoruyko & Komodakis, 2016)."""
 
     def __init__(self, model: WideResNet):
         super().__init__()
@@ -72,30 +80,30 @@ class TorchWideResNet(nn.Module):
         self.Conv_0 = nn.Conv2d(3, 16, 3, padding=1)
         channels, self.num_blocks = 16, 3 * ((model.depth - 1) // 6)
         for index in range(self.num_blocks):
-            stage, place = divmod(index, self.num_blocks // 3)
-            features, strides = 16 * 2**stage * model.width, 2 if stage and not place else 1
-            block = _Block(channels, features, strides, self.activation, model.dropout)
+            stage, position = divmod(index, self.num_blocks // 3)
+            features, strides = 16 * 2**stage * model.width, 2 if stage and not position else 1
+            block = _ResidualBlock(channels, features, strides, self.activation, model.dropout)
             self.add_module(f"Block_{index}", block)
             channels = features
         self.BatchNorm_0 = nn.BatchNorm2d(channels)
         self.Dense_0 = nn.Linear(channels, model.num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns the logits."""
+        """Return the logits of images."""
         hidden = self.Conv_0(images)
         for index in range(self.num_blocks):
             hidden = self.get_submodule(f"Block_{index}")(hidden)
         return self.Dense_0(self.activation(self.BatchNorm_0(hidden)).mean((2, 3)))
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     def __init__(self, channels, features, strides, activation, dropout):
         super().__init__()
         self.activation, self.dropout, self.strides = activation, dropout, strides
         self.BatchNorm_0 = nn.BatchNorm2d(channels)
         self.Conv_0 = nn.Conv2d(channels, features, 3, padding=1)
         self.BatchNorm_1 = nn.BatchNorm2d(features)
-        # At stride 2 SAME of XLA pads behind only, which `forward` does.
+        # At stride 2 XLA's SAME pads only at the bottom and right; see `forward`.
         self.Conv_1 = nn.Conv2d(features, features, 3, strides, padding=1 if strides == 1 else 0)
         self.Conv_2 = None
         if strides > 1 or channels != features:
@@ -112,7 +120,7 @@ class _Block(nn.Module):
 
 
 class TorchVisionTransformer(nn.Module):
-    """A vision transformer with convolutional tokens."""
+    """Vision transformer whose tokens come from two convolutions."""
 
     def __init__(self, model: VisionTransformer):
         super().__init__()
@@ -122,12 +130,13 @@ class TorchVisionTransformer(nn.Module):
         self.Conv_1 = nn.Conv2d(width // 2, width, 3, padding=1)
         self.positions = nn.Parameter(torch.zeros(64, width))
         for index in range(model.depth):
-            self.add_module(f"Block_{index}", _Attention(width, self.activation, model.dropout))
+            block = _TransformerBlock(width, self.activation, model.dropout)
+            self.add_module(f"Block_{index}", block)
         self.LayerNorm_0 = nn.LayerNorm(width, eps=1e-6)
         self.Dense_0 = nn.Linear(width, model.num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns the logits."""
+        """Return the logits of images."""
         hidden = functional.max_pool2d(self.activation(self.Conv_0(images)), 2)
         hidden = functional.max_pool2d(self.activation(self.Conv_1(hidden)), 2)
         tokens = hidden.flatten(2).transpose(1, 2) + self.positions
@@ -136,7 +145,7 @@ class TorchVisionTransformer(nn.Module):
         return self.Dense_0(self.LayerNorm_0(tokens).mean(1))
 
 
-class _Attention(nn.Module):
+class _TransformerBlock(nn.Module):
     def __init__(self, width, activation, dropout):
         super().__init__()
         self.activation, self.dropout, self.heads = activation, dropout, width // HEAD_WIDTH
@@ -157,15 +166,15 @@ class _Attention(nn.Module):
 
 
 def _load(module: nn.Module, params: Mapping, stats: Mapping) -> None:
-    """Copies the variables of a Flax module and of its children."""
+    """Copy the variables of a Flax module and its submodules into a PyTorch module."""
     for name, value in params.items():
         if isinstance(value, Mapping):
             _load(module.get_submodule(name), value, stats.get(name, {}))
         else:
             array = np.asarray(value)
-            if name == "kernel":  # HWIO becomes OIHW, and IO of a dense layer OI
+            if name == "kernel":  # HWIO to OIHW; for a dense layer IO to OI
                 array = np.moveaxis(array, (-1, -2), (0, 1))
-            own = "weight" if name in ("kernel", "scale") else name
-            module.get_parameter(own).copy_(torch.from_numpy(array.copy()))
+            torch_name = "weight" if name in ("kernel", "scale") else name
+            module.get_parameter(torch_name).copy_(torch.from_numpy(array.copy()))
     for name in ("mean", "var") if "mean" in stats else ():
         module.get_buffer(f"running_{name}").copy_(torch.from_numpy(np.array(stats[name])))

@@ -1,11 +1,11 @@
-"""How the time and the memory of PGD grow with batch, steps, images, width and devices.
+"""Scaling of PGD: time and memory against batch size, steps, images, model width and devices.
 
-    python benchmarks/scale.py --out results/performance
+    python benchmarks/scaling.py --out results/performance
 
-Each point is the median of three runs after one that compiles, of an untrained model on random
-images. CPU devices are forced, each number of them in a process of its own. The memory is what XLA
-sets aside for one device's share of the compiled attack: its activations, beside what goes in and
-comes out; those of a gradient live only until the next step, so steps and images cost none.
+Each point is the median of three runs, after a warm-up run that compiles, of PGD on random images
+and an untrained model. On a CPU, numbers of devices are measured too, each in a subprocess that
+forces this many CPU devices. Memory is what XLA allocates for temporary buffers (activations) of
+the compiled attack on one device's share of a batch, without inputs and outputs.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from turns import make_attack, make_problem
+from common import make_attack, make_problem
 
 from jaxadv.attacks import pgd
-from jaxadv.classifier import make_logits_fn
+from jaxadv.core.devices import set_up_cpu
 from jaxadv.models import make_model
-from jaxadv.parallel import set_up_cpu
-from jaxadv.provenance import provenance
+from jaxadv.models.classifier import make_logits_fn
+from jaxadv.runs.workdir import provenance
 
 REPETITIONS = 3
 BASE = {"model": "bignet", "batch_size": 512, "num_steps": 10, "num_images": 512}
@@ -43,9 +43,11 @@ DEVICES = (1, 2, 4, 8)
 
 
 def main() -> None:
-    """Prints a line for each point, and writes a JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder of the JSON")
+    """Measure all points, print a line for each, and write `scaling.json`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder of scaling.json; by default none")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     set_up_cpu()
@@ -53,20 +55,26 @@ def main() -> None:
         print(json.dumps(measure(options.point)))
         return
     began = time.monotonic()
-    results = {
-        sweep: [_told(sweep, {**BASE, **change}, measure({**BASE, **change})) for change in changes]
-        for sweep, changes in SWEEPS.items()
-    }
+    results: dict[str, list[dict]] = {sweep: [] for sweep in SWEEPS}
+    for sweep, changes in SWEEPS.items():
+        for change in changes:
+            point = {**BASE, **change}
+            results[sweep].append({**point, **measure(point)})
+            _print(sweep, results[sweep][-1])
     if jax.default_backend() == "cpu":
-        results["devices"] = [_told("devices", {**BASE, "devices": n}, _apart(n)) for n in DEVICES]
+        results["devices"] = []
+        for num_devices in DEVICES:
+            measured = {**BASE, "devices": num_devices, **_measure_in_subprocess(num_devices)}
+            results["devices"].append(measured)
+            _print("devices", measured)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         record = {"sweeps": results, "provenance": provenance(time.monotonic() - began)}
-        (options.out / "scale.json").write_text(json.dumps(record, indent=2) + "\n")
+        (options.out / "scaling.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def measure(point: dict) -> dict:
-    """Returns the median seconds of an attack on all images, and the memory of a batch."""
+    """Return the median seconds of an attack on all images, and the memory for a batch."""
     model = make_model(point["model"], 10)
     weights, split, _ = make_problem(model, point["num_images"])
     budget = {"eps": 8 / 255, "step_size": 2 / 255, "num_steps": point["num_steps"]}
@@ -100,8 +108,8 @@ def measure(point: dict) -> dict:
     }
 
 
-def _apart(num_devices: int) -> dict:
-    """Measures the base in a process with so many CPU devices."""
+def _measure_in_subprocess(num_devices: int) -> dict:
+    """Measure the base point with this many CPU devices, which are fixed once JAX has started."""
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     command = [sys.executable, __file__, "--point", json.dumps(BASE)]
     done = subprocess.run(
@@ -114,14 +122,17 @@ def _apart(num_devices: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _told(sweep: str, point: dict, measured: dict) -> dict:
-    gradients = point["num_images"] * point["num_steps"] / measured["seconds"]
+def _print(sweep: str, measured: dict) -> None:
+    gradients = measured["num_images"] * measured["num_steps"] / measured["seconds"]
+    memory = measured["activation_bytes_of_a_device"] / 2**20
+    settings = ", ".join(
+        f"{name} {measured[name]}" for name in (*BASE, "devices") if name in measured
+    )
     print(
-        f"{sweep:8} {point}  {measured['seconds']:.3f} s  {gradients:,.0f} gradients per s  "
-        f"{measured['activation_bytes_of_a_device'] / 2**20:,.0f} MiB for a device",
+        f"{sweep:8} {settings}: {measured['seconds']:.3f} s, {gradients:,.0f} gradients per s, "
+        f"{memory:,.0f} MiB of activations per device",
         flush=True,
     )
-    return {**point, **measured}
 
 
 if __name__ == "__main__":
