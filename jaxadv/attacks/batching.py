@@ -145,7 +145,7 @@ def attack_in_batches(
       The result in numpy arrays.
     """
     cost, n = spec.max_queries(arguments), len(examples.labels)
-    result, done = _fixed_cost_result(examples, cost), 0
+    result, done = _fixed_cost_result(examples, cost, arguments.get("num_steps", 1)), 0
     began = time.monotonic() - seconds_spent(cache, name)
     if cache is not None and name in cache:
         kept = cache[name]
@@ -170,7 +170,7 @@ def attack_in_batches(
     return result
 
 
-def _fixed_cost_result(examples: Examples, cost: int) -> Any:
+def _fixed_cost_result(examples: Examples, cost: int, num_steps: int) -> Any:
     """Return the initial result of a fixed-cost attack: clean images, with the cost as queries."""
     n = len(examples.labels)
     arrays: dict[str, Any] = {
@@ -180,7 +180,7 @@ def _fixed_cost_result(examples: Examples, cost: int) -> Any:
         "gradients": np.full(n, cost),
         "nonfinite": np.zeros(n, np.int32),
         "margins": np.full(n, -np.inf, np.float32),
-        "steps": np.zeros(n, int),
+        "steps": np.full(n, num_steps),
     }
     return AttackResult(**arrays, extras=())
 

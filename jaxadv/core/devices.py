@@ -133,7 +133,7 @@ def pmap_batches(
     The leading axis of each batch is interleaved over the devices: device d of D gets the examples
     d, d + D, d + 2 D, ... Thus the first half of each device's share belongs to the first half of
     the batch, for any number of devices. With several processes, each passes the whole batch and
-    gets the whole output; it transfers only the shares of its own devices.
+    gets the whole output; it transfers only the shares of its devices.
 
     Args:
       fn: a pure function. Replicated arguments and outputs have no device axis. `fn` must make

@@ -51,6 +51,18 @@ _ARRAY_NAMES = {
 }
 
 
+_SPLIT_ARRAY_NAMES = {
+    "class_names": "class_names",
+    "labels": "labels",
+    "predictions": "predictions/clean",
+    "margins": "margin/clean",
+    "sample_ids": "sample/ids",
+    "sample_images": "sample/images",
+    "certified_predictions": "certified/predictions",
+    "certified_radii": "certified/radii",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExampleResults:
     """Results of each example of a split: the content of `examples.npz`.
@@ -79,7 +91,7 @@ class ExampleResults:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of `examples.npz`."""
-        arrays = {name: getattr(self, field_name) for name, field_name in _SPLIT_ARRAYS.items()}
+        arrays = {name: getattr(self, one) for one, name in _SPLIT_ARRAY_NAMES.items()}
         for key, attacked in self.attacks.items():
             arrays |= {
                 f"{name}/{key}": getattr(attacked, field_name)
@@ -90,25 +102,14 @@ class ExampleResults:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Return the results in the arrays of an `examples.npz`."""
-        split = {field_name: arrays.get(name) for name, field_name in _SPLIT_ARRAYS.items()}
+        split = {one: arrays.get(name) for one, name in _SPLIT_ARRAY_NAMES.items()}
+        other_arrays = [key for key in arrays if key not in _SPLIT_ARRAY_NAMES.values()]
         attacked: dict[str, dict[str, np.ndarray]] = {}
         for field_name, name in _ARRAY_NAMES.items():
-            for key, array in arrays.items():
-                if key.startswith(f"{name}/") and key not in _SPLIT_ARRAYS:
-                    attacked.setdefault(key.removeprefix(f"{name}/"), {})[field_name] = array
+            for key in other_arrays:
+                if key.startswith(f"{name}/"):
+                    attacked.setdefault(key.removeprefix(f"{name}/"), {})[field_name] = arrays[key]
         attacks = {
             key: AttackedExamples(**found) for key, found in attacked.items() if "robust" in found
         }
         return cls(**split, attacks=attacks)  # type: ignore[arg-type]
-
-
-_SPLIT_ARRAYS = {
-    "class_names": "class_names",
-    "labels": "labels",
-    "predictions/clean": "predictions",
-    "margin/clean": "margins",
-    "sample/ids": "sample_ids",
-    "sample/images": "sample_images",
-    "certified/predictions": "certified_predictions",
-    "certified/radii": "certified_radii",
-}

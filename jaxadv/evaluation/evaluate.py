@@ -59,7 +59,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     if config.evaluation.certification.num_examples:
         check_certifiable(make_classifier(trained.model, num_classes=10))
     dataset = load_dataset(trained.data)
-    check_dataset(source, dataset)
+    check_dataset(source, dataset)  # before the workdir is created
     with claimed(workdir, config):
         warnings = evaluate_checkpoint(
             trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir

@@ -83,7 +83,7 @@ def make_training_logits_fn(
     of its batch. The noise follows from the number of the first example, so that it differs between
     devices.
     """
-    local_model = model.clone(axis_name=None)  # each device uses the statistics of its own share
+    local_model = model.clone(axis_name=None)  # each device uses the statistics of its share
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
         rngs = noise_keys(key, example_ids[0])

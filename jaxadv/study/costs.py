@@ -85,7 +85,7 @@ def _split_sizes(data: ConfigDict) -> tuple[int, int, int]:
 def estimate(runs: Iterable[Run], plan: Mapping[str, Run], results: Path) -> dict[str, Cost]:
     """Return the cost of runs, after timing their models on this device.
 
-    The cost of a GAN is that of its evaluator's training and of its own steps. The cost of samples
+    The cost of a GAN is that of its steps and of its evaluator's training. The cost of samples
     does not include their evaluation. The estimates are kept in `costs.json` for the page.
 
     Args:

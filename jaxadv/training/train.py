@@ -216,7 +216,7 @@ def _batches(
 ) -> Iterator[tuple[Int[np.ndarray, "real"], HostBatch]]:
     """Yield the positions of the real images and the synthetic images of each remaining step.
 
-    Each process reads the synthetic images of its own devices only.
+    Each process reads the synthetic images of its devices only.
     """
     num_images, batch_size = len(dataset.train.labels), config.train.batch_size
     num_steps = num_images // batch_size
