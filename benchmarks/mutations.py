@@ -55,11 +55,13 @@ FILES: dict[str, tuple[str, ...]] = {
     "autoattack": ("jaxadv/attacks/autoattack.py",),
     "autoattack_flags": ("jaxadv/attacks/flags.py", "jaxadv/attacks/autoattack.py"),
     "checks": ("jaxadv/attacks/checks.py", "jaxadv/attacks/inputs.py"),
+    "convolution": ("jaxadv/core/convolution.py", "jaxadv/models/ops.py"),
     "curriculum": ("jaxadv/training/curriculum.py", "jaxadv/curriculum.py"),
     "ensemble": ("jaxadv/attacks/ensemble.py", "jaxadv/attacks/cascade.py"),
     "eot": ("jaxadv/attacks/eot.py", "jaxadv/attacks/expectation.py"),
     "fab": ("jaxadv/attacks/fab.py",),
     "fab_projection": ("jaxadv/attacks/boundary.py", "jaxadv/attacks/fab.py"),
+    "fast_convolutions": ("jaxadv/attacks/fast_convolutions.py",),
     "gan_metrics": ("jaxadv/gan/metrics.py", "jaxadv/quality.py"),
     "gan_sampling": ("jaxadv/gan/sampling.py", "jaxadv/sampling.py"),
     "gan_step": ("jaxadv/gan/step.py", "jaxadv/gan.py"),
@@ -1189,6 +1191,49 @@ MUTATIONS = [
         "autoattack_flags",
         "attacks/test_nonfinite",
         ("no flag for batch statistics", "if probed.depends_on_batch.any():", "if False:"),
+    ),
+    # Behaviour that is newer than commit 8f85e50: earlier trees lack most of the snippets.
+    *_of(
+        "convolution",
+        "attacks/test_fast_convolutions models/test_layers",
+        (
+            "the dilation is not part of the mirrored padding",
+            "margins = [step * (size - 1) for",
+            "margins = [size - 1 for",
+        ),
+        ("negative padding reaches XLA", "if min(min(pads)) < 0:", "if False:"),
+        (
+            "a group reads the next group",
+            "jnp.eye(per_part, dtype=bool)",
+            "jnp.roll(jnp.eye(per_part, dtype=bool), 1, 0)",
+        ),
+        (
+            "the depthwise gradient is not mirrored",
+            "gradient, kernel[::-1, ::-1], (1, 1), tuple(mirrored_pads)",
+            "gradient, kernel, (1, 1), tuple(mirrored_pads)",
+        ),
+        (
+            "the depthwise kernel has no gradient",
+            "lambda kernel: _sum_of_shifts(learned[0], kernel,",
+            "lambda kernel: _sum_of_shifts(learned[0], 0 * kernel,",
+        ),
+        (
+            "the last maximum of a window gets its gradient",
+            "in reversed(list(enumerate(offsets))):",
+            "in enumerate(offsets):",
+        ),
+    ),
+    *_of(
+        "fast_convolutions",
+        "attacks/test_fast_convolutions",
+        (
+            "outputs are not transposed back",
+            "return outputs.transpose(from_nhwc)",
+            "return outputs",
+        ),
+        ("precision is dropped", 'params["precision"]', "None"),
+        ("loops are left alone", '"scan", "while",', ""),
+        ("the switch does nothing", "return _is_on.value and", "return"),
     ),
 ]
 

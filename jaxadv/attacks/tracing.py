@@ -25,6 +25,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
 from jaxadv.attacks.black_box import BlackBox
+from jaxadv.attacks.fast_convolutions import uses_fast_convolutions, with_fast_convolutions
 from jaxadv.attacks.snapshot import take_snapshot
 from jaxadv.core.devices import match_varying_axes
 from jaxadv.core.logits import finite_logits
@@ -162,6 +163,7 @@ def _remove_trace(cache_key: Hashable) -> None:
 
 def _trace_model(logits_fn: Any, key: PRNGKey, images: Any, gradients: bool) -> TracedModel:
     operations = _without_inner_constants(_trace(logits_fn, key, images))
+    operations = with_fast_convolutions(operations)
     description: Hashable = _describe(operations.jaxpr)
     if gradients:
         description = description, _describe_parameter(_trace_pullback(operations, key, images))
@@ -185,7 +187,7 @@ def _type_of(array: Any) -> Hashable:
 
 
 def _context() -> Hashable:
-    """Return the settings of JAX and Flax that tracing depends on."""
+    """Return the settings of JAX, Flax and this package that tracing depends on."""
     config: Any = jax.config
     return (
         config.jax_default_matmul_precision,
@@ -195,6 +197,7 @@ def _context() -> Hashable:
         config.jax_numpy_dtype_promotion,
         config.jax_threefry_partitionable,
         jax.sharding.get_abstract_mesh(),
+        uses_fast_convolutions(),
         tuple(getattr(linen.module, "_global_interceptor_stack", ())),
     )
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxadv.core.convolution import Outputs
 from jaxadv.core.types import Images, Labels, PerExample, UserError
 from jaxadv.models.layers import Conv
-from jaxadv.models.ops import Outputs
 
 Latents = Float[Array, "batch latent"]
 Maps = Float[Array, "batch height width channels"]

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
+from jaxadv.core.convolution import Outputs, Padding, convolution
 from jaxadv.core.devices import positions
 from jaxadv.core.rng import example_keys, normal, uniform
 from jaxadv.core.types import Images, UserError
-from jaxadv.models.ops import Activation, Outputs, Padding, convolution, pooled_convolution
+from jaxadv.models.ops import Activation, pooled_convolution
 
 
 class Conv(nn.Module):

@@ -1,15 +1,11 @@
-"""Activations, convolution and pooled convolution, with gradients that are fast on a CPU.
+"""Activations and pooled convolution, with gradients that are fast on a CPU.
 
-An attack differentiates the model with respect to its images in every step. For the input gradient
-of a convolution that autodiff derives, XLA's CPU backend falls back to generic code. In training
-the kernel gradient over many images is slow as well. `convolution` replaces both gradients on a
-CPU; on other backends it calls XLA's convolution. `pooled_convolution` adds a bias, an activation
-and a 2x2 max pool.
+`pooled_convolution` adds a bias, an activation and a 2x2 max pool to the convolution of
+`jaxadv.core.convolution`.
 """
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import jax
@@ -18,21 +14,24 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxadv.core.convolution import (
+    NO_PADS,
+    Kernel,
+    Outputs,
+    Padding,
+    Pads,
+    convolution,
+    convolution_with_pads,
+    pads_of,
+)
 from jaxadv.core.types import Images
 
 Activation = Literal["relu", "gelu"]
-Padding = Literal["SAME", "VALID"]
-Pads = tuple[tuple[int, int], ...]
-Kernel = Float[Array, "size size in_channels out_channels"]
-Outputs = Float[Array, "batch out_height out_width out_channels"]
 # The 2x2 windows of a max pool, with their elements in one axis or left in place.
 Windows = (
     Float[Array, "batch rows columns 4 out_channels"]
     | Float[Array, "batch rows 2 columns 2 out_channels"]
 )
-
-NO_PADS: Pads = ((0, 0), (0, 0))
-_IMAGES_PER_CHUNK = 16  # of the kernel gradient
 
 
 def gelu(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -42,144 +41,6 @@ def gelu(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"relu": nn.relu, "gelu": gelu}
-
-
-def convolution(
-    images: Images, kernel: Kernel, *, strides: int = 1, padding: Padding = "SAME"
-) -> Outputs:
-    """Convolve NHWC images with an HWIO kernel, as `lax.conv_general_dilated` does.
-
-    The backend is read when the function is traced. Differentiable once, in reverse mode.
-
-    Args:
-      images: `[batch, height, width, in_channels]`.
-      kernel: `[size, size, in_channels, out_channels]`.
-      strides: stride in both directions; static.
-      padding: static.
-    """
-    size = kernel.shape[0]
-    pads = pads_of(images, size, strides, padding)
-    if jax.default_backend() != "cpu":
-        return _xla_convolution(images, kernel, strides, pads)
-    if size == 1:
-        return images[:, ::strides, ::strides] @ kernel[0, 0]
-    return convolution_with_pads(images, kernel, strides, pads)
-
-
-def pads_of(images: Images, size: int, strides: int, padding: Padding) -> Pads:
-    """Return the number of zeros before and after the pixels, for height and width."""
-    return tuple(lax.padtype_to_pads(images.shape[1:3], (size, size), (strides, strides), padding))
-
-
-def _xla_convolution(images: Images, kernel: Kernel, strides: int, pads: Pads) -> Outputs:
-    return lax.conv_general_dilated(
-        images, kernel, (strides, strides), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolution_with_pads(images: Images, kernel: Kernel, strides: int, pads: Pads) -> Outputs:
-    """Run XLA's convolution; its input gradient consists of ordinary forward convolutions."""
-    return _xla_convolution(images, kernel, strides, pads)
-
-
-def _convolution_fwd(images, kernel, strides, pads):
-    outputs = _xla_convolution(images.value, kernel.value, strides, pads)
-    # An attack needs no kernel gradient. Under vmap over noisy kernels JAX cannot even trace one.
-    learned = (kernel.value,) if kernel.perturbed else ()
-    return outputs, (images.value, kernel.value, learned)
-
-
-def _convolution_bwd(strides, pads, residuals, gradient):
-    images, kernel, learned = residuals
-    if strides == 1:
-        images_gradient = _mirrored_convolution(gradient, kernel, pads)
-    else:
-        _, images_vjp = jax.vjp(
-            lambda images: _space_to_depth_convolution(images, kernel, strides, pads), images
-        )
-        (images_gradient,) = images_vjp(gradient)
-    if not learned:
-        return images_gradient, jnp.zeros_like(kernel)
-    return images_gradient, _kernel_gradient(images, gradient, kernel.shape[0], strides, pads)
-
-
-convolution_with_pads.defvjp(_convolution_fwd, _convolution_bwd, symbolic_zeros=True)
-
-
-def _mirrored_convolution(gradient: Outputs, kernel: Kernel, pads: Pads) -> Images:
-    """Return the input gradient of a convolution of stride 1, given its output gradient."""
-    # The barrier keeps XLA from folding the mirror back into its slow transposed convolution.
-    mirrored = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    margin = kernel.shape[0] - 1
-    pads = tuple((margin - low, margin - high) for low, high in pads)
-    return _xla_convolution(gradient, mirrored, 1, pads)
-
-
-def _kernel_gradient(
-    images: Images, gradient: Outputs, size: int, strides: int, pads: Pads
-) -> Kernel:
-    """Return the kernel gradient of a convolution, given its output gradient.
-
-    It is a convolution with the channels as the batch, the images as the channels and the output
-    gradient as the kernel. Measured: chunks of images are up to ten times as fast as all images at
-    once. In a loop over chunks only the layout of a forward convolution is fast. Without YNNPACK
-    chunks of 16 are up to 1.7 times as fast as chunks of 4; larger ones gain nothing.
-    """
-    chunk_size = math.gcd(len(images), _IMAGES_PER_CHUNK)
-    out_pads = tuple(
-        (low, size + (out - 1) * strides - length - low)
-        for length, out, (low, _) in zip(images.shape[1:3], gradient.shape[1:3], pads, strict=True)
-    )
-
-    def add(total: Kernel, chunk: tuple[Images, Outputs]) -> tuple[Kernel, None]:
-        chunk_images, chunk_gradient = chunk
-        # The barriers keep XLA from folding the transpositions back into its own form.
-        kernel_gradient = lax.conv_general_dilated(
-            lax.optimization_barrier(chunk_images.transpose(3, 1, 2, 0)),
-            lax.optimization_barrier(chunk_gradient.transpose(1, 2, 0, 3)),
-            (1, 1),
-            out_pads,
-            rhs_dilation=(strides, strides),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return total + kernel_gradient.transpose(1, 2, 0, 3), None
-
-    chunks = jax.tree.map(
-        lambda array: array.reshape(-1, chunk_size, *array.shape[1:]), (images, gradient)
-    )
-    zeros = jnp.zeros((size, size, images.shape[-1], gradient.shape[-1]), gradient.dtype)
-    return lax.scan(add, zeros, chunks)[0]
-
-
-def _space_to_depth_convolution(
-    images: Images, kernel: Kernel, strides: int, pads: Pads
-) -> Outputs:
-    """Compute a strided convolution as a convolution of stride 1 on blocks of pixels.
-
-    The input gradient then has sub-pixel form: each position in a block is a channel, and the
-    output gradient is not dilated with zeros.
-    """
-    size = kernel.shape[0]
-    blocked_size = -(-size // strides)
-    image_pads = []
-    for length, (low, high) in zip(images.shape[1:3], pads, strict=True):
-        num_blocks = (length + low + high - size) // strides + blocked_size
-        image_pads.append((low, num_blocks * strides - low - length, 0))
-    padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *image_pads, (0, 0, 0)])
-    margin = (0, blocked_size * strides - size)
-    wide = jnp.pad(kernel, (margin, margin, *NO_PADS)).transpose(3, 0, 1, 2)
-    blocked_kernel = _space_to_depth(wide, strides).transpose(1, 2, 3, 0)
-    return convolution_with_pads(_space_to_depth(padded, strides), blocked_kernel, 1, NO_PADS)
-
-
-def _space_to_depth(images: Images, block: int) -> Outputs:
-    batch, height, width, channels = images.shape
-    return (
-        images.reshape(batch, height // block, block, width // block, block, channels)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(batch, height // block, width // block, block**2 * channels)
-    )
 
 
 def pooled_convolution(
@@ -225,7 +86,7 @@ def _convolution_windows(images: Images, kernel: Kernel, pads: Pads) -> Windows:
     """
     shifts = [((row, 1 - row), (column, 1 - column)) for row in range(2) for column in range(2)]
     wide = jnp.stack([jnp.pad(kernel, (*shift, *NO_PADS)) for shift in shifts], axis=3)
-    outputs = convolution_with_pads(images, wide.reshape(*wide.shape[:3], -1), 2, pads)
+    outputs = convolution_with_pads(images, wide.reshape(*wide.shape[:3], -1), (2, 2), pads)
     return outputs.reshape(*outputs.shape[:3], 4, -1)
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from flax import linen as nn
 from jaxtyping import Array
 
+from jaxadv.core.convolution import Outputs
 from jaxadv.core.types import Images, Logits
 from jaxadv.models.defences import (
     Defence,
@@ -15,7 +16,7 @@ from jaxadv.models.defences import (
     drops_out,
 )
 from jaxadv.models.layers import Conv, Dropout, check_size
-from jaxadv.models.ops import ACTIVATIONS, Activation, Outputs
+from jaxadv.models.ops import ACTIVATIONS, Activation
 
 
 class WideResNet(nn.Module):

@@ -6,9 +6,10 @@ from flax import linen as nn
 from jax import lax
 
 from jaxadv.attacks import pgd
+from jaxadv.core.convolution import convolution
 from jaxadv.models import layers, make_model
 from jaxadv.models.layers import Conv
-from jaxadv.models.ops import ACTIVATIONS, convolution, pooled_convolution
+from jaxadv.models.ops import ACTIVATIONS, pooled_convolution
 
 pytestmark = pytest.mark.slow  # compiles much
 
