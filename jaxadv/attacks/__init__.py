@@ -5,6 +5,7 @@ from jaxadv.attacks.autoattack import AUTOATTACK, autoattack
 from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.ensemble import AutoAttackResult
 from jaxadv.attacks.fab import FAB, fab
+from jaxadv.attacks.host_model import HostModel
 from jaxadv.attacks.nes import NES, nes
 from jaxadv.attacks.nes_label_only import NES_LABEL_ONLY, nes_label_only
 from jaxadv.attacks.pgd import FGSM, PGD, fgsm, n_fgsm, pgd
@@ -27,6 +28,7 @@ ATTACKS: dict[str, AttackSpec] = {
 }
 
 __all__ = [
-    "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "apgd", "autoattack",
-    "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "random_search", "square",
+    "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "HostModel", "apgd",
+    "autoattack", "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "random_search",
+    "square",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from jaxadv.attacks.checks import (
     prepare,
 )
 from jaxadv.attacks.eot import Noise, expected_value_and_gradient
+from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
     earliest_step,
@@ -182,7 +183,7 @@ def apgd(
     budget = APGDBudget(
         eps, jnp.asarray(num_noise_samples, jnp.int32), jnp.asarray(num_queries, jnp.int32)
     )
-    return _apgd(model, inputs, result, budget, APGDOptions(**static))
+    return _apgd(model, inputs, result, budget, options=APGDOptions(**static))
 
 
 def check_apgd(arguments: Arguments, num_classes: int | None = None) -> None:
@@ -202,12 +203,13 @@ def max_queries(arguments: Arguments) -> Any:
     return num_runs * (num_steps + 1) * arguments.get("num_noise_samples", 1)
 
 
-@partial(jax.jit, static_argnames="options")
+@partial(jit_kernel, static_argnames="options")
 def _apgd(
     model: TracedModel,
     inputs: Inputs,
     result: AttackResult,
     budget: APGDBudget,
+    *,
     options: APGDOptions,
 ) -> AttackResult:
     key, images, labels, _, example_ids = inputs

@@ -17,6 +17,7 @@ from jaxadv.attacks.batching import (
     ResumeCache,
     count_classes,
     in_batches,
+    map_batches,
     search_size,
     traced_for_searches,
 )
@@ -25,7 +26,6 @@ from jaxadv.attacks.ensemble import CLEAN, AutoAttackResult, Stage, run_ensemble
 from jaxadv.attacks.fab import FAB
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.square import SQUARE
-from jaxadv.core.devices import pmap_batches
 from jaxadv.core.images import is_concrete
 from jaxadv.core.logits import finite_logits
 from jaxadv.core.losses import make_objective
@@ -104,7 +104,7 @@ def autoattack(
       version: "standard", "plus" or "rand".
       example_ids: distinct numbers of the examples, by default their positions.
       batch_size: over all devices together. A sixteenth of it is attacked at a time, which leaves
-        few idle rows and still fills a CPU.
+        few idle rows and still fills a CPU; all of it if the model runs outside of JAX.
       progress: whether to show a progress bar over queries.
       ledger: resume cache: a mapping where finished parts are saved. A call that was interrupted
         resumes from it, to the same result. The arguments must be the same.
@@ -179,7 +179,8 @@ def run_version(
         prefix=prefix,
     )
     correct = examples.rows(np.flatnonzero(result.broken_by != CLEAN))
-    step, size = _probe_step(model.make_logits_fn), search_size(batch_size)
+    step = _probe_step(model.make_logits_fn, model.on_host)
+    size = search_size(batch_size, on_host=model.on_host)
     probed = in_batches(step, model, size, probe_key, correct)
     flags = raise_flags(
         probed,
@@ -213,13 +214,13 @@ AUTOATTACK = AttackSpec(
 
 
 @cache
-def _probe_step(make_logits_fn: Callable) -> Callable:
+def _probe_step(make_logits_fn: Callable, on_host: bool) -> Callable:
     def step(
         context: PyTree, key: PRNGKey, images: Images, labels: Labels, ids: Int[Array, "share"]
     ) -> Probed:
         return probe(key, make_logits_fn(context, ids), images, labels)
 
-    return pmap_batches(step, num_replicated=2, num_batches=3, sharded_output=True)
+    return map_batches(step, on_host, num_replicated=2, num_batches=3)
 
 
 _NUM_PROBES = 5

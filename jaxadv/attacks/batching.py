@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 from tqdm import tqdm
 
+from jaxadv.attacks.black_box import BlackBox, trace_black_box
+from jaxadv.attacks.host_calls import run_with_host_calls
 from jaxadv.attacks.result import AttackResult
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.tracing import TracedModel, trace_model
@@ -24,9 +26,11 @@ ResumeCache = MutableMapping[str, dict[str, np.ndarray]]
 # Batch size of searches as a share of that of the evaluation: smaller batches have fewer idle
 # rows, and are as fast on a CPU. When few examples are left, a share of that again.
 _SEARCH_SHARE, _TAIL_SHARE = 16, 8
+_SMALL_CALL = 32  # images per call of a model outside of JAX, at least
 _SECONDS_BETWEEN_SAVES = 30
-# Queries per example after which the fooled examples leave the batch.
-_SEGMENT, _SEGMENT_WITH_GRADIENTS = 500, 25
+# Queries per example after which the fooled examples leave the batch. A model outside of JAX may be
+# slow, so its progress is shown more often.
+_SEGMENT, _SEGMENT_WITH_GRADIENTS, _SEGMENT_ON_HOST = 500, 25, 25
 
 
 class Model(NamedTuple):
@@ -36,10 +40,13 @@ class Model(NamedTuple):
       make_logits_fn: `(context, example_ids) -> logits_fn`; static: one function object for all
         models that differ only in their context.
       context: arrays that every device gets in full, such as weights.
+      on_host: whether the logits function calls Python, see `host_calls`. Then everything runs on
+        one device, and the Python object must stay alive.
     """
 
     make_logits_fn: Callable[[PyTree, Int[Array, "share"]], LogitsFn]
     context: PyTree
+    on_host: bool = False
 
 
 class Examples(NamedTuple):
@@ -61,20 +68,48 @@ class Examples(NamedTuple):
 
 
 def traced_for_searches(
-    logits_fn: LogitsFn, key: PRNGKey, image_shape: tuple[int, ...], dtype: Any, batch_size: int
+    logits_fn: LogitsFn | BlackBox,
+    key: PRNGKey,
+    image_shape: tuple[int, ...],
+    dtype: Any,
+    batch_size: int,
+    *,
+    gradients: bool = True,
 ) -> Model:
-    """Return a JAX function as a model for searches over all devices.
+    """Return a logits function as a model for searches.
 
     The function is traced for each batch size that `search_survivors` uses, and also at full
-    precision, which success checks use.
+    precision, which success checks use. If it calls Python, it must stay alive as long as the
+    model, which then also serves `attack_in_batches`.
+
+    Args:
+      logits_fn: `(key, images) -> logits`, or for black-box attacks a `BlackBox` whose number of
+        classes is known.
+      key: a key of the type that the function will be called with.
+      image_shape: (height, width, channels).
+      dtype: of the images.
+      batch_size: over all devices together.
+      gradients: whether the attacks differentiate the model.
+
+    Raises:
+      ValueError: it is not such a function; the message says what to write instead.
     """
-    sizes = {search_size(batch_size), search_size(batch_size, left=0)}
-    traced: dict[tuple[int, str], TracedModel] = {}
-    for share in sorted(size // jax.device_count() for size in sizes):
+    if isinstance(logits_fn, BlackBox) and not gradients:
+        return Model(_itself, trace_black_box(logits_fn), on_host=True)
+
+    def trace(share: int) -> TracedModel:
         images = jax.ShapeDtypeStruct((share, *image_shape), dtype)
+        return trace_model(logits_fn, key, images, gradients=gradients)
+
+    on_host = trace(_share(search_size(batch_size))).calls_host
+    sizes = {search_size(batch_size, left, on_host=on_host) for left in (None, 1)}
+    traced: dict[tuple[int, str], TracedModel] = {}
+    for share in sorted(_share(size, on_host) for size in sizes):
         for precision in {_precision(), "highest"}:
             with jax.default_matmul_precision(precision):
-                traced[share, str(precision)] = trace_model(logits_fn, key, images)
+                traced[share, str(precision)] = trace(share)
+    if on_host:
+        return Model(_traced_for_share, traced, on_host)
     # All of them hold the same arrays, which go to each device once.
     leaves, structure = jax.tree.flatten(traced)
     placed = {id(leaf): replicate(leaf) for leaf in leaves}
@@ -92,6 +127,15 @@ def _traced_for_share(
     return logits_fn
 
 
+def _itself(context: LogitsFn, ids: Int[Array, "share"]) -> LogitsFn:
+    return context
+
+
+def _share(size: int, on_host: bool = False) -> int:
+    """Return the part of a batch that one device gets."""
+    return size if on_host else size // jax.device_count()
+
+
 def _precision() -> str | None:
     """Return the precision of matrix products that JAX uses here."""
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
@@ -105,14 +149,14 @@ def attack_batch(
     arguments: dict[str, Any],
     resume: AttackResult | None = None,
 ) -> AttackResult:
-    """Run an attack on one batch, whose size divides by the number of devices.
+    """Run an attack on one batch, whose size divides by the number of devices (not on the host).
 
     New values of the traced arguments do not compile again.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     traced = {name: value for name, value in given.items() if name in spec.traced}
     static = tuple((name, value) for name, value in given.items() if name not in traced)
-    step = _attack_step(spec, model.make_logits_fn, static)
+    step = _attack_step(spec, model.make_logits_fn, static, model.on_host)
     return step(model.context, key, traced, *examples, resume)
 
 
@@ -203,7 +247,8 @@ def search_survivors(
     The attack runs in segments of its query budget. After each segment the fooled examples leave
     and the remaining ones are packed into fewer batches. All take their steps together, so that
     the result of an example does not depend on the others. A batch has a sixteenth of
-    `batch_size`, and an eighth of that when few examples are left: each size compiles once.
+    `batch_size`, or all of it for a model outside of JAX, and an eighth of that when few examples
+    are left. Each size compiles once.
 
     Args:
       spec: of a resumable attack.
@@ -222,7 +267,7 @@ def search_survivors(
     """
     budget = spec.max_queries(arguments)
     arguments = {name: value for name, value in arguments.items() if name != "num_queries"}
-    segment = _segment(spec, arguments, budget)
+    segment = _segment(spec, arguments, budget, model.on_host)
     limits = [*range(segment, budget, segment), budget]
     began = time.monotonic() - seconds_spent(cache, name)
     if result is None:
@@ -236,7 +281,8 @@ def search_survivors(
     saved = time.monotonic()
     for limit in limits:
         left = np.flatnonzero(~result.success)
-        for rows, padded in padded_batches(left, search_size(batch_size, len(left))):
+        size = search_size(batch_size, len(left), on_host=model.on_host)
+        for rows, padded in padded_batches(left, size):
             if not len(rows):
                 break
             batch, state = examples.rows(padded), rows_of(result, padded)
@@ -251,10 +297,12 @@ def search_survivors(
     return result
 
 
-def _segment(spec: AttackSpec, arguments: dict[str, Any], budget: int) -> int:
+def _segment(spec: AttackSpec, arguments: dict[str, Any], budget: int, on_host: bool) -> int:
     """Return the queries per example between two removals of fooled examples."""
     if not arguments.get("early_stop", True):
         return max(budget, 1)
+    if on_host:
+        return _SEGMENT_ON_HOST
     return _SEGMENT_WITH_GRADIENTS if spec.uses_gradients else _SEGMENT
 
 
@@ -296,14 +344,20 @@ def _initial_result(
 
 def count_classes(model: Model, examples: Examples, batch_size: int) -> int:
     """Return the number of logits of the model."""
-    share = search_size(batch_size) // jax.device_count()
+    share = _share(search_size(batch_size, on_host=model.on_host), model.on_host)
     images = jax.ShapeDtypeStruct((share, *examples.images.shape[1:]), examples.images.dtype)
-    logits_fn = model.make_logits_fn(model.context, jnp.arange(share))
+    logits_fn: Any = model.make_logits_fn(model.context, jnp.arange(share))
+    if isinstance(logits_fn, BlackBox):
+        logits_fn = trace_black_box(logits_fn)
     return jax.eval_shape(logits_fn, jax.random.key(0), images).shape[1]
 
 
-def search_size(batch_size: int, left: int | None = None) -> int:
+def search_size(batch_size: int, left: int | None = None, *, on_host: bool = False) -> int:
     """Return the batch size of a search when `left` examples remain."""
+    if on_host:
+        # Large calls are faster outside of JAX, unless their rows are idle.
+        small = min(max(batch_size // _TAIL_SHARE, _SMALL_CALL), batch_size)
+        return min(batch_size, small, key=lambda size: -(-(left or batch_size) // size) * size)
     size = divisible_size(batch_size // _SEARCH_SHARE)
     return divisible_size(size // _TAIL_SHARE) if left is not None and left <= size // 2 else size
 
@@ -334,9 +388,34 @@ def _advance(bar: tqdm | None, count: int) -> None:
         bar.update(count)
 
 
+def map_batches(
+    step: Callable, on_host: bool, *, num_replicated: int, num_batches: int
+) -> Callable:
+    """Compile a step over batches: over all devices, or on one for a model on the host.
+
+    Args:
+      step: a pure function of replicated arguments and batches; its outputs are batches.
+      on_host: whether it calls a `Model` that is on the host.
+      num_replicated: number of leading arguments that each device gets whole.
+      num_batches: number of following arguments that are split.
+
+    Returns:
+      A function of the same arguments with outputs in numpy arrays.
+    """
+    if not on_host:
+        return pmap_batches(
+            step, num_replicated=num_replicated, num_batches=num_batches, sharded_output=True
+        )
+    jitted = jax.jit(step)
+    return lambda *args: jax.tree.map(np.asarray, run_with_host_calls(jitted, *args))
+
+
 @cache
 def _attack_step(
-    spec: AttackSpec, make_logits_fn: Callable, static: tuple[tuple[str, Any], ...]
+    spec: AttackSpec,
+    make_logits_fn: Callable,
+    static: tuple[tuple[str, Any], ...],
+    on_host: bool,
 ) -> Callable:
     """Return the compiled attack on one batch."""
 
@@ -355,4 +434,4 @@ def _attack_step(
         logits_fn = make_logits_fn(context, ids)
         return spec.run(key, logits_fn, images, labels, **traced, **dict(static), **rows)
 
-    return pmap_batches(step, num_replicated=3, num_batches=4, sharded_output=True)
+    return map_batches(step, on_host, num_replicated=3, num_batches=4)

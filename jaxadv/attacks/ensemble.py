@@ -16,6 +16,7 @@ from jaxadv.attacks.batching import (
     Model,
     ResumeCache,
     in_batches,
+    map_batches,
     rows_of,
     search_size,
     search_survivors,
@@ -26,7 +27,6 @@ from jaxadv.attacks.eot import Noise, expected_logits
 from jaxadv.attacks.result import AttackResult
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS
-from jaxadv.core.devices import pmap_batches
 from jaxadv.core.losses import margin
 from jaxadv.core.types import Images, Labels, PerExample, PRNGKey
 
@@ -141,7 +141,8 @@ def run_ensemble(
       prefix: of their names in the cache.
     """
     check_key, attack_key = jax.random.split(key)
-    check = partial(_check_success, model, num_noise_samples, search_size(batch_size))
+    size = search_size(batch_size, on_host=model.on_host)
+    check = partial(_check_success, model, num_noise_samples, size)
     margins = check(check_key, examples)
     wrong = (margins > 0) & (not attack_all)
     result = _initial_result(examples, margins, wrong, ("clean", *stages))
@@ -278,12 +279,14 @@ def _check_success(
     model: Model, num_noise_samples: int, size: int, key: PRNGKey, examples: Examples
 ) -> np.ndarray:
     """Return the margins of the examples; positive is misclassified."""
-    step = _success_check_step(model.make_logits_fn, num_noise_samples)
+    step = _success_check_step(model.make_logits_fn, num_noise_samples, model.on_host)
     return in_batches(step, model, size, key, examples)
 
 
 @cache
-def _success_check_step(make_logits_fn: Callable, num_noise_samples: int) -> Callable:
+def _success_check_step(
+    make_logits_fn: Callable, num_noise_samples: int, on_host: bool
+) -> Callable:
     def step(
         context: PyTree, key: PRNGKey, images: Images, labels: Labels, ids: Int[Array, "share"]
     ) -> PerExample:
@@ -293,4 +296,4 @@ def _success_check_step(make_logits_fn: Callable, num_noise_samples: int) -> Cal
             logits = expected_logits(key, make_logits_fn(context, ids), images, noise)
         return margin(logits, labels)
 
-    return pmap_batches(step, num_replicated=2, num_batches=3, sharded_output=True)
+    return map_batches(step, on_host, num_replicated=2, num_batches=3)

@@ -20,6 +20,7 @@ from jaxadv.attacks.checks import (
     prepare,
 )
 from jaxadv.attacks.eot import Noise, Objective, finite_or_zero
+from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
     earliest_step,
@@ -149,7 +150,7 @@ def fab(
     if is_zero_budget(num_queries):
         return result
     budget = FABBudget(eps, jnp.asarray(num_queries, jnp.int32))
-    return _fab(model, inputs, result, budget, FABOptions(**static))
+    return _fab(model, inputs, result, budget, options=FABOptions(**static))
 
 
 def check_fab(arguments: Arguments, num_classes: int | None = None) -> None:
@@ -168,12 +169,13 @@ def max_queries(arguments: Arguments) -> int:
     return _QUERIES_PER_STEP * arguments.get("num_steps", 100) * num_runs
 
 
-@partial(jax.jit, static_argnames="options")
+@partial(jit_kernel, static_argnames="options")
 def _fab(
     model: TracedModel,
     inputs: Inputs,
     result: AttackResult,
     budget: FABBudget,
+    *,
     options: FABOptions,
 ) -> AttackResult:
     key, images, labels, _, example_ids = inputs

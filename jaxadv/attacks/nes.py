@@ -10,9 +10,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxadv.attacks.black_box import BlackBox, QueryFn, make_query_fn, query_context
+from jaxadv.attacks.black_box import (
+    BlackBox,
+    QueryFn,
+    TracedBlackBox,
+    make_query_fn,
+    query_context,
+)
 from jaxadv.attacks.checks import check_arguments
 from jaxadv.attacks.eot import Objective
+from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
     Proposal,
@@ -35,6 +42,7 @@ from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 _DIRECTIONS: dict[str, Callable[..., Array]] = {"normal": normal, "rademacher": rademacher}
 _MAX_IMAGES_AT_ONCE = 8192  # per forward pass on an accelerator
+_MAX_IMAGES_ON_HOST = 512  # per forward pass of a model outside of JAX
 
 
 class NESNumbers(NamedTuple):
@@ -180,19 +188,21 @@ def nes(
         return state
     numbers = NESNumbers(*(jnp.asarray(x, jnp.float32) for x in (sigma, momentum, min_step_size)))
     chunk_size = choose_chunk_size(model, samples_per_gradient, chunk_size, len(ones))
-    with query_context(model):
-        return _nes(model, problem, state, numbers, NESOptions(**static, chunk_size=chunk_size))
+    with query_context():
+        options = NESOptions(**static, chunk_size=chunk_size)
+        return _nes(model, problem, state, numbers, options=options)
 
 
 _check_nes = partial(check_arguments, optional=("chunk_size",))
 
 
-@partial(jax.jit, static_argnames="options")
+@partial(jit_kernel, static_argnames="options")
 def _nes(
-    model: TracedModel | BlackBox,
+    model: TracedModel | TracedBlackBox,
     problem: SearchProblem,
     state: AttackResult,
     numbers: NESNumbers,
+    *,
     options: NESOptions,
 ) -> AttackResult:
     threat = THREATS[options.norm]
@@ -200,7 +210,7 @@ def _nes(
         options.samples_per_gradient, options.chunk_size, options.directions, numbers.sigma
     )
     objective = make_objective(options.loss, problem.labels, problem.targets)
-    query_fn = make_query_fn(model, problem.labels, problem.targets)
+    query_fn = make_query_fn(model)
     gradient_key, check_key = jax.random.split(problem.key)
 
     def propose(
@@ -332,16 +342,22 @@ def estimate_gradient(
 
 
 def choose_chunk_size(
-    model: LogitsFn | BlackBox, num_samples: int, limit: int | None, batch_size: int
+    model: LogitsFn | BlackBox | TracedBlackBox,
+    num_samples: int,
+    limit: int | None,
+    batch_size: int,
 ) -> int:
     """Return how many queries of an image to evaluate at once: an even divisor of their number.
 
     Without a limit these are all queries for a `BlackBox`, to call it as rarely as possible. On a
     CPU they are 2, because convolutions over a sample axis are slow there. On an accelerator they
-    are as many as fit in forward passes of 8192 images, at least 2.
+    are as many as fit in forward passes of 8192 images, at least 2; of 512 images for other models
+    outside of JAX.
     """
-    if limit is None and isinstance(model, BlackBox):
+    if limit is None and isinstance(model, (BlackBox, TracedBlackBox)):
         return num_samples
+    if limit is None and getattr(model, "calls_host", False):
+        limit = _MAX_IMAGES_ON_HOST // max(batch_size, 1)
     if limit is None:
         on_cpu = jax.default_backend() == "cpu"
         limit = 2 if on_cpu else _MAX_IMAGES_AT_ONCE // max(batch_size, 1)

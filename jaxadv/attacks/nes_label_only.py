@@ -10,9 +10,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxadv.attacks.black_box import BlackBox, QueryFn, make_query_fn, query_context
+from jaxadv.attacks.black_box import (
+    BlackBox,
+    QueryFn,
+    TracedBlackBox,
+    make_query_fn,
+    query_context,
+)
 from jaxadv.attacks.checks import Arguments, as_images, check_arguments, check_product
 from jaxadv.attacks.eot import Objective
+from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.nes import GradientSampling, choose_chunk_size, estimate_gradient
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
@@ -170,8 +177,8 @@ def nes_label_only(
     numbers = LabelOnlyNumbers(*(jnp.asarray(x, jnp.float32) for x in traced))
     chunk_size = choose_chunk_size(model, samples_per_gradient, None, len(images))
     options = LabelOnlyOptions(**static, chunk_size=chunk_size)
-    with query_context(model):
-        return _nes_label_only(model, problem, state, starts, numbers, options)
+    with query_context():
+        return _nes_label_only(model, problem, state, starts, numbers, options=options)
 
 
 def check_nes_label_only(arguments: Arguments, num_classes: int | None = None) -> None:
@@ -198,20 +205,21 @@ def _initial_extras(images: Images, step_size: ArrayLike, norm: str) -> _Extras:
     )
 
 
-@partial(jax.jit, static_argnames="options")
+@partial(jit_kernel, static_argnames="options")
 def _nes_label_only(
-    model: TracedModel | BlackBox,
+    model: TracedModel | TracedBlackBox,
     problem: SearchProblem,
     state: AttackResult,
     starts: Images | None,
     numbers: LabelOnlyNumbers,
+    *,
     options: LabelOnlyOptions,
 ) -> AttackResult:
     images, eps = problem.images, problem.eps
     threat = THREATS[options.norm]
     initial_radius = _initial_radius(options.norm, images.shape[1:])
     margin = make_objective("margin", problem.labels, problem.targets)
-    query_fn = make_query_fn(model, problem.labels, problem.targets)
+    query_fn = make_query_fn(model)
     proxy_fn = _make_proxy_fn(
         query_fn, margin, problem.example_ids, options.label_samples, numbers.label_radius
     )

@@ -19,6 +19,7 @@ from jaxadv.attacks.eot import (
     expected_score,
     expected_value_and_gradient,
 )
+from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
@@ -196,7 +197,7 @@ def pgd(
         num_steps=jnp.asarray(num_steps, jnp.int32),
         num_noise_samples=jnp.asarray(num_noise_samples, jnp.int32),
     )
-    return _pgd(model, inputs, budget, PGDOptions(**static))
+    return _pgd(model, inputs, budget, options=PGDOptions(**static))
 
 
 # The same attacks with an `AttackResult` as their result.
@@ -267,7 +268,7 @@ def n_fgsm(
     return _n_fgsm(model, inputs, eps, step_size, loss=loss)
 
 
-@partial(jax.jit, static_argnames="loss")
+@partial(jit_kernel, static_argnames="loss")
 def _n_fgsm(
     model: TracedModel,
     inputs: Inputs,
@@ -294,9 +295,9 @@ class _Iterate(NamedTuple):
     nonfinite: Int[Array, "batch"]  # gradients with a NaN or infinite value so far
 
 
-@partial(jax.jit, static_argnames="options")
+@partial(jit_kernel, static_argnames="options")
 def _pgd(
-    model: TracedModel, inputs: Inputs, budget: PGDBudget, options: PGDOptions
+    model: TracedModel, inputs: Inputs, budget: PGDBudget, *, options: PGDOptions
 ) -> AttackResult:
     key, images, labels, targets, example_ids = inputs
     eps, step_size, num_steps, num_noise_samples = budget

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Int
 
-from jaxadv.attacks.black_box import BlackBox, make_query_fn, query_context
+from jaxadv.attacks.black_box import BlackBox, TracedBlackBox, make_query_fn, query_context
 from jaxadv.attacks.checks import check_arguments
+from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
     Proposal,
@@ -63,13 +64,13 @@ def random_search(
     state = resume_or_start(resume, initial_result(problem.images), problem.eps, norm)
     if is_zero_budget(num_queries):
         return state
-    with query_context(model):
+    with query_context():
         return _random_search(model, problem, state, norm=norm)
 
 
-@partial(jax.jit, static_argnames="norm")
+@partial(jit_kernel, static_argnames="norm")
 def _random_search(
-    model: TracedModel | BlackBox, problem: SearchProblem, state: AttackResult, *, norm: str
+    model: TracedModel | TracedBlackBox, problem: SearchProblem, state: AttackResult, *, norm: str
 ) -> AttackResult:
     threat = THREATS[norm]
     sample_key, check_key = jax.random.split(problem.key)
@@ -86,7 +87,7 @@ def _random_search(
 
     return run_search(
         check_key,
-        make_query_fn(model, problem.labels, problem.targets),
+        make_query_fn(model),
         make_objective("margin", problem.labels, problem.targets),
         problem,
         state,

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from jaxadv.attacks.black_box import BlackBox, QueryFn
+from jaxadv.attacks.black_box import (
+    BlackBox,
+    QueryFn,
+    TracedBlackBox,
+    query_context,
+    trace_black_box,
+)
 from jaxadv.attacks.checks import Inputs, check_inputs, prepare
 from jaxadv.attacks.eot import Noise, expected_logits
 from jaxadv.attacks.result import AttackResult
@@ -110,23 +116,18 @@ def make_problem(
     eps: ArrayLike,
     num_queries: ArrayLike,
     num_noise_samples: ArrayLike,
-) -> tuple[TracedModel | BlackBox, SearchProblem]:
+) -> tuple[TracedModel | TracedBlackBox, SearchProblem]:
     """Check the model and the arrays of a black-box attack, and cast them.
 
     Raises:
       ValueError: an array or the model is invalid, or a `BlackBox` is attacked inside `jit`.
     """
-    model: TracedModel | BlackBox
-    if isinstance(logits_fn, BlackBox):
-        model, inputs = logits_fn, check_inputs(key, images, labels, targets, example_ids)
-        if not all(map(is_concrete, jax.tree.leaves(inputs))):
-            raise ValueError(
-                "logits_fn is a BlackBox, which runs in Python and cannot be attacked inside of "
-                "jit: call the attack outside"
-            )
+    model: TracedModel | TracedBlackBox
+    if isinstance(logits_fn, (BlackBox, TracedBlackBox)):
+        inputs = check_inputs(key, images, labels, targets, example_ids)
+        model = trace_black_box(logits_fn, inputs.labels, inputs.targets)
     else:
-        # At the precision of the search, see `black_box.query_context`.
-        with jax.default_matmul_precision("highest"):
+        with query_context():  # at the precision of the search
             model, inputs = prepare(
                 logits_fn, key, images, labels, targets, example_ids, gradients=False
             )

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxadv.attacks.black_box import BlackBox, make_query_fn, query_context
+from jaxadv.attacks.black_box import BlackBox, TracedBlackBox, make_query_fn, query_context
 from jaxadv.attacks.checks import check_arguments
+from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
     Proposal,
@@ -104,13 +105,13 @@ def square(
     state = resume_or_start(resume, initial_result(problem.images), problem.eps, norm)
     if is_zero_budget(num_queries):
         return state
-    with query_context(model):
+    with query_context():
         return _square(model, problem, state, share, norm=norm)
 
 
-@partial(jax.jit, static_argnames="norm")
+@partial(jit_kernel, static_argnames="norm")
 def _square(
-    model: TracedModel | BlackBox,
+    model: TracedModel | TracedBlackBox,
     problem: SearchProblem,
     state: AttackResult,
     share: Scalar,
@@ -135,7 +136,7 @@ def _square(
 
     return run_search(
         check_key,
-        make_query_fn(model, problem.labels, problem.targets),
+        make_query_fn(model),
         make_objective("margin", problem.labels, problem.targets),
         problem,
         state,

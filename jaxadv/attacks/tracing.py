@@ -12,7 +12,8 @@ import inspect
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from traceback import walk_tb
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +27,7 @@ from jaxtyping import Array
 
 from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.fast_convolutions import uses_fast_convolutions, with_fast_convolutions
+from jaxadv.attacks.host_calls import contains_host_calls
 from jaxadv.attacks.snapshot import take_snapshot
 from jaxadv.core.devices import match_varying_axes
 from jaxadv.core.logits import finite_logits
@@ -35,7 +37,7 @@ T = TypeVar("T")
 
 _CACHE_SIZE = 128  # entries, the least recently used are dropped
 _SMALL = 64  # largest size of an array that is compared by value
-_OTHER_FRAMEWORKS = ("onnxruntime", "sklearn", "tensorflow", "torch")
+_OTHER_FRAMEWORKS = ("onnxruntime", "sklearn", "tensorflow")
 _JITTED = ("jit", "pjit")  # the primitive of `jax.jit`, depending on the version of JAX
 # Primitives with a custom derivative, whose operations the traced pullback contains.
 _CUSTOM_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -50,6 +52,7 @@ class Program:
     def __init__(self, jaxpr: Jaxpr) -> None:
         """Store operations whose arrays are constants of the jaxpr."""
         self._jaxpr = jaxpr
+        self.calls_host = contains_host_calls(jaxpr)
 
     def __call__(self, weights: Sequence[Array], key: PRNGKey, images: Images) -> Logits:
         """Return the logits of the traced function."""
@@ -73,6 +76,11 @@ class TracedModel:
     weights: tuple[Array, ...]
     num_classes: int = field(metadata={"static": True})
     program: Program = field(metadata={"static": True})
+
+    @property
+    def calls_host(self) -> bool:
+        """Return whether the model calls Python functions, see `host_calls`."""
+        return self.program.calls_host
 
     def __call__(self, key: PRNGKey, images: Images) -> Logits:
         """Return the logits of images of the shape that the model was traced for."""
@@ -216,7 +224,7 @@ def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
             key, images
         )
     except Exception as error:
-        if reason := _explain(error):
+        if reason := _explain(error, logits_fn):
             raise ValueError(reason) from error
         raise
     _check_output(output, images.shape[0])
@@ -237,8 +245,11 @@ def _check_signature(logits_fn: LogitsFn, *arguments: Any) -> None:
         ) from error
 
 
-def _explain(error: Exception) -> str | None:
+def _explain(error: Exception, logits_fn: Any) -> str | None:
     """Return a message for a function that cannot be traced, or None for other errors."""
+    calls = {name.partition(".")[0] for name in _modules_of(error)}
+    if any(map(_is_of_torch, _reached(logits_fn))) or "torch" in calls:
+        return "logits_fn is a model of PyTorch, which JAX cannot trace: pass jaxadv.wrap(model)"
     not_jax = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
     if isinstance(error, not_jax):
         return (
@@ -250,10 +261,31 @@ def _explain(error: Exception) -> str | None:
             "logits_fn changes the state of its model, as in training mode: call model.eval() "
             "before the attack"
         )
-    calls = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
-    if "Tracer" in str(error) or any(name.split(".")[0] in _OTHER_FRAMEWORKS for name in calls):
+    if "Tracer" in str(error) or not calls.isdisjoint(_OTHER_FRAMEWORKS):
         return "logits_fn is not a JAX function: wrap a model of another framework in a BlackBox"
     return None
+
+
+def _modules_of(error: Exception) -> Iterator[str]:
+    """Yield the names of the modules whose functions were running."""
+    for frame, _ in walk_tb(error.__traceback__):
+        yield frame.f_globals.get("__name__", "")
+
+
+def _reached(function: Any) -> Iterator[Any]:
+    """Yield a function and the values that it names directly."""
+    yield function
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if inspect.isfunction(function):
+        with suppress(ValueError):  # a variable without a value
+            reached = inspect.getclosurevars(function)
+            yield from (*reached.nonlocals.values(), *reached.globals.values())
+
+
+def _is_of_torch(value: Any) -> bool:
+    kinds = (value,) if inspect.ismodule(value) else type(value).__mro__
+    names = (getattr(kind, "__module__", kind.__name__) for kind in kinds)
+    return any(name.partition(".")[0] == "torch" for name in names)
 
 
 def _check_output(output: Any, batch: int) -> None:

@@ -34,7 +34,7 @@ def estimate(directions="normal", num_samples=20, logits_fn=two_classes, loss="m
     )
     return estimate_gradient(
         KEY,
-        make_query_fn(logits_fn, LABELS, None),
+        make_query_fn(logits_fn),
         make_objective(loss, LABELS, None),
         IMAGES,
         jnp.arange(BATCH),
@@ -135,7 +135,7 @@ def test_momentum_averages_over_earlier_gradients():
     gradient_key, _ = jax.random.split(KEY)
     second = estimate_gradient(
         jax.random.fold_in(gradient_key, 1),
-        make_query_fn(LOGITS_FN, labels, None),
+        make_query_fn(LOGITS_FN),
         make_objective("margin", labels, None),
         once.images,
         jnp.arange(6),

@@ -251,7 +251,7 @@ def test_half_precision_is_cast_to_single(name):
 
 
 @every_attack
-@pytest.mark.parametrize("model", [logits_fn, BlackBox(None)])
+@pytest.mark.parametrize("model", [logits_fn, BlackBox(len)])
 def test_empty_batches_are_accepted(name, model):
     images, labels = problem()
     result = attack(name, model, images[:0], labels[:0])

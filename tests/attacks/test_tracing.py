@@ -84,9 +84,9 @@ def test_new_closures_of_equal_structure_compile_once(name, kernel):
         return weakref.ref(weights)
 
     attack(0.0)
-    before = kernel._cache_size()
+    before = kernel.__wrapped__._cache_size()
     weights = [attack(float(scale)) for scale in range(1, 10)]
-    assert kernel._cache_size() == before
+    assert kernel.__wrapped__._cache_size() == before
     gc.collect()
     assert [ref() for ref in weights] == [None] * 9  # no weights are kept
 
@@ -208,14 +208,15 @@ def test_64_bit_mode_and_strict_promotion(name, norm):
     assert np.abs(np.asarray(found) - np.asarray(IMAGES)).max() <= 0.1 + 1e-6
 
 
-def of_another_framework(key, images):
-    scope = {"__name__": "torch.nn"}
+def of_another_framework(key, images, name="tensorflow.keras"):
+    scope = {"__name__": name}
     exec("def forward(images): return images.flatten(1, 2, 3)", scope)
     return scope["forward"](images)
 
 
 INVALID_MODELS = {
     "another framework": (of_another_framework, "wrap a model of another framework in a BlackBox"),
+    "torch": (partial(of_another_framework, name="torch.nn"), "pass jaxadv.wrap(model)"),
     "a tuple": (lambda key, x: (apply(W, key, x), {}), "returns 2 values: return only the logits"),
     "a dict": (
         lambda key, x: {"logits": apply(W, key, x)},
