@@ -45,7 +45,7 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 # By mode: the module whose `run` does the job, and a section or key that its config has.
 _JOBS = {
     "train": "training.train",
-    "evaluate": "evaluation.evaluate",
+    "evaluate": "evaluation.checkpoint",
     "gan": "gan.train",
     "sample": "gan.sampling",
     "study": "study.runner",

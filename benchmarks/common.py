@@ -9,9 +9,11 @@ from flax import linen as nn
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
+from jaxadv.adapters.trained import noise_models
 from jaxadv.core.devices import pmap_batches, replicate
 from jaxadv.core.types import HostBatch
-from jaxadv.evaluation.attack_runner import expand_suite, run_attack
+from jaxadv.evaluation.attack_runner import run_attack
+from jaxadv.evaluation.attack_suites import expand_suite
 from jaxadv.models.classifier import make_logits_fn
 
 REPETITIONS, FORWARD_PASSES = 5, 100
@@ -73,9 +75,8 @@ def make_attack(
     (configured,) = expand_suite(ConfigDict({"attack": attack}))
     ids = np.arange(len(split.labels))
     size = batch_size or len(ids)
-    return lambda: int(
-        run_attack(model, weights, split, configured, ids, size, seed=0).queries.sum()
-    )
+    on = noise_models(model, weights, seed=0)["on"]
+    return lambda: int(run_attack(on, split, configured, ids, size, seed=0).queries.sum())
 
 
 def measure_interleaved(runs: Mapping[str, Run]) -> dict[str, list[float]]:

@@ -10,15 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxadv.attacks import ATTACKS
 from jaxadv.attacks.checks import COUNT, DECAY, POSITIVE, RADIUS, SHARE, STEPS, Rule
 from jaxadv.attacks.pgd import PGD_LOSSES
 from jaxadv.attacks.threat import THREATS
-from jaxadv.core.results import attack_key
 from jaxadv.core.types import UserError
 from jaxadv.data.augment import AUGMENTATIONS
 from jaxadv.data.datasets import DATASETS
-from jaxadv.evaluation.attack_runner import NOISES, check_attack, check_suite, expand_suite
+from jaxadv.evaluation.attack_suites import check_attack, check_suite, expand_suite
 from jaxadv.gan.sampling import LABELS, SAMPLERS
 from jaxadv.models.classifier import check_certifiable, make_classifier
 from jaxadv.runs.workdir import flatten
@@ -74,9 +72,6 @@ CLASSIFIER_CHOICES = {
     "evaluation.precision": _PRECISIONS,
     "evaluation.split": ("test", "held_out"),
 }
-
-# Keys of an attack that are not arguments of its function, whose rules are in attacks/checks.py.
-ATTACK_CHOICES = {"attack": ATTACKS, "noise": NOISES}
 
 _NUM_IMAGES = Rule(
     lambda value: isinstance(value, int) and value >= 10,
@@ -144,10 +139,7 @@ def _check_classifier(config: ConfigDict, num_devices: int) -> None:
     if "model" in config:
         _check_model(config.model, config.evaluation)
         _check_training(config, num_devices)
-    for name, attack in config.evaluation.attacks.items():
-        _check_attack(f"evaluation.attacks.{name}", attack)
     check_suite(expand_suite(config.evaluation.attacks), _NUM_CLASSES)
-    _check_unique_keys(config.evaluation.attacks)
     for name in config.evaluation.export:
         if name not in config.evaluation.attacks:
             raise UserError(
@@ -204,9 +196,9 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
             raise UserError("config.attack.name n_fgsm does not support config.attack.loss kl")
     if attack.fraction > 0:
         choices = {key: attack[key] for key in ("norm", "loss", "random_start")}
-        check_attack("attack", "pgd", choices, _NUM_CLASSES)
+        check_attack("config.attack", "pgd", choices, _NUM_CLASSES)
     validation = {**config.validation, "norm": attack.norm, "random_start": False}
-    check_attack("validation", "pgd", validation, _NUM_CLASSES)
+    check_attack("config.validation", "pgd", validation, _NUM_CLASSES)
 
 
 def _check_divisible(key: str, batch_size: int, num_devices: int) -> None:
@@ -215,31 +207,6 @@ def _check_divisible(key: str, batch_size: int, num_devices: int) -> None:
             f"config.{key} is {batch_size}, not divisible by the {num_devices} devices: "
             f"use {batch_size // num_devices * num_devices or num_devices}"
         )
-
-
-def _check_attack(name: str, attack: ConfigDict) -> None:
-    for key in ("attack", "eps"):
-        if key not in attack:
-            raise UserError(f"config.{name} lacks {key}")
-    check_values(dict(attack), {}, ATTACK_CHOICES, f"{name}.")
-    if not isinstance(attack.eps, tuple | list) or not attack.eps:
-        raise UserError(f"config.{name}.eps is {attack.eps}: it must be a tuple of radii")
-    for eps in attack.eps:
-        check_rule(f"{name}.eps", eps, RADIUS)
-
-
-def _check_unique_keys(attacks: ConfigDict) -> None:
-    """Check that no two radii of an attack have the same key in the results."""
-    for name, attack in attacks.items():
-        radii: dict[str, float] = {}
-        for eps in attack.eps:
-            key = attack_key(name, float(eps))
-            if key in radii:
-                raise UserError(
-                    f"config.evaluation.attacks.{name}.eps has {radii[key]!r} and {eps!r}, which "
-                    f"are both {key} in the results: keep one of them"
-                )
-            radii[key] = eps
 
 
 def check_values(

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from ml_collections import ConfigDict
 
+from jaxadv.adapters.trained import noise_models
 from jaxadv.core.types import HostBatch
+from jaxadv.evaluation.attack_suites import expand_suite
 from jaxadv.evaluation.suite import run_attack_suite
+from jaxadv.models.classifier import is_declared_stochastic
 from jaxadv.models.defences import InputNoise
 
 
@@ -52,10 +54,17 @@ def make_problem():
     return {"params": {"w": w, "b": b}}, HostBatch(images, labels), margins
 
 
-def run_suite(model, weights, split, batch_size=16, seed=0, cache=None, **attacks):
+def run_suite(module, weights, split, batch_size=16, seed=0, cache=None, **attacks):
     """Return the results of an attack suite, its entries by key, and the example results."""
-    config = ConfigDict({"batch_size": batch_size, "num_passes": 20, "attacks": attacks})
     results, examples = run_attack_suite(
-        model, weights, split, config, seed, progress=False, cache=cache
+        noise_models(module, weights, seed),
+        split,
+        expand_suite(attacks),
+        stochastic=is_declared_stochastic(module),
+        num_passes=20,
+        batch_size=batch_size,
+        seed=seed,
+        progress=False,
+        cache=cache,
     )
     return results, {entry.key: entry for entry in results.attacks}, examples

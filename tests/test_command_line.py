@@ -19,7 +19,7 @@ from jaxadv.core import devices
 from jaxadv.core.files import user_path
 from jaxadv.core.types import HostBatch, UserError
 from jaxadv.data import Dataset
-from jaxadv.evaluation import evaluate as evaluation
+from jaxadv.evaluation import checkpoint as evaluation
 from jaxadv.runs import checkpoints
 from jaxadv.runs.workdir import check_dataset, claim_dataset, restore_classifier
 from jaxadv.training import train

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from configs import default, evaluate
 from jaxadv import config as configs
 from jaxadv.core.types import UserError
-from jaxadv.evaluation.attack_runner import expand_suite
+from jaxadv.evaluation.attack_suites import expand_suite
 from jaxadv.runs.workdir import claimed, read
 
 # Parts of configs, and the study, whose runs have their own test.

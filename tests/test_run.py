@@ -94,7 +94,7 @@ def test_warnings_set_the_exit_code_if_the_config_asks_for_it(
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restored afterwards
     monkeypatch.setattr("jaxadv.core.devices.set_up_cpu", lambda: None)
     monkeypatch.setattr("jaxadv.runs.signals.install_handlers", lambda end: None)
-    monkeypatch.setattr("jaxadv.evaluation.evaluate.run", lambda *_: raised)
+    monkeypatch.setattr("jaxadv.evaluation.checkpoint.run", lambda *_: raised)
     monkeypatch.setattr("jaxadv.runs.distributed.exit_all", lambda _, text: pytest.fail(text))
     with pytest.raises(SystemExit) as exit_of_program:
         program.main([])

@@ -5,6 +5,7 @@ from jaxadv.attacks.autoattack import AUTOATTACK, autoattack
 from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.ensemble import AutoAttackResult
 from jaxadv.attacks.fab import FAB, fab
+from jaxadv.attacks.fast_convolutions import plain_convolutions
 from jaxadv.attacks.host_model import HostModel
 from jaxadv.attacks.nes import NES, nes
 from jaxadv.attacks.nes_label_only import NES_LABEL_ONLY, nes_label_only
@@ -29,6 +30,6 @@ ATTACKS: dict[str, AttackSpec] = {
 
 __all__ = [
     "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "HostModel", "apgd",
-    "autoattack", "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "random_search",
-    "square",
+    "autoattack", "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "plain_convolutions",
+    "random_search", "square",
 ]  # fmt: skip

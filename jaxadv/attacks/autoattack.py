@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 from tqdm import tqdm
 
 from jaxadv.attacks.apgd import APGD
@@ -27,7 +27,7 @@ from jaxadv.attacks.fab import FAB
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.square import SQUARE
 from jaxadv.core.images import is_concrete
-from jaxadv.core.logits import finite_logits
+from jaxadv.core.logits import are_probabilities, finite_logits, outputs_differ
 from jaxadv.core.losses import make_objective
 from jaxadv.core.types import Images, Labels, Logits, LogitsFn, PRNGKey
 
@@ -224,8 +224,6 @@ def _probe_step(make_logits_fn: Callable, on_host: bool) -> Callable:
 
 
 _NUM_PROBES = 5
-_SAME_OUTPUT = 1e-4  # largest difference of normalised outputs between forward passes of one model
-_SAME_SUM = 1e-5  # largest difference of the sum of a softmax from 1
 _SQUARE_GAIN = 0.002  # largest loss of accuracy under Square, after attacks with gradients
 
 
@@ -251,16 +249,14 @@ def probe(key: PRNGKey, logits_fn: LogitsFn, images: Images, labels: Labels) -> 
     """Probe a model with five forward passes and one gradient on clean images."""
     keys = jax.random.split(key, _NUM_PROBES)
     outputs = jax.lax.map(lambda key: finite_logits(logits_fn(key, images)), keys)
-    inside = (outputs[0] >= -_SAME_SUM) & (outputs[0] <= 1 + _SAME_SUM)
-    sums = jnp.abs(outputs[0].sum(axis=-1) - 1) < _SAME_SUM
     objective = make_objective("dlr", labels, None)
     gradient = jax.grad(lambda images: objective(logits_fn(keys[0], images)).sum())(images)
     return Probed(
-        varies=_differ(outputs),
-        is_distribution=inside.all(axis=-1) & sums,
+        varies=outputs_differ(outputs),
+        is_distribution=are_probabilities(outputs[0]),
         zero_gradient=(gradient == 0).all(axis=(1, 2, 3)),
         nonfinite_gradient=~jnp.isfinite(gradient).all(axis=(1, 2, 3)),
-        depends_on_batch=_differ(
+        depends_on_batch=outputs_differ(
             jnp.stack([outputs[0], _in_another_batch(keys[0], logits_fn, images)])
         ),
     )
@@ -274,13 +270,6 @@ def _in_another_batch(key: PRNGKey, logits_fn: LogitsFn, images: Images) -> Logi
         return finite_logits(logits_fn(key, jnp.where(rows[:, None, None, None], images, 0.5)))
 
     return jnp.where(even[:, None], with_grey(even), with_grey(~even))
-
-
-def _differ(outputs: Float[Array, "passes batch classes"]) -> Bool[Array, "batch"]:
-    """Return whether the normalised outputs of an image differ between forward passes."""
-    normalised = outputs / (jnp.linalg.norm(outputs, axis=-1, keepdims=True) + 1e-10)
-    spread = normalised.max(axis=0) - normalised.min(axis=0)
-    return (spread > _SAME_OUTPUT).any(axis=-1)
 
 
 def raise_flags(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -74,13 +74,14 @@ def traced_for_searches(
     dtype: Any,
     batch_size: int,
     *,
+    other_sizes: Collection[int] = (),
     gradients: bool = True,
 ) -> Model:
     """Return a logits function as a model for searches.
 
-    The function is traced for each batch size that `search_survivors` uses, and also at full
-    precision, which success checks use. If it calls Python, it must stay alive as long as the
-    model, which then also serves `attack_in_batches`.
+    The function is traced for each batch size that `search_survivors` uses and for the other given
+    ones, and also at full precision, which success checks use. If it calls Python, it must stay
+    alive as long as the model.
 
     Args:
       logits_fn: `(key, images) -> logits`, or for black-box attacks a `BlackBox` whose number of
@@ -89,6 +90,7 @@ def traced_for_searches(
       image_shape: (height, width, channels).
       dtype: of the images.
       batch_size: over all devices together.
+      other_sizes: batch sizes besides those of searches.
       gradients: whether the attacks differentiate the model.
 
     Raises:
@@ -103,6 +105,7 @@ def traced_for_searches(
 
     on_host = trace(_share(search_size(batch_size))).calls_host
     sizes = {search_size(batch_size, left, on_host=on_host) for left in (None, 1)}
+    sizes |= {*other_sizes}
     traced: dict[tuple[int, str], TracedModel] = {}
     for share in sorted(_share(size, on_host) for size in sizes):
         for precision in {_precision(), "highest"}:
@@ -286,6 +289,7 @@ def search_survivors(
             if not len(rows):
                 break
             batch, state = examples.rows(padded), rows_of(result, padded)
+            state.success[len(rows) :] = True  # repeated rows spend no queries
             part = attack_batch(spec, key, model, batch, {**arguments, "num_queries": limit}, state)
             part = rows_of(part, slice(len(rows)))
             spent = part.queries.sum() - result.queries[rows].sum()

@@ -80,7 +80,7 @@ class _Queries:
     def _ask(self, num_classes: int, images: np.ndarray) -> np.ndarray:
         if self._unread is None:
             answer = self._predict(images)
-            probabilities = _check_answer(answer, len(images), self._largest_class)
+            probabilities = check_answer(answer, len(images), self._largest_class)
         else:
             probabilities, self._unread = self._unread, None
         found = probabilities.shape[1]
@@ -220,7 +220,7 @@ def query_context() -> AbstractContextManager:
     return jax.default_matmul_precision("highest")
 
 
-def _check_answer(answer: np.ndarray, n: int, largest_class: int) -> np.ndarray:
+def check_answer(answer: np.ndarray, n: int, largest_class: int) -> np.ndarray:
     """Return the answer of `predict` as float64, or raise a ValueError if it is invalid."""
     try:
         probabilities = np.asarray(answer, np.float64)

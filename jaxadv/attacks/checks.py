@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Int
+from jaxtyping import Array, ArrayLike, Int, Integer
 
 from jaxadv.attacks.eot import AVERAGES
 from jaxadv.attacks.threat import THREATS
@@ -195,9 +195,9 @@ def check_inputs(
     """
     key = check_key(key)
     images = as_images("images", images)
-    labels = _check_labels("labels", labels, len(images))
+    labels = as_labels("labels", labels, len(images))
     if targets is not None:
-        targets = _check_labels("targets", targets, len(images))
+        targets = as_labels("targets", targets, len(images))
         _check_differ(labels, targets)
     ids = jnp.arange(len(images), dtype=jnp.int32) if example_ids is None else example_ids
     return Inputs(key, images, labels, targets, _check_ids(ids, len(images)))
@@ -268,19 +268,16 @@ def as_images(name: str, images: ArrayLike) -> Images:
     return images if low >= 0 and high <= 1 else jnp.clip(images, 0, 1)
 
 
-def check_classes(name: str, classes: Labels, num_classes: int | float) -> None:
-    """Raise a ValueError if a concrete class is not in [0, num_classes - 1]."""
-    if not is_concrete(classes) or not classes.size:
-        return
-    low, high = value_range(classes)
-    if not 0 <= low <= high < num_classes:
-        raise ValueError(f"{name} lie in [{low}, {high}]: they must lie in [0, {num_classes - 1}]")
+def as_labels(name: str, classes: ArrayLike, batch_size: int) -> Labels:
+    """Return one class per image as int32.
 
-
-def _check_labels(name: str, classes: ArrayLike, batch_size: int) -> Labels:
-    """Return one class per image as int32, or raise a ValueError."""
+    Raises:
+      ValueError: they are not integers of shape (batch_size,) from 0.
+    """
     classes = _as_array(name, classes)
     if classes.ndim == 2 and len(classes) == batch_size:
+        if classes.shape[1] == 1:
+            raise ValueError(f"{name} have shape {classes.shape}: pass {name}[:, 0]")
         raise ValueError(
             f"{name} have shape {classes.shape}, like one-hot vectors: pass {name}.argmax(-1)"
         )
@@ -290,9 +287,21 @@ def _check_labels(name: str, classes: ArrayLike, batch_size: int) -> Labels:
             "per image"
         )
     if not jnp.issubdtype(classes.dtype, jnp.integer):
-        raise ValueError(f"{name} are {classes.dtype}: they must be integers")
+        raise ValueError(
+            f"{name} are {classes.dtype}: they must be integers; pass {name}.astype(int)"
+        )
     check_classes(name, classes, math.inf)
     return classes.astype(jnp.int32)
+
+
+def check_classes(name: str, classes: Integer[Array, "batch"], num_classes: int | float) -> None:
+    """Raise a ValueError if a concrete class is not in [0, num_classes - 1]."""
+    if not is_concrete(classes) or not classes.size:
+        return
+    low, high = value_range(classes)
+    if not 0 <= low <= high < num_classes:
+        valid = "be 0 or more" if num_classes == math.inf else f"lie in [0, {num_classes - 1}]"
+        raise ValueError(f"{name} lie in [{low}, {high}]: they must {valid}")
 
 
 def check_key(key: Any) -> PRNGKey:

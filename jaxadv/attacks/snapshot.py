@@ -7,6 +7,7 @@ other values, such as NumPy arrays, it is not known, and the function is traced 
 outside of Python, such as files or clocks, are not detected.
 """
 
+import dataclasses
 import dis
 import functools
 import importlib.util
@@ -104,6 +105,9 @@ class _Walk:
                 return _constant_of(value, value.__self__.__name__)
             case np.ufunc() | jax.custom_jvp() | jax.custom_vjp():
                 return _constant_of(value, getattr(value, "__module__", "numpy"))
+        if _is_frozen_dataclass(value) and _is_package_class(type(value)):
+            entries = [getattr(value, field.name) for field in dataclasses.fields(value)]
+            return type(value), self._all(*entries)
         if _is_jitted(value):
             return "jitted", self._all(value.__wrapped__)
         raise _UnknownError
@@ -179,6 +183,11 @@ def _is_in_package(filename: str) -> bool:
 def _roots() -> tuple[Path, ...]:
     specs = filter(None, map(importlib.util.find_spec, _PACKAGES))
     return tuple(Path(root) for spec in specs for root in spec.submodule_search_locations or ())
+
+
+def _is_frozen_dataclass(value: Any) -> bool:
+    parameters = getattr(value, "__dataclass_params__", None)
+    return parameters is not None and parameters.frozen
 
 
 def _is_jitted(value: Any) -> bool:

@@ -224,7 +224,7 @@ def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
             key, images
         )
     except Exception as error:
-        if reason := _explain(error, logits_fn):
+        if reason := explain(error, logits_fn):
             raise ValueError(reason) from error
         raise
     _check_output(output, images.shape[0])
@@ -245,7 +245,7 @@ def _check_signature(logits_fn: LogitsFn, *arguments: Any) -> None:
         ) from error
 
 
-def _explain(error: Exception, logits_fn: Any) -> str | None:
+def explain(error: Exception, logits_fn: Any) -> str | None:
     """Return a message for a function that cannot be traced, or None for other errors."""
     calls = {name.partition(".")[0] for name in _modules_of(error)}
     if any(map(_is_of_torch, _reached(logits_fn))) or "torch" in calls:

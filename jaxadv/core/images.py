@@ -1,11 +1,12 @@
 """Validation of images, and their conversion to floats in [0, 1]."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxadv.core.types import Images, UserError
 
@@ -23,6 +24,28 @@ def to_float(images: Array) -> Images:
         return images.astype(jnp.float32) / 255
     # The clip removes the rounding error that `check_images` allows.
     return jnp.clip(images.astype(jnp.float32), 0, 1)
+
+
+def scale_to_unit(
+    images: np.ndarray, bounds: tuple[int | float, int | float]
+) -> Float[np.ndarray, "batch height width channels"]:
+    """Scale float images from their bounds to [0, 1], as float32.
+
+    Raises:
+      UserError: the bounds are not two increasing numbers, or the images lie outside of them.
+    """
+    low, high = bounds
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"bounds are {bounds}: they must be two increasing numbers, such as (0, 1)")
+    scaled = images if (low, high) == (0, 1) else (images.astype(np.float64) - low) / (high - low)
+    if jnp.issubdtype(images.dtype, jnp.floating) and outside_of_range(scaled):
+        raise UserError(
+            f"the images are {images.dtype} with values from {images.min():.9g} to "
+            f"{images.max():.9g}: they must lie in bounds={bounds}; for other values pass bounds, "
+            "such as bounds=(0, 255)"
+        )
+    check_images(scaled)
+    return np.clip(scaled, 0, 1).astype(np.float32)
 
 
 def check_images(images: Array | np.ndarray) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
+LEADERBOARD_EPS = 8 / 255  # of the L-inf leaderboards
+
 
 class Record:
     """A dataclass that is written to JSON and read again.
@@ -345,31 +347,42 @@ class SuiteResult(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(SuiteResult):
-    """Evaluation of a checkpoint: the content of `evaluation.json`.
+    """Evaluation of a classifier: the content of `evaluation.json`.
 
     Attributes:
-      checkpoint: that was evaluated.
+      checkpoint: that was evaluated; None for a model from outside of this project.
       model: its name.
-      num_parameters: of the model.
-      dataset: name of the data set.
+      num_parameters: of the model; None if unknown.
+      dataset: name of the data set; may be empty.
       n: number of examples.
       provenance: command, commit, device, date and duration.
-      split: "test" or "held_out".
+      split: "test" or "held_out" of the data set, or "given" for images of the caller.
     """
 
-    checkpoint: CheckpointSource
+    checkpoint: CheckpointSource | None = None
     model: str
-    num_parameters: int
+    num_parameters: int | None = None
     dataset: str
     n: int
     split: str = "test"
     provenance: dict[str, Any]
 
+    @property
+    def source(self) -> CheckpointSource:
+        """Return the checkpoint; raise a ValueError for a model from outside of this project."""
+        if self.checkpoint is None:
+            raise ValueError("the evaluation is not that of a checkpoint")
+        return self.checkpoint
+
+    def headline(self, eps: float = LEADERBOARD_EPS) -> WorstCase | None:
+        """Return the worst case at the radius nearest to `eps`; None without attacks."""
+        return min(self.worst_case, key=lambda one: abs(one.eps - eps), default=None)
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of `evaluation.json`, beginning with what was evaluated."""
         content = super().to_json()
         names = ("checkpoint", "model", "num_parameters", "dataset", "split", "n")
-        return {**{name: content.pop(name) for name in names}, **content}
+        return {**{name: content.pop(name) for name in names if name in content}, **content}
 
 
 def attack_key(name: str, eps: float) -> str:

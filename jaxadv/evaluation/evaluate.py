@@ -1,201 +1,319 @@
-"""Evaluate a trained classifier: restore a checkpoint, run an attack suite, write the results."""
+"""`jaxadv.evaluate`: run an attack suite on any classifier and any images."""
 
-import sys
+import hashlib
+import os
 import time
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from jaxtyping import ArrayLike
 
-from jaxadv.attacks.batching import seconds_spent
-from jaxadv.core.devices import replicate
-from jaxadv.core.example_results import ExampleResults
-from jaxadv.core.files import atomic_write, write_json
+from jaxadv.adapters.checks import check_classifier, check_examples, user_errors
+from jaxadv.adapters.classifier import Classifier
+from jaxadv.adapters.wrap import wrap
+from jaxadv.attacks.batching import Model, ResumeCache, seconds_spent, traced_for_searches
+from jaxadv.attacks.black_box import BlackBox
+from jaxadv.attacks.checks import check_arguments
+from jaxadv.core.devices import divisible_size, num_cores, set_up_cpu, whole_batch
+from jaxadv.core.images import to_float
 from jaxadv.core.results import CheckpointSource, Evaluation
 from jaxadv.core.types import HostBatch, UserError
-from jaxadv.data import Dataset
-from jaxadv.evaluation import export
-from jaxadv.evaluation.gradient_masking import certificate_warnings
-from jaxadv.evaluation.smoothing import certify_split
-from jaxadv.evaluation.suite import run_attack_suite
-from jaxadv.models.classifier import check_certifiable, make_classifier
-from jaxadv.reports import tables
-from jaxadv.runs.distributed import from_first, is_first
-from jaxadv.runs.resume_cache import open_resume_cache
-from jaxadv.runs.workdir import (
-    check_dataset,
-    claimed,
-    load_dataset,
-    provenance,
-    restore_classifier,
-    source_version,
-    trained_config,
+from jaxadv.evaluation.attack_suites import (
+    ConfiguredAttack,
+    Suite,
+    check_suite,
+    expand_suite,
+    named_suite,
 )
+from jaxadv.evaluation.result import EvaluationResult
+from jaxadv.evaluation.suite import WriteImages, run_attack_suite
+from jaxadv.runs.resume_cache import DiskCache
+from jaxadv.runs.workdir import provenance
+
+_NUM_PASSES = 50  # of a stochastic model, for each prediction
+_NUM_FINGERPRINTED = 8  # images whose outputs identify a model
 
 
-def run(config: ConfigDict, workdir: Path) -> list[str]:
-    """Evaluate a checkpoint from the workdir of a training run.
-
-    An interrupted evaluation resumes.
-
-    Args:
-      config: of configs/evaluate.py, checked.
-      workdir: where the results go.
-
-    Returns:
-      The warnings of the evaluation.
-
-    Raises:
-      UserError: there is no checkpoint, or the config or the workdir is invalid.
-    """
-    source_version()
-    if not config.checkpoint:
-        raise UserError("config.checkpoint is not set: give the workdir of a training run")
-    source = Path(config.checkpoint)
-    trained = trained_config(source, "train", config.data.data_dir)
-    if config.evaluation.certification.num_examples:
-        check_certifiable(make_classifier(trained.model, num_classes=10))
-    dataset = load_dataset(trained.data)
-    check_dataset(source, dataset)  # before the workdir is created
-    with claimed(workdir, config):
-        warnings = evaluate_checkpoint(
-            trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir
-        )
-        report(workdir)
-    return warnings
-
-
-def report(workdir: Path) -> None:
-    """Write the report of a workdir, and print its path."""
-
-    def write_here() -> str:
-        from jaxadv.reports.report import write_report  # imports Matplotlib, which is slow
-
-        return str(write_report(workdir))
-
-    print(f"Report: {from_first(write_here)}")
-
-
-def evaluate_checkpoint(
-    trained: ConfigDict,
-    dataset: Dataset,
-    evaluation: ConfigDict,
+def evaluate(
+    model: Any,
+    images: ArrayLike,
+    labels: ArrayLike,
     *,
-    source: Path,
-    which: str,
-    workdir: Path,
-    suffix: str = "",
-) -> list[str]:
-    """Evaluate a checkpoint, write the results and print their table.
+    attacks: str | Suite = "standard",
+    eps: float | Sequence[float] | None = None,
+    norm: str = "linf",
+    bounds: tuple[int | float, int | float] = (0.0, 1.0),
+    stochastic: bool = False,
+    class_names: Sequence[str] | None = None,
+    dataset: str = "",
+    batch_size: int = 512,
+    seed: int = 0,
+    cache: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Evaluate the robustness of a classifier: run a suite of attacks, and check their results.
 
-    The results of each attack are kept in `resume_cache<suffix>/` until the evaluation is complete,
-    and an interrupted evaluation resumes from them. They include the adversarial images: 120 MB
-    per attack for the test split of CIFAR-10.
+    Examples that are misclassified without perturbation count as non-robust and are not attacked.
+    The worst case counts an example as robust only if it withstands all attacks. Gradient-masking
+    diagnostics warn when a result may not measure the model's robustness. With
+    `stochastic=True`, predictions are the mean softmax over 50 forward passes, and every example is
+    attacked.
 
     Args:
-      trained: config of the run that wrote the checkpoint.
-      dataset: of that run.
-      evaluation: `config.evaluation`.
-      source: workdir of the run.
-      which: "best" or "last".
-      workdir: where `evaluation<suffix>.json` and `examples<suffix>.npz` go.
-      suffix: of these names.
+      model: a function `(images) -> logits` or `(key, images) -> logits` in JAX, a model from
+        `jaxadv.wrap` or `jaxadv.load_classifier`, or a `jaxadv.BlackBox`, on which only attacks
+        without gradients run.
+      images: shape (n, height, width, channels); uint8, or floats in `bounds`.
+      labels: class of each image, shape (n,).
+      attacks: "standard", "autoattack" or "black_box", see `jaxadv.evaluation.attack_suites`. Or a
+        mapping from names to attacks, such as
+        `{"pgd10": {"attack": "pgd", "step_size": 0.01, "num_steps": 10}}`. An attack's "eps" and
+        "norm" take precedence over the arguments `eps` and `norm`.
+      eps: radius, or several radii, as a share of the range of pixel values: 8/255 also if `bounds`
+        are (0, 255).
+      norm: "linf" or "l2".
+      bounds: smallest and largest value of float images. A function or a `BlackBox` gets its images
+        in these bounds as well. Models from `jaxadv.wrap` have bounds already.
+      stochastic: whether two forward passes of the model differ, as with a random defence.
+      class_names: shown in the report.
+      dataset: name of the data, shown in the report.
+      batch_size: images at a time, over all devices together. Results do not depend on it, provided
+        that the logits of an image do not depend on the other images and the model is
+        deterministic.
+      seed: of the random starts and of the model's noise.
+      cache: folder for intermediate results, from which an interrupted evaluation resumes. Results
+        of another model or of other arguments are deleted.
+      progress: whether to show a progress bar.
 
     Returns:
-      The warnings of the evaluation.
+      The result; `print` shows its table, `save("report.html")` writes a page.
 
     Raises:
-      UserError: no checkpoint can be restored.
+      UserError: an argument or the model is invalid; the message is one line that says what to
+        write instead.
+
+    >>> images = jnp.linspace(0, 1, 20 * 12).reshape(20, 2, 2, 3)
+    >>> logits_fn = lambda images: (images.mean((1, 2)) - 0.5) @ jnp.array([[1, -1]] * 3)
+    >>> labels = logits_fn(images).argmax(axis=1)
+    >>> attacks = {"pgd": {"attack": "pgd", "step_size": 0.1, "num_steps": 3}}
+    >>> result = evaluate(logits_fn, images, labels, attacks=attacks, eps=0.1, progress=False)
+    >>> result.robust_accuracy
+    0.8
     """
-    began = time.monotonic()
-    model, restored = restore_classifier(trained, dataset, source, which)
-    weights = replicate(restored.items["weights"])
-    whole_split = {"test": dataset.test, "held_out": dataset.validation}[evaluation.split]
-    split = HostBatch(*(array[: evaluation.num_examples] for array in whole_split))
-    n = len(split.labels)
-    task = [restored.sha256, dataset.name, n, trained.seed, evaluation.to_dict()]
-    cache = open_resume_cache(workdir, suffix, task)
-    if len(cache):
-        began -= seconds_spent(cache)
-        print(f"Resuming from {workdir / f'resume_cache{suffix}'}", flush=True)
-    with jax.default_matmul_precision(evaluation.precision):
-        results, examples = run_attack_suite(
-            model,
-            weights,
-            split,
-            evaluation,
-            trained.seed,
-            progress=is_first(),
-            cache=cache,
-            write_images=partial(_write_images, workdir, suffix=suffix),
+    _set_up_cpu()
+    with user_errors():
+        check_arguments({"batch_size": batch_size, "norm": norm})
+    split = check_examples(images, labels, bounds)
+    if not isinstance(model, Classifier):
+        model = wrap(model, bounds=bounds, stochastic=stochastic)
+    classifier = replace(model, stochastic=model.stochastic or stochastic)
+    num_classes, notes = check_classifier(classifier, split)
+    if isinstance(classifier.logits_fn, BlackBox):
+        known = BlackBox(classifier.logits_fn.predict, num_classes)
+        classifier = replace(classifier, logits_fn=known)
+    class_names = class_names or classifier.class_names
+    if class_names and len(class_names) != num_classes:
+        raise UserError(
+            f"class_names has {len(class_names)} names, but the model has {num_classes} classes"
         )
-        if evaluation.certification.num_examples:
-            certified, certificate = certify_split(
-                model,
-                weights,
-                split,
-                evaluation.certification,
-                evaluation.batch_size,
-                trained.seed,
-                progress=is_first(),
-            )
-            warnings = (*results.warnings, *certificate_warnings(certified))
-            results = replace(results, certified=certified, warnings=warnings)
-            examples = replace(
-                examples,
-                certified_predictions=certificate.predictions,
-                certified_radii=certificate.radii,
-            )
-    evaluated = Evaluation(
+    suite = _choose_attacks(attacks, eps, norm, classifier)
+    if isinstance(classifier.logits_fn, BlackBox):
+        suite, skipped = _without_gradients(suite)
+        notes = [*notes, *skipped]
+    check_suite(suite, num_classes, "attacks")
+    return run_evaluation(
+        classifier,
+        split,
+        suite,
+        class_names=class_names,
+        dataset=dataset,
+        batch_size=divisible_size(batch_size),
+        seed=seed,
+        progress=progress,
+        cache=_open_cache(cache, classifier, split, suite, seed),
+        notes=notes,
+    )
+
+
+def run_evaluation(
+    classifier: Classifier,
+    split: HostBatch,
+    attacks: Sequence[ConfiguredAttack],
+    *,
+    class_names: Sequence[str] | None,
+    dataset: str,
+    split_name: str = "given",
+    num_passes: int = _NUM_PASSES,
+    batch_size: int,
+    seed: int,
+    precision: str = "float32",
+    progress: bool = True,
+    cache: ResumeCache | None = None,
+    source: CheckpointSource | None = None,
+    exported: Sequence[str] = (),
+    write_images: WriteImages | None = None,
+    notes: Sequence[str] = (),
+) -> EvaluationResult:
+    """Run a suite whose arguments are checked; see `evaluate` and `run_attack_suite`.
+
+    Args:
+      classifier: the model.
+      split: images, as uint8 or as floats in [0, 1], and labels.
+      attacks: the suite.
+      class_names: names of the classes.
+      dataset: name of the data.
+      split_name: "test", "held_out" or "given".
+      num_passes: forward passes of a stochastic model for each prediction.
+      batch_size: over all devices together.
+      seed: of the random starts and the noise.
+      precision: of matrix products in attacks with gradients.
+      progress: whether to show a progress bar.
+      cache: where intermediate results are saved.
+      source: the checkpoint, if the model is that of a run.
+      exported: names of the attacks whose images `write_images` gets.
+      write_images: called with them.
+      notes: warnings that precede those of the diagnostics.
+    """
+    began = time.monotonic() - seconds_spent(cache)
+    with jax.default_matmul_precision(precision):
+        results, examples = run_attack_suite(
+            models_of(classifier, split, batch_size),
+            split,
+            attacks,
+            stochastic=classifier.stochastic,
+            num_passes=num_passes,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+            cache=cache,
+            exported=exported,
+            write_images=write_images,
+        )
+    results = replace(results, warnings=(*notes, *results.warnings))
+    evaluation = Evaluation(
         **vars(results),
-        checkpoint=CheckpointSource(
-            workdir=str(source),
-            which=which,
-            epoch=restored.epoch,
-            sha256=restored.sha256["weights"],
-        ),
-        model=_model_name(trained.model),
-        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(weights["params"])),
-        dataset=dataset.name,
-        split=evaluation.split,
-        n=n,
+        checkpoint=source,
+        model=classifier.name,
+        num_parameters=classifier.num_parameters,
+        dataset=dataset,
+        split=split_name,
+        n=len(split.labels),
         provenance=provenance(time.monotonic() - began),
     )
-    examples = replace(examples, class_names=np.array(dataset.class_names))
-
-    def write_here() -> None:
-        _write_results(workdir, suffix, evaluated, examples)
-        cache.close()
-
-    from_first(write_here)
-    if is_first():
-        tables.show(evaluated)
-        for warning in evaluated.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-    return list(evaluated.warnings)
+    if class_names is not None:
+        examples = replace(examples, class_names=np.array(class_names))
+    return EvaluationResult(evaluation, examples)
 
 
-def _write_results(
-    workdir: Path, suffix: str, evaluation: Evaluation, examples: ExampleResults
-) -> None:
-    for entry in evaluation.attacks:
-        if entry.uint8 and entry.flags is not None:
-            export.write_record(workdir, entry, evaluation, suffix)
-    with atomic_write(workdir / f"examples{suffix}.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **examples.to_arrays())
-    # Written last: where this file exists, the evaluation is complete.
-    write_json(workdir / f"evaluation{suffix}.json", evaluation.to_json())
+def models_of(classifier: Classifier, split: HostBatch, batch_size: int) -> Mapping[str, Model]:
+    """Return a classifier as an attack suite takes it, by noise.
+
+    A function is traced once for each batch size of the suite.
+    """
+    if classifier.noises is not None:
+        return classifier.noises
+    model = traced_for_searches(
+        classifier.logits_fn,
+        jax.random.key(0),
+        split.images.shape[1:],
+        jnp.float32,
+        batch_size,
+        other_sizes=(whole_batch(batch_size, len(split.labels)),),
+        gradients=not isinstance(classifier.logits_fn, BlackBox),
+    )
+    return {"on": model}
 
 
-def _write_images(workdir: Path, key: str, arrays: dict[str, np.ndarray], suffix: str) -> None:
-    if is_first():
-        export.write_images(workdir, key, arrays, suffix)
+def _set_up_cpu() -> None:
+    """Make JAX use all cores; warn if it has started already and uses fewer."""
+    if set_up_cpu() or jax.default_backend() != "cpu":
+        return
+    if jax.device_count() < num_cores():
+        warnings.warn(
+            f"JAX has started with {jax.device_count()} CPU device(s) on {num_cores()} cores: to "
+            "use all cores, call jaxadv.set_up_cpu() before anything else uses JAX",
+            stacklevel=3,
+        )
 
 
-def _model_name(model: ConfigDict) -> str:
-    """Return the name of a model, with that of its defence."""
-    defence = model.get("defence", {}).get("name", "none")
-    return model.name if defence == "none" else f"{model.name} with {defence}"
+def _choose_attacks(
+    attacks: str | Suite,
+    eps: float | Sequence[float] | None,
+    norm: str,
+    classifier: Classifier,
+) -> list[ConfiguredAttack]:
+    """Return the attacks of a suite that is given by its name or as a mapping."""
+    radii = () if eps is None else tuple(np.atleast_1d(eps).tolist())
+    if isinstance(attacks, str):
+        if not radii:
+            raise UserError(f"the suite {attacks!r} needs a radius: pass eps, such as eps=8/255")
+        return named_suite(attacks, radii, norm, classifier.stochastic)
+    defaults: dict[str, Any] = {"norm": norm} | ({"eps": radii} if radii else {})
+    suite = expand_suite(
+        {name: {**defaults, **_with_tuple(attack, "eps")} for name, attack in attacks.items()},
+        "attacks",
+    )
+    if not suite:
+        raise UserError("attacks is empty: pass at least one attack, or the name of a suite")
+    for attack in suite:
+        if attack.noise not in (classifier.noises or ("on",)):
+            raise UserError(
+                f"attacks.{attack.name}.noise is {attack.noise!r}: only models of "
+                "jaxadv.load_classifier have other noises than 'on'"
+            )
+    return suite
+
+
+def _with_tuple(attack: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the arguments of an attack with a tuple in place of a single value."""
+    single = isinstance(attack.get(name), int | float)
+    return {**attack, name: (attack[name],)} if single else dict(attack)
+
+
+def _without_gradients(
+    attacks: Sequence[ConfiguredAttack],
+) -> tuple[list[ConfiguredAttack], list[str]]:
+    """Return the attacks that a black box allows, and a warning that names the others, if any."""
+    possible = [attack for attack in attacks if not attack.spec.uses_gradients]
+    if len(possible) == len(attacks):
+        return possible, []
+    others = ", ".join(dict.fromkeys(attack.name for attack in attacks if attack not in possible))
+    if not possible:
+        raise UserError(
+            f"the model is a BlackBox, which has no gradients, and all attacks need them ({others})"
+            ': pass attacks="black_box"'
+        )
+    return possible, [
+        f"The model is a black box, so the attacks that need gradients did not run: {others}. "
+        "Attacks without gradients are weaker, so the robust accuracy may be too high."
+    ]
+
+
+def _open_cache(
+    folder: str | os.PathLike | None,
+    classifier: Classifier,
+    split: HostBatch,
+    attacks: Sequence[ConfiguredAttack],
+    seed: int,
+) -> ResumeCache | None:
+    """Open the resume cache of an evaluation, which all that its results depend on identifies."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for array in (split.images, split.labels, _first_outputs(classifier, split.images)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    described = [[one.key, one.attack, one.noise, dict(one.arguments)] for one in attacks]
+    return DiskCache(folder, [digest.hexdigest(), described, classifier.stochastic, seed])
+
+
+def _first_outputs(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+    """Return outputs for a few images, which change with the weights of the model."""
+    first = np.asarray(to_float(jnp.asarray(images[:_NUM_FINGERPRINTED])))
+    if isinstance(classifier.logits_fn, BlackBox):
+        return np.asarray(classifier.logits_fn.predict(first))
+    return np.asarray(classifier(jax.random.key(0), jnp.asarray(first)))

@@ -1,21 +1,18 @@
 """Run an attack suite on a split of a data set: results of each attack and each example."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jaxtyping import Bool, Int, PyTree
-from ml_collections import ConfigDict
+from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from jaxadv.attacks import AttackResult, AutoAttackResult
-from jaxadv.attacks.batching import ResumeCache, seconds_spent
+from jaxadv.attacks.batching import Model, ResumeCache, seconds_spent
 from jaxadv.core.example_results import AttackedExamples, ExampleResults
 from jaxadv.core.images import check_images, to_float
 from jaxadv.core.results import (
@@ -30,32 +27,32 @@ from jaxadv.core.results import (
     WorstCase,
 )
 from jaxadv.core.types import HostBatch, UserError
-from jaxadv.evaluation.attack_runner import (
-    ConfiguredAttack,
-    Scores,
-    check_suite,
-    expand_suite,
-    run_attack,
-    score_images,
-)
+from jaxadv.evaluation.attack_runner import Scores, run_attack, score_images
+from jaxadv.evaluation.attack_suites import ConfiguredAttack
 from jaxadv.evaluation.export import round_inside
 from jaxadv.evaluation.gradient_masking import gradient_masking_warnings
 from jaxadv.evaluation.metrics import accuracy_over_queries, binomial_accuracy, query_cost
-from jaxadv.models.classifier import is_declared_stochastic, make_logits_fn
 
 _NUM_SAMPLES = 8  # examples whose adversarial images are stored
 
 
+WriteImages = Callable[[str, dict[str, np.ndarray]], Any]
+"""`(key, arrays)`, called with the adversarial images of an attack."""
+
+
 def run_attack_suite(
-    model: nn.Module,
-    weights: PyTree,
+    models: Mapping[str, Model],
     split: HostBatch,
-    evaluation: ConfigDict,
-    seed: int,
+    attacks: Sequence[ConfiguredAttack],
     *,
+    stochastic: bool = False,
+    num_passes: int = 1,
+    batch_size: int,
+    seed: int,
     progress: bool = True,
     cache: ResumeCache | None = None,
-    write_images: Callable[[str, dict[str, np.ndarray]], Any] | None = None,
+    exported: Collection[str] = (),
+    write_images: WriteImages | None = None,
 ) -> tuple[SuiteResult, ExampleResults]:
     """Run all attacks of a suite on a split.
 
@@ -66,38 +63,37 @@ def run_attack_suite(
     majority vote are reported too.
 
     Args:
-      model: the classifier.
-      weights: its variables.
+      models: the classifier with each noise that an attack of the suite names, and with "on".
       split: images, as uint8 or as floats in [0, 1], and labels.
-      evaluation: `config.evaluation`.
+      attacks: the suite; its arguments are checked.
+      stochastic: whether forward passes of the classifier differ.
+      num_passes: forward passes of a stochastic classifier for each prediction.
+      batch_size: over all devices together.
       seed: of the random starts and the noise.
       progress: whether to show a progress bar.
       cache: where intermediate results are saved, so that an interrupted evaluation resumes.
-      write_images: `(key, arrays)`, called with the adversarial images of each attack that
-        `evaluation.export` names.
+      exported: names of the attacks whose images `write_images` gets.
+      write_images: see `WriteImages`.
 
     Raises:
-      UserError: the images or an attack are invalid.
+      UserError: the images are invalid.
     """
     check_images(split.images)
-    if write_images and evaluation.export and split.images.dtype != np.uint8:
+    if write_images and exported and split.images.dtype != np.uint8:
         raise UserError(
             f"config.evaluation.export needs images as uint8, these are {split.images.dtype}"
         )
-    attacks = expand_suite(evaluation.attacks)
-    check_suite(attacks, _count_classes(model, weights, split))
     labels, everything = split.labels, np.arange(len(split.labels))
-    stochastic = is_declared_stochastic(model)
     noises = {"on", *(attack.noise for attack in attacks)}
-    num_passes = dict.fromkeys(noises, 1) | {"on": evaluation.num_passes if stochastic else 1}
-    score = partial(score_images, model, weights, batch_size=evaluation.batch_size, seed=seed)
+    passes = dict.fromkeys(noises, 1) | {"on": num_passes if stochastic else 1}
+    score_batches = partial(score_images, batch_size=batch_size, seed=seed)
 
-    clean = {
-        noise: score(split, None, everything, noise=noise, num_passes=num_passes[noise])
-        for noise in sorted(noises - {"on"})
-    }
     # Two forward passes reveal an undeclared random defence.
-    clean["on"] = score(split, None, everything, num_passes=max(num_passes["on"], 2))
+    clean_passes = passes | {"on": max(passes["on"], 2)}
+    clean = {
+        noise: score_batches(models[noise], split, None, everything, num_passes=clean_passes[noise])
+        for noise in sorted(noises)
+    }
     correct = {
         noise: np.flatnonzero(scores.predictions == labels) for noise, scores in clean.items()
     }
@@ -118,21 +114,20 @@ def run_attack_suite(
         for attack in attacks:
             bar.set_postfix_str(attack.key)
             began = time.monotonic() - seconds_spent(cache, attack.key)
-            ids, passes = attacked[attack.noise], num_passes[attack.noise]
+            model, ids = models[attack.noise], attacked[attack.noise]
+            score = partial(score_batches, model, num_passes=passes[attack.noise])
             result: Any = run_attack(
                 model,
-                weights,
                 split,
                 attack,
                 ids,
-                evaluation.batch_size,
+                batch_size,
                 seed,
+                attack_all=stochastic,
                 bar=bar,
                 cache=cache,
             )
-            attacked_scores = score(
-                split, result.images, ids, noise=attack.noise, num_passes=passes
-            )
+            attacked_scores = score(split, result.images, ids)
             scores = _fill_in(clean[attack.noise], ids, attacked_scores)
             adversarial = images.copy()
             adversarial[ids] = result.images
@@ -144,20 +139,16 @@ def run_attack_suite(
                 **_example_arrays(attack, result, ids, len(labels)),
             )
             seconds = time.monotonic() - began
-            entry = _entry(attack, result, attacked_scores, scores, labels, passes, seconds)
-            if write_images and attack.name in evaluation.export:
+            entry = _entry(
+                attack, result, attacked_scores, scores, labels, passes[attack.noise], seconds
+            )
+            if write_images and attack.name in exported:
                 rounded = round_inside(adversarial, split.images, entry.eps, entry.norm)
                 write_images(
                     attack.key,
                     {"images": adversarial, "images_uint8": rounded, "labels": labels},
                 )
-                again = score(
-                    HostBatch(rounded, labels),
-                    None,
-                    everything,
-                    noise=attack.noise,
-                    num_passes=passes,
-                )
+                again = score(HostBatch(rounded, labels), None, everything)
                 entry = replace(entry, uint8=_accuracy_on_bytes(scores, again, labels))
             if not attack.spec.uses_gradients:
                 queries = _scatter(result.queries, ids, len(labels))
@@ -166,10 +157,10 @@ def run_attack_suite(
             entries.append(entry)
     suite = SuiteResult(
         stochastic=stochastic,
-        num_passes=num_passes["on"],
+        num_passes=passes["on"],
         largest_class=float(np.bincount(labels).max() / len(labels)),
         clean=CleanResult(
-            **vars(_accuracy(clean["on"], labels, num_passes["on"])),
+            **vars(_accuracy(clean["on"], labels, passes["on"])),
             varying=int(clean["on"].varies.sum()),
             nonfinite_logits=int(clean["on"].nonfinite.sum()),
         ),
@@ -181,12 +172,6 @@ def run_attack_suite(
         aggregated_score=_aggregated_scores(entries),
     )
     return replace(suite, warnings=tuple(gradient_masking_warnings(suite))), examples
-
-
-def _count_classes(model: nn.Module, weights: PyTree, split: HostBatch) -> int:
-    ids, image = jnp.zeros(1, jnp.int32), to_float(jnp.asarray(split.images[:1]))
-    logits_fn = make_logits_fn(model, weights, ids)
-    return jax.eval_shape(logits_fn, jax.random.key(0), image).shape[1]
 
 
 def query_bar(total: int, title: str, *, disable: bool = False) -> tqdm:

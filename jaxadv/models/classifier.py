@@ -6,9 +6,12 @@ from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from jaxadv.core.devices import AXIS
+from jaxadv.core.rng import stream
 from jaxadv.core.types import Images, Logits, LogitsFn, PRNGKey, UserError
 from jaxadv.models import make_model
 from jaxadv.models.defences import DEFENCES, Defence, is_stochastic, smoothing_sigma
+
+NOISES = ("on", "off", "fixed", "training")
 
 
 def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
@@ -71,6 +74,28 @@ def make_logits_fn(model: nn.Module, weights: PyTree, example_ids: Int[Array, "b
 
         return jax.vmap(one)(example_ids, images)
 
+    return logits_fn
+
+
+def make_noisy_logits_fn(
+    model: nn.Module,
+    weights: PyTree,
+    example_ids: Int[Array, "batch"],
+    noise: str,
+    seed: int | Int[Array, ""],
+) -> LogitsFn:
+    """Return the classifier with its noise on, off or fixed, or as it is in training.
+
+    "fixed" is the same noise sample in every forward pass; "training" includes dropout and the
+    statistics of the batch.
+    """
+    if noise == "training":
+        return make_training_logits_fn(model, weights, example_ids)
+    if noise == "off":
+        model = without_noise(model)
+    logits_fn = make_logits_fn(model, weights, example_ids)
+    if noise == "fixed":
+        return lambda _, images: logits_fn(stream(seed, "noise"), images)
     return logits_fn
 
 

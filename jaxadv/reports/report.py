@@ -14,15 +14,15 @@ from PIL import Image
 from jaxadv.attacks.threat import GREY_IMAGE_EPS
 from jaxadv.core.example_results import AttackedExamples, ExampleResults
 from jaxadv.core.files import read_arrays, read_json, read_json_lines
-from jaxadv.core.results import AttackEntry, Evaluation, WorstCase
+from jaxadv.core.results import LEADERBOARD_EPS, AttackEntry, Evaluation, WorstCase
 from jaxadv.core.sample_quality import GanResult
 from jaxadv.core.types import UserError
 from jaxadv.reports import formats, plots, tables
 from jaxadv.reports.images import amplify, data_uri, mosaic, thumbnail
 
 _NUM_EXAMPLES = 6  # images in the table of adversarial examples
-_DEFAULT_EPS = 8 / 255  # of the L-inf leaderboards; used when the config names no eps
 _DATASETS = {"cifar10": "CIFAR-10", "digits": "digits, not CIFAR"}
+_SPLITS = {"test": "test images", "held_out": "held-out training images", "given": "images"}
 _NOT_STORED = AttackedExamples(robust=np.zeros(0, bool))
 
 
@@ -49,23 +49,45 @@ def write_report(workdir: str | os.PathLike) -> Path:
     evaluation = _read_evaluation(folder / "evaluation.json")
     arrays = read_arrays(folder / "examples.npz")
     examples = ExampleResults.from_arrays(arrays) if arrays else None
-    best_epoch = evaluation.checkpoint.epoch if evaluation else None
-    html = template("report.html").render(
-        name=folder.resolve().name,
+    last = _read_evaluation(folder / "evaluation_last.json")
+    html = _render(folder.resolve().name, evaluation, examples, config, metrics, last)
+    path = folder / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def render_report(evaluation: Evaluation, examples: ExampleResults) -> str:
+    """Return the report of an evaluation of any model as an HTML page."""
+    return _render("", evaluation, examples)
+
+
+def _render(
+    workdir: str,
+    evaluation: Evaluation | None,
+    examples: ExampleResults | None,
+    config: Mapping[str, Any] | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    last: Evaluation | None = None,
+) -> str:
+    """Return the page of a run, or, with an empty name of a workdir, of a model from outside."""
+    config = config or {}
+    checkpoint = evaluation.checkpoint if evaluation else None
+    best_epoch = checkpoint.epoch if checkpoint else None
+    return template("report.html").render(
+        workdir=workdir,
         config=config and json.dumps(config, indent=2),
         model=evaluation.model if evaluation else _configured_name(config, "model"),
         dataset=evaluation.dataset if evaluation else _configured_name(config, "data"),
+        images=_SPLITS[evaluation.split] if evaluation else "",
         evaluation=evaluation,
-        last=_read_evaluation(folder / "evaluation_last.json"),
+        checkpoint=checkpoint,
+        last=last,
         num_epochs=len(metrics),
         train_seconds=sum(line["seconds"] for line in metrics),
         training=metrics and plots.training_curves(metrics, best_epoch),
         **(_evaluation_sections(evaluation, examples, config) if evaluation else {}),
         has_examples=examples is not None,
     )
-    path = folder / "report.html"
-    path.write_text(html, encoding="utf-8")
-    return path
 
 
 def _read_evaluation(path: Path) -> Evaluation | None:
@@ -85,7 +107,8 @@ def _evaluation_sections(
     attacks = evaluation.by_name()
     # Plots show the model with its noise on, as it is used.
     noisy = {name: entries for name, entries in attacks.items() if entries[0].noise == "on"}
-    headline = _headline(evaluation, config)
+    eps = config.get("validation", {}).get("eps", LEADERBOARD_EPS)
+    headline = evaluation.headline(eps)
     certified = evaluation.certified
     return {
         "attacks": attacks,
@@ -101,12 +124,6 @@ def _evaluation_sections(
     }
 
 
-def _headline(evaluation: Evaluation, config: Mapping[str, Any]) -> WorstCase | None:
-    """Return the worst case nearest to the eps of the validation attack."""
-    eps = config.get("validation", {}).get("eps", _DEFAULT_EPS)
-    return min(evaluation.worst_case, key=lambda one: abs(one.eps - eps), default=None)
-
-
 def _over_eps(
     evaluation: Evaluation, attacks: Mapping[str, Sequence[AttackEntry]]
 ) -> dict[str, str]:
@@ -114,7 +131,7 @@ def _over_eps(
     svgs = {}
     for label, worst in tables.worst_cases_by_label(evaluation).items():
         norm = worst[0].norm
-        if len(worst) == 1:
+        if len(_without_grey({label: worst})[label]) == 1:
             continue
         curves: dict[str, Sequence[AttackEntry | WorstCase]] = {
             name: entries for name, entries in attacks.items() if entries[0].norm == norm
@@ -281,12 +298,12 @@ def settings(entry: AttackEntry) -> str:
     if version := given("version"):
         words.append(f"version {version}")
     if num_steps := given("num_steps"):
-        size = f" of {given('step_size'):g}" if "step_size" in entry.arguments else ""
+        size = f" of {given('step_size'):.3g}" if "step_size" in entry.arguments else ""
         words.append(f"{num_steps} steps{size}")
     if num_targets := given("num_targets"):
         words.append(f"{num_targets} target classes")
     if samples := given("samples_per_gradient"):
-        words.append(f"steps of {given('step_size'):g}")
+        words.append(f"steps of {given('step_size'):.3g}")
         words.append(
             f"gradients estimated from {samples} {given('directions')} samples, "
             f"sigma {given('sigma'):g}"

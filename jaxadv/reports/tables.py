@@ -1,5 +1,7 @@
 """The table of accuracies that a run prints, and the labels that it shares with the report."""
 
+import html
+import io
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -19,10 +21,31 @@ from jaxadv.reports.terminal import encodable
 WORST_CASE = "worst case"
 
 
+_WIDTH = 120  # characters of a table that is not printed to a terminal
+
+
 def show(evaluation: Evaluation) -> None:
     """Print the table of accuracies."""
     console = Console()
     console.print(table(evaluation, console.encoding))
+
+
+def as_text(evaluation: Evaluation) -> str:
+    """Return the table of accuracies as text."""
+    console = Console(file=io.StringIO(), width=_WIDTH)
+    with console.capture() as capture:
+        console.print(table(evaluation))
+    return capture.get().rstrip()
+
+
+def as_html(evaluation: Evaluation) -> str:
+    """Return the table of accuracies and the warnings as HTML, for a notebook."""
+    console = Console(file=io.StringIO(), width=_WIDTH, record=True)
+    console.print(table(evaluation))
+    warnings = "".join(f"<li>{html.escape(one)}</li>" for one in evaluation.warnings)
+    return console.export_html(
+        inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>'
+    ) + (f"<p>Warnings:</p><ul>{warnings}</ul>" if warnings else "")
 
 
 def table(evaluation: Evaluation, encoding: str = "utf-8") -> Table:
@@ -40,13 +63,7 @@ def table(evaluation: Evaluation, encoding: str = "utf-8") -> Table:
     def add_row(*cells: str) -> None:
         rows.add_row(*map(text, cells))
 
-    checkpoint = evaluation.checkpoint
-    rows = Table(
-        title=text(
-            f"{evaluation.model} on {evaluation.dataset}, "
-            f"{checkpoint.which} checkpoint (epoch {checkpoint.epoch}), n = {evaluation.n}"
-        )
-    )
+    rows = Table(title=text(title(evaluation)))
     rows.add_column("attack")
     rows.add_column("norm")
     passes = ["single forward pass", "majority vote"] if evaluation.stochastic else []
@@ -68,6 +85,14 @@ def table(evaluation: Evaluation, encoding: str = "utf-8") -> Table:
     for name, (score, num_radii) in aggregated_scores(evaluation).items():
         add_row(f"{name}, aggregated score", "", "", f"{score:.3f}", f"sum over {num_radii} eps")
     return rows
+
+
+def title(evaluation: Evaluation) -> str:
+    """Return the title of a table: what was evaluated, on how many images."""
+    dataset = f" on {evaluation.dataset}" if evaluation.dataset else ""
+    checkpoint = evaluation.checkpoint
+    which = f", {checkpoint.which} checkpoint (epoch {checkpoint.epoch})" if checkpoint else ""
+    return f"{evaluation.model}{dataset}{which}, n = {evaluation.n}"
 
 
 def _ball(result: AttackEntry | WorstCase) -> tuple[str, str]:

@@ -259,7 +259,7 @@ def claim_dataset(workdir: Path, dataset: Dataset) -> None:
 
     def write_here() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / _DATASET, _describe_dataset(dataset))
+        write_json(workdir / _DATASET, describe_dataset(dataset))
 
     from_first(write_here)
 
@@ -272,8 +272,8 @@ def check_dataset(workdir: Path, dataset: Dataset) -> None:
     Raises:
       UserError: it is another data set.
     """
-    given = _describe_dataset(dataset)
-    recorded = from_first(lambda: _read_record(workdir / _DATASET, given))
+    given = describe_dataset(dataset)
+    recorded = recorded_dataset(workdir)
     if recorded is None:
         return
     # The part after a comma names a copy of the data set, as in "CIFAR-10, JPEG copy".
@@ -286,13 +286,20 @@ def check_dataset(workdir: Path, dataset: Dataset) -> None:
         )
 
 
-def _read_record(path: Path, like: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the record of a data set, or None if missing. The file is not trusted."""
+def recorded_dataset(workdir: Path) -> dict[str, Any] | None:
+    """Return the record of the data set of a run, or None if missing. The file is not trusted.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    return from_first(lambda: _read_record(workdir / _DATASET))
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    kinds = {"name": str, "image_shape": list, "class_names": list}
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        if {key: type(value) for key, value in recorded.items()} != {
-            key: type(value) for key, value in like.items()
-        }:
+        if {key: type(value) for key, value in recorded.items()} != kinds:
             raise ValueError("its keys or types are wrong")
     except FileNotFoundError:
         return None
@@ -303,7 +310,8 @@ def _read_record(path: Path, like: dict[str, Any]) -> dict[str, Any] | None:
     return recorded
 
 
-def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return the record of a data set: name, shape of an image and class names."""
     return {
         "name": dataset.name,
         "image_shape": [int(size) for size in dataset.train.images.shape[1:]],
@@ -409,8 +417,19 @@ def restore_classifier(
       UserError: no checkpoint can be restored, or the run was trained on another data set.
     """
     check_dataset(source, dataset)
-    model = make_classifier(trained.model, len(dataset.class_names))
-    image = jax.ShapeDtypeStruct((1, *dataset.test.images.shape[1:]), np.float32)
+    return restore_module(trained, describe_dataset(dataset), source, which)
+
+
+def restore_module(
+    trained: ConfigDict, described: Mapping[str, Any], source: Path, which: str
+) -> tuple[nn.Module, checkpoints.Restored]:
+    """Return what `restore_classifier` does, given the record of the data set alone.
+
+    Raises:
+      UserError: no checkpoint can be restored.
+    """
+    model = make_classifier(trained.model, len(described["class_names"]))
+    image = jax.ShapeDtypeStruct((1, *described["image_shape"]), np.float32)
     target = jax.eval_shape(model.init, jax.random.key(0), image)
     restored = checkpoints.restore(source, which, {"weights": target})
     if restored is None:

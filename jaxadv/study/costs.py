@@ -15,10 +15,12 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from jaxadv.adapters.trained import noise_models
 from jaxadv.core.devices import pmap_batches, replicate
 from jaxadv.core.files import write_json
 from jaxadv.core.types import HostBatch
-from jaxadv.evaluation.attack_runner import ConfiguredAttack, expand_suite, run_attack
+from jaxadv.evaluation.attack_runner import run_attack
+from jaxadv.evaluation.attack_suites import ConfiguredAttack, expand_suite
 from jaxadv.gan.sampling import make_sampler
 from jaxadv.gan.step import init_state, make_averaging, make_gan_setup, make_gan_step
 from jaxadv.models.classifier import is_declared_stochastic, make_classifier
@@ -157,14 +159,12 @@ def seconds_per_gradient(model: ConfigDict) -> float:
 def _seconds_per_gradient(model: str) -> float:
     classifier = make_classifier(ConfigDict(json.loads(model)), num_classes=_NUM_CLASSES)
     weights = jax.jit(classifier.init)(jax.random.key(0), jnp.zeros((1, *_SHAPE)))
+    target, ids = noise_models(classifier, weights, seed=0)["on"], np.arange(_BATCH_SIZE)
 
     def attack(num_steps: int) -> Callable[[], Any]:
         arguments = {"step_size": 0.01, "num_steps": num_steps}
         pgd = ConfiguredAttack("pgd", "pgd", eps=0.03, arguments=arguments)
-        return lambda: run_attack(
-            classifier, weights, _images(_BATCH_SIZE), pgd, np.arange(_BATCH_SIZE), _BATCH_SIZE,
-            seed=0,
-        )  # fmt: skip
+        return lambda: run_attack(target, _images(_BATCH_SIZE), pgd, ids, _BATCH_SIZE, seed=0)
 
     num_steps = max(1, min(50, round(1 / _seconds(attack(1)))))
     return _seconds(attack(num_steps)) / (num_steps * _BATCH_SIZE)

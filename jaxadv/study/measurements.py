@@ -111,7 +111,7 @@ def _measurement(record: Record, training: str, attack: str, last: bool) -> Meas
         found.ci95,
         record.robust.get(f"{name}/{attack}"),
         training,
-        (evaluation.checkpoint.sha256, attack),
+        (evaluation.source.sha256, attack),
         predates_study=bool(record.note),
         learned=is_better_than_guessing(evaluation),
         split=evaluation.split,

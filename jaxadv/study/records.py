@@ -165,13 +165,13 @@ def current_records(results: Path, plan: Mapping[str, Run]) -> dict[str, Record]
 def _is_current(record: Record, trained: Record | None) -> bool:
     if trained is None or record.evaluation is None:
         return True
-    return is_evaluation_of(record, trained, record.evaluation.checkpoint.which)
+    return is_evaluation_of(record, trained, record.evaluation.source.which)
 
 
 def is_evaluation_of(record: Record, trained: Record, which: str) -> bool:
     """Return whether a record evaluates the "best" or the "last" checkpoint of a training."""
     evaluation = record.evaluation
-    return evaluation is not None and evaluation.checkpoint.sha256 == weights(trained, which)
+    return evaluation is not None and evaluation.source.sha256 == weights(trained, which)
 
 
 def weights(trained: Record, which: str) -> str:
@@ -181,7 +181,7 @@ def weights(trained: Record, which: str) -> str:
         evaluation = trained.evaluation_last or trained.evaluation
     if evaluation is None:
         raise ValueError("the record of a training has no evaluation")
-    return evaluation.checkpoint.sha256
+    return evaluation.source.sha256
 
 
 def _portable(config: ConfigDict) -> dict[str, Any]:

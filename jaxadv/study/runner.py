@@ -13,7 +13,7 @@ from rich.console import Console
 from jaxadv import config as configs
 from jaxadv.core.files import write_json
 from jaxadv.core.types import UserError
-from jaxadv.evaluation import evaluate
+from jaxadv.evaluation import checkpoint
 from jaxadv.gan import sampling
 from jaxadv.gan import train as train_gan
 from jaxadv.reports.formats import duration
@@ -141,7 +141,7 @@ def _sample(config: ConfigDict, workdir: Path) -> None:
 
 _JOBS: dict[str, Callable] = {
     "train": train.run,
-    "evaluate": evaluate.run,
+    "evaluate": checkpoint.run,
     "gan": train_gan.run,
     "sample": _sample,
 }

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
+from jaxadv.adapters.trained import noise_models
 from jaxadv.core.devices import local_rows, pmap_batches, replicate
 from jaxadv.core.files import read_json
 from jaxadv.core.images import check_images
@@ -19,8 +20,9 @@ from jaxadv.core.types import DeviceBatch, HostBatch, UserError
 from jaxadv.data import Dataset
 from jaxadv.data.datasets import endless_order, epoch_order
 from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
-from jaxadv.evaluation.attack_runner import ConfiguredAttack, Scores, run_attack, score_images
-from jaxadv.evaluation.evaluate import evaluate_checkpoint, report
+from jaxadv.evaluation.attack_runner import Scores, run_attack, score_images
+from jaxadv.evaluation.attack_suites import ConfiguredAttack
+from jaxadv.evaluation.checkpoint import evaluate_checkpoint, report
 from jaxadv.models.classifier import is_declared_stochastic
 from jaxadv.runs import checkpoints, signals
 from jaxadv.runs.distributed import any_process, from_first
@@ -266,6 +268,7 @@ def _validate(
     The predictions of a stochastic model are the mean over 10 forward passes. Misclassified images
     are not attacked.
     """
+    model = noise_models(setup.model, weights, setup.seed)["on"]
     num_passes = 10 if is_declared_stochastic(setup.model) else 1
     batch_size = config.evaluation.batch_size
     arguments = {**config.validation, "norm": config.attack.norm, "random_start": False}
@@ -274,7 +277,7 @@ def _validate(
 
     def predict(images: np.ndarray | None, ids: Int[np.ndarray, "n"]) -> Scores:
         return score_images(
-            setup.model, weights, split, images, ids, batch_size, setup.seed, num_passes=num_passes
+            model, split, images, ids, batch_size, setup.seed, num_passes=num_passes
         )
 
     num_robust = 0
@@ -288,9 +291,7 @@ def _validate(
             )
         correct = np.flatnonzero(clean.predictions == split.labels)
         if correct.size:
-            attacked = run_attack(
-                setup.model, weights, split, attack, correct, batch_size, setup.seed
-            )
+            attacked = run_attack(model, split, attack, correct, batch_size, setup.seed)
             predictions = predict(np.asarray(attacked.images), correct).predictions
             num_robust = int((predictions == split.labels[correct]).sum())
     return {

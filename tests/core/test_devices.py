@@ -92,3 +92,24 @@ def test_the_compilation_cache_is_in_the_users_cache_folder_by_default(monkeypat
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def test_set_up_after_the_start_of_jax_changes_nothing_and_evaluate_says_so():
+    code = """
+import os
+import jax
+jax.devices()
+flags = os.environ.get("XLA_FLAGS")
+import jaxadv
+from jaxadv.core import devices
+devices.num_cores = lambda: 7
+print(jaxadv.set_up_cpu(), os.environ.get("XLA_FLAGS") == flags)
+jaxadv.evaluate(len, [], [], eps=0.1)
+"""
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert finished.stdout.split() == ["False", "True"]
+    assert "JAX has started with 1 CPU device(s)" in finished.stderr
+    assert "call jaxadv.set_up_cpu() before anything else uses JAX" in finished.stderr

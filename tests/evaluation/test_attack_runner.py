@@ -12,11 +12,13 @@ from linear_classifier import Linear, NoisyLinear, make_problem
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from jaxadv.adapters.trained import noise_models
 from jaxadv.attacks import ATTACKS, batching
 from jaxadv.core.images import to_float
 from jaxadv.core.rng import stream
 from jaxadv.core.types import HostBatch
-from jaxadv.evaluation.attack_runner import ConfiguredAttack, expand_suite, run_attack
+from jaxadv.evaluation.attack_runner import run_attack
+from jaxadv.evaluation.attack_suites import ConfiguredAttack, expand_suite
 from jaxadv.models import make_model
 from jaxadv.models.classifier import make_logits_fn
 from jaxadv.models.defences import PNI
@@ -63,9 +65,8 @@ def short_segments(monkeypatch):
 
 def run(problem, name, ids=ALL, batch_size=16, bar=None, model=PLAIN, **changes):
     weights, split = problem
-    found = run_attack(
-        model, weights, split, attack(name, **changes), ids, batch_size, seed=3, bar=bar
-    )
+    on = noise_models(model, weights, seed=3)["on"]
+    found = run_attack(on, split, attack(name, **changes), ids, batch_size, seed=3, bar=bar)
     return found.images, found.queries
 
 
@@ -94,7 +95,8 @@ def test_finished_batches_are_not_attacked_again_after_a_kill(problem, monkeypat
     monkeypatch.setattr(batching, "_SECONDS_BETWEEN_SAVES", -1)  # after each batch
     weights, split = problem
     pgd = ConfiguredAttack("a", "pgd", 0.05, arguments={"step_size": 0.01, "num_steps": 3})
-    attack_all = partial(run_attack, PLAIN, weights, split, pgd, ALL, 16, 3)
+    on = noise_models(PLAIN, weights, seed=3)["on"]
+    attack_all = partial(run_attack, on, split, pgd, ALL, 16, 3)
     whole, cache, attacked = attack_all().images, {}, []
     dying = Mock(spec=tqdm, update=Mock(side_effect=[None, None, KeyboardInterrupt]))
     with pytest.raises(KeyboardInterrupt):  # in the third of four batches
@@ -183,7 +185,8 @@ def test_noise_samples_of_the_weights_may_be_computed_in_chunks():
             "noise_chunk_size": chunk_size,
         }  # fmt: skip
         pgd = ConfiguredAttack("a", "pgd", 0.1, arguments=arguments)
-        return run_attack(model, weights, split, pgd, np.arange(4), 4, seed=0).images
+        on = noise_models(model, weights, seed=0)["on"]
+        return run_attack(on, split, pgd, np.arange(4), 4, seed=0).images
 
     np.testing.assert_allclose(run(2), run(1), atol=1e-5)
 

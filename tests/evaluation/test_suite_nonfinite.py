@@ -7,6 +7,7 @@ from flax import linen as nn
 from linear_classifier import Linear, NoisyLinear, make_problem, run_suite
 
 from configs import default
+from jaxadv.adapters.trained import noise_models
 from jaxadv.core.types import UserError
 from jaxadv.evaluation.attack_runner import score_images
 from jaxadv.training.step import make_training_setup
@@ -108,6 +109,7 @@ def test_validation_with_nonfinite_logits_stops_the_training(problem):
 
 def test_scores_mark_nonfinite_logits(problem):
     weights, split, _ = problem
-    found = score_images(Overflows(), weights, split, None, np.arange(50), 16, 0)
+    on = noise_models(Overflows(), weights, seed=0)["on"]
+    found = score_images(on, split, None, np.arange(50), 16, 0)
     np.testing.assert_array_equal(found.nonfinite, found.predictions == -1)
     np.testing.assert_array_equal(np.isposinf(found.margins), found.nonfinite)

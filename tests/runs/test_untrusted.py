@@ -10,7 +10,7 @@ from configs import curriculum, evaluate
 from jaxadv.core.files import read_arrays
 from jaxadv.core.types import UserError
 from jaxadv.data.synthetic import open_synthetic
-from jaxadv.evaluation import evaluate as evaluation
+from jaxadv.evaluation import checkpoint as evaluation
 from jaxadv.runs.resume_cache import DiskCache
 
 

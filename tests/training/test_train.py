@@ -16,7 +16,7 @@ from jaxadv.attacks.ensemble import Stage
 from jaxadv.attacks.square import SQUARE
 from jaxadv.core.types import UserError
 from jaxadv.data import load
-from jaxadv.evaluation import evaluate
+from jaxadv.evaluation import checkpoint, evaluate
 from jaxadv.models.classifier import make_classifier
 from jaxadv.runs import checkpoints, signals
 from jaxadv.runs.resume_cache import DiskCache
@@ -180,7 +180,7 @@ def test_evaluation_needs_only_the_workdir(finished, tmp_path):
     config = evaluate_config.get_config()
     config.checkpoint = str(finished)
     config.evaluation = tiny_config().evaluation
-    evaluate.run(config, tmp_path / "again")
+    checkpoint.run(config, tmp_path / "again")
     ours, theirs = (
         json.loads((path / "evaluation.json").read_text())
         for path in (tmp_path / "again", finished)
@@ -211,7 +211,7 @@ def autoattack_config(finished, monkeypatch):
 def test_a_killed_autoattack_resumes_from_the_disk(
     autoattack_config, tmp_path, monkeypatch, capsys
 ):
-    evaluate.run(autoattack_config, tmp_path / "whole")
+    checkpoint.run(autoattack_config, tmp_path / "whole")
     write = DiskCache.__setitem__
 
     def killed(cache, name, record):
@@ -221,10 +221,10 @@ def test_a_killed_autoattack_resumes_from_the_disk(
     with monkeypatch.context() as patch:
         patch.setattr(DiskCache, "__setitem__", killed)
         with pytest.raises(Killed):
-            evaluate.run(autoattack_config, tmp_path / "killed")
+            checkpoint.run(autoattack_config, tmp_path / "killed")
     assert not (tmp_path / "killed" / "evaluation.json").exists()
     capsys.readouterr()
-    evaluate.run(autoattack_config, tmp_path / "killed")
+    checkpoint.run(autoattack_config, tmp_path / "killed")
     assert "Resuming from" in capsys.readouterr().out
     assert not (tmp_path / "killed" / "resume_cache").exists()
     with (
@@ -247,14 +247,14 @@ def test_evaluation_and_validation_run_at_their_matmul_precision(
     config = evaluate_config.get_config()
     config.checkpoint, config.evaluation.precision = str(finished), "tensorfloat32"
     with pytest.raises(UserError, match="tensorfloat32"):
-        evaluate.run(config, tmp_path / "evaluation")
+        checkpoint.run(config, tmp_path / "evaluation")
     config = tiny_config(**{"evaluation.precision": "tensorfloat32"})
     with pytest.raises(UserError, match="tensorfloat32"):
         train.train(config, digits, tmp_path / "run")
 
 
 def test_exported_images_have_the_evaluated_accuracy(autoattack_config, finished, digits, tmp_path):
-    evaluate.run(autoattack_config, tmp_path)
+    checkpoint.run(autoattack_config, tmp_path)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     entry = evaluation["attacks"]["aa/0.1"]
     assert [stage["name"] for stage in entry["stages"]] == ["apgd_ce", "square"]
@@ -279,10 +279,10 @@ def test_exported_images_have_the_evaluated_accuracy(autoattack_config, finished
 def test_a_missing_checkpoint_is_named(tmp_path):
     config = evaluate_config.get_config()
     with pytest.raises(UserError, match=r"config\.checkpoint is not set"):
-        evaluate.run(config, tmp_path / "out")
+        checkpoint.run(config, tmp_path / "out")
     config.checkpoint = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"nowhere does not exist: pass the workdir of a run"):
-        evaluate.run(config, tmp_path / "out")
+        checkpoint.run(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,1 @@
+"""Adapters: models of any framework as functions `(key, images) -> logits`."""
