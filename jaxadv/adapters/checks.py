@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.adapters.classifier import Classifier
-from jaxadv.adapters.frameworks import describe
+from jaxadv.adapters.frameworks import describe, reason
 from jaxadv.attacks.black_box import BlackBox, check_answer
 from jaxadv.attacks.checks import as_labels, check_classes
 from jaxadv.attacks.tracing import TracedModel, trace_model
@@ -38,11 +38,6 @@ def check_examples(
       UserError: one of them is invalid; the message says what to write.
     """
     images = _to_numpy("images", images)
-    if _looks_channels_first(images.shape):
-        raise UserError(
-            f"the images have shape {images.shape}, with the channels at axis 1: pass "
-            "images.transpose(0, 2, 3, 1)"
-        )
     if images.ndim == 3:
         raise UserError(
             f"the images have shape {images.shape}, without an axis of channels: pass "
@@ -59,48 +54,89 @@ def check_examples(
 
 
 def check_classifier(classifier: Classifier, examples: HostBatch) -> tuple[int, list[str]]:
-    """Run a model twice on a few images, and check its logits.
+    """Run a model a few times on a few images, and check its logits.
 
     Args:
       classifier: the model.
       examples: of `check_examples`.
 
     Returns:
-      The number of classes, and a warning if the outputs are probabilities.
+      The number of classes, and warnings: the outputs are probabilities, or the model is declared
+      stochastic and is not.
 
     Raises:
       UserError: the model cannot be run, its outputs are no logits, they have too few classes for
         the labels, or they change between two calls and the model is not declared stochastic.
     """
-    images = to_float(jnp.asarray(examples.images[:_NUM_IMAGES]))
+    images = examples.images[:_NUM_IMAGES]
+    name, is_black_box = classifier.name, isinstance(classifier.logits_fn, BlackBox)
+    first, second = (outputs_of(classifier, seed, images) for seed in range(2))
+    num_classes = first.shape[-1]
     with user_errors():
-        outputs = jnp.stack([_outputs(classifier, seed, images) for seed in range(2)])
-        num_classes = outputs.shape[-1]
         check_classes("labels", jnp.asarray(examples.labels), num_classes)
-    if not classifier.stochastic and bool(outputs_differ(outputs).any()):
+    varies = bool(outputs_differ(jnp.stack([first, second])).any())
+    if varies and not classifier.stochastic:
         raise UserError(
-            f"{classifier.name} returns other logits when it is called again: switch "
-            "dropout off (evaluation mode), or pass stochastic=True if its noise is a defence"
+            f"{name} returns other logits when it is called again: switch dropout off (evaluation "
+            "mode), or pass stochastic=True if its noise is a defence"
         )
-    is_black_box = isinstance(classifier.logits_fn, BlackBox)
-    if not is_black_box and bool(are_probabilities(outputs[0]).all()):
-        return num_classes, [
-            f"{classifier.name} returns probabilities, whose gradients vanish where it is "
-            "confident. Return the logits, without the softmax."
-        ]
-    return num_classes, []
+    if varies and not (is_black_box or _calls_host(classifier, images)):
+        again = outputs_of(classifier, 1, images)
+        if bool(outputs_differ(jnp.stack([second, again])).any()):
+            raise UserError(
+                f"the noise of {name} does not follow from its key, so JAX would repeat one noise "
+                "sample: write a function (key, images) that draws it with jax.random"
+            )
+    notes = []
+    if classifier.stochastic and not varies:
+        notes.append(
+            f"{name} is declared stochastic, but two forward passes over the same images are "
+            "equal. Check that its defence is switched on."
+        )
+    if not is_black_box and bool(are_probabilities(first).all()):
+        notes.append(
+            f"{name} returns probabilities, whose gradients vanish where it is confident. Return "
+            "the logits, without the softmax."
+        )
+    return num_classes, notes
 
 
-def _outputs(classifier: Classifier, seed: int, images: jax.Array) -> jax.Array:
+def outputs_of(classifier: Classifier, seed: int, images: np.ndarray) -> jax.Array:
+    """Return the logits of a model, or the probabilities of a `BlackBox`, for a few images.
+
+    Raises:
+      UserError: the model cannot be run, or its outputs are no logits.
+    """
     model = classifier.logits_fn
-    if isinstance(model, BlackBox):
-        answer = check_answer(model.predict(np.asarray(images)), len(images), 1)
-        return jnp.asarray(answer, jnp.float32)
-    key = jax.random.key(seed)
-    # Traced each time, to detect noise that does not follow from the key.
-    traced = trace_model(model, key, images, gradients=False)
-    # Calls of models outside of JAX do not compile.
-    return traced(key, images) if traced.calls_host else _logits(traced, key, images)
+    floats = to_float(jnp.asarray(images))
+    try:
+        if isinstance(model, BlackBox):
+            answer = check_answer(model.predict(np.asarray(floats)), len(images), 1)
+            return jnp.asarray(answer, jnp.float32)
+        key = jax.random.key(seed)
+        # Traced each time, to detect noise that does not follow from the key.
+        traced = trace_model(model, key, floats, gradients=False, use_cache=False)
+        # Calls of models outside of JAX do not compile.
+        return traced(key, floats) if traced.calls_host else _logits(traced, key, floats)
+    except Exception as error:
+        if _looks_channels_first(images.shape):
+            raise UserError(
+                f"{classifier.name} fails on images of shape {images.shape}, which seem to have "
+                "their channels at axis 1: pass images.transpose(0, 2, 3, 1)"
+            ) from error
+        if isinstance(error, UserError):
+            raise
+        if isinstance(error, ValueError) and "\n" not in str(error):
+            raise UserError(str(error)) from error
+        raise UserError(
+            f"{classifier.name} fails on images of shape {images.shape}: {reason(error)}"
+        ) from error
+
+
+def _calls_host(classifier: Classifier, images: np.ndarray) -> bool:
+    floats = to_float(jnp.asarray(images))
+    model = trace_model(classifier.logits_fn, jax.random.key(0), floats, gradients=False)
+    return model.calls_host
 
 
 @jax.jit

@@ -51,7 +51,7 @@ class Adapted(NamedTuple):
     num_parameters: int | None = None
 
 
-def adapt_linen(model: Any, variables: Any) -> Adapted:
+def adapt_linen(model: Any, variables: Any, stochastic: bool) -> Adapted:
     """Adapt a module of Flax Linen, whose variables are those that `model.init` returned."""
     if variables is None:
         raise UserError(
@@ -75,7 +75,7 @@ def adapt_linen(model: Any, variables: Any) -> Adapted:
     )
 
 
-def adapt_nnx(model: Any, variables: Any) -> Adapted:
+def adapt_nnx(model: Any, variables: Any, stochastic: bool) -> Adapted:
     """Adapt a module of Flax NNX, which is read at each call."""
     from flax import nnx
 
@@ -99,8 +99,11 @@ def adapt_nnx(model: Any, variables: Any) -> Adapted:
     return Adapted(logits_fn, count(nnx.state(model, nnx.Param)))
 
 
-def adapt_equinox(model: Any, variables: Any) -> Adapted:
-    """Adapt a module of Equinox for one image; its variables are its `State`, if it has one."""
+def adapt_equinox(model: Any, variables: Any, stochastic: bool) -> Adapted:
+    """Adapt a module of Equinox for one image; its variables are its `State`, if it has one.
+
+    A stochastic module gets a key, also where its key is optional.
+    """
     if variables is not None and not _is_from(variables, "equinox", "State"):
         raise UserError(
             f"variables are {describe(variables)}: pass the State of the module, as in model, "
@@ -118,8 +121,10 @@ def adapt_equinox(model: Any, variables: Any) -> Adapted:
             f"{type(model).__name__} takes {_signature(required)}: write jaxadv.wrap(model, state)"
         )
 
+    takes_key = "key" in required or (stochastic and takes(model, "key"))
+
     def one(key: jax.Array, image: jax.Array) -> Any:
-        options = {"key": key} if "key" in required else {}
+        options = {"key": key} if takes_key else {}
         return model(image, **options) if variables is None else model(image, variables, **options)
 
     def logits_fn(key: jax.Array, images: jax.Array) -> Any:
@@ -142,7 +147,7 @@ def _is_float_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray)) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def adapt_haiku(model: Any, variables: Any) -> Adapted:
+def adapt_haiku(model: Any, variables: Any, stochastic: bool) -> Adapted:
     """Adapt a transformed function of Haiku, whose variables are params or `(params, state)`."""
     has_state = type(model).__name__ == "TransformedWithState"
     written = "(params, state)" if has_state else "params"
@@ -168,7 +173,7 @@ def adapt_haiku(model: Any, variables: Any) -> Adapted:
     return Adapted(logits_fn, count(given[0]))
 
 
-def adapt_keras(model: Any, variables: Any) -> Adapted:
+def adapt_keras(model: Any, variables: Any, stochastic: bool) -> Adapted:
     """Adapt a model of Keras 3 on its JAX backend, which is read at each call."""
     _refuse_variables(model, variables)
     if not any("backend.jax" in base.__module__ for base in type(model).__mro__):
@@ -211,6 +216,14 @@ def required_parameters(function: Any, *, keyword_only: bool = False) -> tuple[s
     # `functools.partial(module.apply, variables)` takes its images in `*args`.
     required = required or [p for p in parameters if p.kind is p.VAR_POSITIONAL]
     return tuple(p.name for p in required)
+
+
+def takes(function: Any, name: str) -> bool:
+    """Return whether a function has a parameter of that name."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def describe(value: Any) -> str:

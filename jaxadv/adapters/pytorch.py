@@ -10,11 +10,16 @@ import numpy as np
 from jaxadv.adapters.frameworks import Adapted, describe, reason
 from jaxadv.core.types import UserError
 
+_NO_GRADIENT = (
+    "the logits of {} have no gradient with respect to the images: remove torch.no_grad, detach "
+    "and NumPy from its forward pass, or pass a jaxadv.BlackBox"
+)
+
 PullBack = Callable[[Any], np.ndarray]
 """Gradient of a loss with respect to the logits -> gradient with respect to the images."""
 
 
-def adapt_pytorch(model: Any, variables: Any) -> Adapted:
+def adapt_pytorch(model: Any, variables: Any, stochastic: bool) -> Adapted:
     """Adapt a PyTorch module, which is read at each call and runs on its own device."""
     if variables is not None:
         raise UserError(
@@ -99,10 +104,7 @@ def torch_functions(
         with torch.enable_grad():
             logits = call(inputs)
         if not logits.requires_grad:
-            raise UserError(
-                f"{name} returns logits without a gradient: remove torch.no_grad and "
-                "detach from its forward pass, or pass a jaxadv.BlackBox"
-            )
+            raise UserError(_NO_GRADIENT.format(name))
 
         def pull_back(cotangent: Any) -> np.ndarray:
             (gradient,) = torch.autograd.grad(
@@ -112,7 +114,9 @@ def torch_functions(
                 retain_graph=True,
                 allow_unused=True,
             )
-            return to_numpy(torch.zeros_like(inputs) if gradient is None else gradient)
+            if gradient is None:
+                raise UserError(_NO_GRADIENT.format(name))
+            return to_numpy(gradient)
 
         return to_numpy(logits), pull_back
 

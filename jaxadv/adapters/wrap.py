@@ -22,6 +22,7 @@ from jaxadv.adapters.frameworks import (
     describe,
     reason,
     required_parameters,
+    takes,
 )
 from jaxadv.adapters.pytorch import adapt_pytorch
 from jaxadv.attacks.black_box import BlackBox
@@ -35,13 +36,13 @@ class _Framework(NamedTuple):
     Attributes:
       package: where its classes are defined, without the submodules.
       classes: of its models.
-      adapt: `(model, variables) -> Adapted`.
+      adapt: `(model, variables, stochastic) -> Adapted`.
       channels_first: whether its models usually take images of shape (n, channels, height, width).
     """
 
     package: str
     classes: tuple[str, ...]
-    adapt: Callable[[Any, Any], Adapted]
+    adapt: Callable[[Any, Any, bool], Adapted]
     channels_first: bool = False
 
 
@@ -127,9 +128,9 @@ def wrap(
     if isinstance(model, BlackBox):
         return Classifier(_convert_before(model, conversion), name, stochastic=stochastic)
     if framework is None:
-        adapted = Adapted(_adapt_function(model))
+        adapted = Adapted(_adapt_function(model, stochastic))
     else:
-        adapted = framework.adapt(model, variables)
+        adapted = framework.adapt(model, variables, stochastic)
         if channels_first is None:
             conversion = conversion._replace(channels_first=framework.channels_first)
     logits_fn = _make_logits_fn(adapted.logits_fn, conversion, name)
@@ -212,8 +213,11 @@ def _accepts(model: LogitsFn, conversion: Conversion, key: jax.Array, images: ja
     return getattr(output, "ndim", 0) == 2
 
 
-def _adapt_function(function: Any) -> LogitsFn:
-    """Return a JAX function of images, or of a key and images, as one of both."""
+def _adapt_function(function: Any, stochastic: bool) -> LogitsFn:
+    """Return a JAX function of images, or of a key and images, as one of both.
+
+    A stochastic function of images gets a key if it has an optional parameter `key`.
+    """
     if isinstance(function, type):
         raise UserError(
             f"model is the class {function.__name__}: pass an instance of it, with its weights"
@@ -231,13 +235,21 @@ def _adapt_function(function: Any) -> LogitsFn:
         )
     required = required_parameters(function)
     if required is not None and len(required) == 1:
+        if stochastic and takes(function, "key"):
+            return lambda key, images: function(images, key=key)
         return lambda key, images: function(images)
     names = required or ()
     is_keyed = len(names) == 2 and names[1] not in ("key", "rng")
     if is_keyed and names[0] not in ("params", "state", "variables", "weights"):
         return function
-    takes = f"({', '.join(required)})" if required else "other arguments"
+    given = f"({', '.join(required)})" if required else "other arguments"
+    swapped = len(names) == 2 and not is_keyed
+    instead = (
+        "lambda key, images: function(images, key)"
+        if swapped
+        else "lambda images: function(...)) with the other arguments filled in"
+    )
     raise UserError(
-        f"the function {_name_of(function)} takes {takes}: it must take (images) or (key, images); "
-        "write jaxadv.wrap(lambda images: function(...)) with the other arguments filled in"
+        f"the function {_name_of(function)} takes {given}: it must take (images) or (key, images); "
+        f"write jaxadv.wrap({instead}" + ")" * swapped
     )

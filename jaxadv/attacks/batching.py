@@ -295,7 +295,8 @@ def search_survivors(
             spent = part.queries.sum() - result.queries[rows].sum()
             _advance(bar, int(spent + (budget - part.queries)[part.success].sum()))
             write_rows(result, rows, part)
-        if cache is not None and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+        is_due = limit == budget or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
+        if cache is not None and is_due:
             cache[name] = _pack(result, limit, time.monotonic() - began)
             saved = time.monotonic()
     return result
@@ -305,8 +306,9 @@ def _segment(spec: AttackSpec, arguments: dict[str, Any], budget: int, on_host: 
     """Return the queries per example between two removals of fooled examples."""
     if not arguments.get("early_stop", True):
         return max(budget, 1)
-    if on_host:
-        return _SEGMENT_ON_HOST
+    if on_host:  # at least one step
+        samples = arguments.get("samples_per_gradient", 0) * arguments.get("label_samples", 1)
+        return max(_SEGMENT_ON_HOST, samples + arguments.get("num_noise_samples", 1))
     return _SEGMENT_WITH_GRADIENTS if spec.uses_gradients else _SEGMENT
 
 

@@ -43,6 +43,7 @@ from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 _DIRECTIONS: dict[str, Callable[..., Array]] = {"normal": normal, "rademacher": rademacher}
 _MAX_IMAGES_AT_ONCE = 8192  # per forward pass on an accelerator
 _MAX_IMAGES_ON_HOST = 512  # per forward pass of a model outside of JAX
+_MAX_IMAGES_OF_BLACK_BOX = 2048  # per call
 
 
 class NESNumbers(NamedTuple):
@@ -135,7 +136,7 @@ def nes(
         once, at the end, as the study did: its L queries are L + 1 here.
       chunk_size: largest number of queries per image at once, 2 or more. Memory grows with it; the
         result does not change. None: 2 on a CPU; on an accelerator as many as a forward pass of
-        8192 images allows, at least 2; for a `BlackBox` all queries of a gradient.
+        8192 images allows, at least 2; for a `BlackBox` as many as a call of 2048 images allows.
       num_noise_samples: forward passes that each success check averages over; each is a query.
       targets: target classes, shape (batch,); success is to be classified as the target.
       example_ids: distinct integers, shape (batch,), by default the positions in the batch.
@@ -349,13 +350,12 @@ def choose_chunk_size(
 ) -> int:
     """Return how many queries of an image to evaluate at once: an even divisor of their number.
 
-    Without a limit these are all queries for a `BlackBox`, to call it as rarely as possible. On a
-    CPU they are 2, because convolutions over a sample axis are slow there. On an accelerator they
-    are as many as fit in forward passes of 8192 images, at least 2; of 512 images for other models
-    outside of JAX.
+    Without a limit these are as many as fit in a call of 2048 images for a `BlackBox`, to call it
+    rarely, of 512 for other models outside of JAX, and of 8192 on an accelerator, at least 2. On a
+    CPU they are 2, because convolutions over a sample axis are slow there.
     """
     if limit is None and isinstance(model, (BlackBox, TracedBlackBox)):
-        return num_samples
+        limit = _MAX_IMAGES_OF_BLACK_BOX // max(batch_size, 1)
     if limit is None and getattr(model, "calls_host", False):
         limit = _MAX_IMAGES_ON_HOST // max(batch_size, 1)
     if limit is None:

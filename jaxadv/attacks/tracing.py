@@ -93,6 +93,7 @@ def trace_model(
     images: Images | jax.ShapeDtypeStruct,
     *,
     gradients: bool = True,
+    use_cache: bool = True,
 ) -> TracedModel:
     """Trace a JAX function into a program and its weights.
 
@@ -106,12 +107,13 @@ def trace_model(
         `jax.ShapeDtypeStruct`.
       gradients: whether the function will be differentiated with respect to the images. Programs
         then also differ if their derivatives do.
+      use_cache: whether to reuse the trace of a function that is known not to have changed.
 
     Raises:
       ValueError: it is not such a function; the message says what to write instead.
     """
     is_traced = any(isinstance(x, jax.core.Tracer) for x in (key, images))
-    snapshot = None if is_traced else take_snapshot(logits_fn)
+    snapshot = take_snapshot(logits_fn) if use_cache and not is_traced else None
     if snapshot is None:
         return _trace_model(logits_fn, key, images, gradients)
     arrays = snapshot.arrays

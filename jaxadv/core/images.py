@@ -1,6 +1,5 @@
 """Validation of images, and their conversion to floats in [0, 1]."""
 
-import math
 from typing import Any
 
 import jax
@@ -32,12 +31,11 @@ def scale_to_unit(
     """Scale float images from their bounds to [0, 1], as float32.
 
     Raises:
-      UserError: the bounds are not two increasing numbers, or the images lie outside of them.
+      UserError: the images lie outside of the bounds.
     """
     low, high = bounds
-    if not -math.inf < low < high < math.inf:
-        raise UserError(f"bounds are {bounds}: they must be two increasing numbers, such as (0, 1)")
     scaled = images if (low, high) == (0, 1) else (images.astype(np.float64) - low) / (high - low)
+    _refuse_nan(images)
     if jnp.issubdtype(images.dtype, jnp.floating) and outside_of_range(scaled):
         raise UserError(
             f"the images are {images.dtype} with values from {images.min():.9g} to "
@@ -66,11 +64,22 @@ def check_images(images: Array | np.ndarray) -> None:
         return
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"the images are {dtype}: use uint8 from 0 to 255, or floats from 0 to 1")
+    _refuse_nan(images)
     if outside := outside_of_range(images):
         raise UserError(
             f"the images are {dtype} with values from {outside[0]:.9g} to {outside[1]:.9g}: use "
             "floats from 0 to 1, or uint8 from 0 to 255"
         )
+
+
+def _refuse_nan(images: Array | np.ndarray) -> None:
+    if is_concrete(images) and jnp.issubdtype(images.dtype, jnp.floating):
+        broken = np.isnan(np.asarray(images)).reshape(len(images), -1).any(axis=1)
+        if broken.any():
+            raise UserError(
+                f"{broken.sum()} of {len(images)} images contain NaN, the first is number "
+                f"{broken.argmax()}: remove them, or correct their preprocessing"
+            )
 
 
 def outside_of_range(images: Array | np.ndarray) -> tuple[float, float] | None:

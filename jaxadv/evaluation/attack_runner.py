@@ -120,6 +120,7 @@ def score_images(
     seed: int,
     *,
     num_passes: int = 1,
+    bar: tqdm | None = None,
 ) -> Scores:
     """Classify images over several forward passes, with noise that no attack has seen.
 
@@ -131,6 +132,7 @@ def score_images(
       batch_size: over all devices together.
       seed: of the noise.
       num_passes: forward passes for each image.
+      bar: progress bar over forward passes.
     """
     if images is None:
         images = np.asarray(to_float(jnp.asarray(split.images[ids])))
@@ -146,6 +148,8 @@ def score_images(
             model.context, seed, batch, split.images[numbers], split.labels[numbers], numbers
         )
         scores.append([array[: len(rows)] for array in score])
+        if bar is not None:
+            bar.update(len(rows) * num_passes)
     return Scores(*map(np.concatenate, zip(*scores, strict=True)))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxadv.attacks import ATTACKS, AttackSpec
 from jaxadv.attacks.checks import RADIUS
+from jaxadv.attacks.threat import GREY_IMAGE_EPS
 from jaxadv.core.results import attack_key
 from jaxadv.core.types import UserError
 from jaxadv.models.classifier import NOISES
@@ -73,7 +74,7 @@ def expand_suite(attacks: Any, prefix: str = _CONFIG_KEY) -> list[ConfiguredAtta
         arguments = _complete_arguments(f"{prefix}.{name}", dict(attack))
         function, noise = attack["attack"], attack.get("noise", "on")
         radii: dict[str, float] = {}
-        for eps in _check_radii(f"{prefix}.{name}.eps", attack["eps"]):
+        for eps in check_radii(f"{prefix}.{name}.eps", attack["eps"], arguments["norm"]):
             configured = ConfiguredAttack(name, function, float(eps), noise, arguments)
             if configured.key in radii:
                 raise UserError(
@@ -110,13 +111,24 @@ def _complete_arguments(key: str, attack: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _check_radii(key: str, eps: Any) -> Sequence[float]:
+def check_radii(key: str, eps: Any, norm: str) -> Sequence[float]:
+    """Return the radii of an attack.
+
+    Raises:
+      UserError: they are no tuple of numbers, one is out of range, or one is larger than the range
+        of pixel values.
+    """
     if not isinstance(eps, tuple | list) or not eps:
         raise UserError(f"{key} is {eps}: it must be a tuple of radii")
     for radius in eps:
         is_number = isinstance(radius, int | float) and not isinstance(radius, bool)
         if not (is_number and RADIUS.is_valid(radius)):
             raise UserError(f"{key} is {radius!r}: it must be {RADIUS.words}")
+        if norm == "linf" and radius > 1:
+            raise UserError(
+                f"{key} is {radius!r}, more than the range of pixel values: write {radius:g}/255 "
+                "if that is meant"
+            )
     return eps
 
 
@@ -163,8 +175,8 @@ def standard(eps: float, norm: str, stochastic: bool) -> Suite:
             "attack": "random_search", **ball, "num_queries": 100, **_checks(stochastic),
         },
     }  # fmt: skip
-    if norm == "linf":
-        grey = {"eps": (0.5,), "step_size": 0.05, "num_steps": 20}
+    if norm == "linf" and eps < GREY_IMAGE_EPS:
+        grey = {"eps": (GREY_IMAGE_EPS,), "step_size": 0.05, "num_steps": 20}
         suite["pgd_unbounded"] = {**pgd, **grey}
     return suite
 
@@ -212,10 +224,12 @@ def named_suite(
     """Return the attacks of a suite of `SUITES` at each radius.
 
     Raises:
-      UserError: the name is unknown.
+      UserError: the name is unknown, or two radii have the same key in the results.
     """
     if name not in SUITES:
         raise UserError(f"attacks is {name!r}: use one of {', '.join(SUITES)}, or a mapping")
+    if len({attack_key(name, eps) for eps in radii}) < len(radii):
+        raise UserError(f"eps is {tuple(radii)}: two radii have the same first four digits")
     suites = [expand_suite(SUITES[name](eps, norm, stochastic), name) for eps in radii]
     # The attack at a fixed radius is in the suites of all radii.
     return list({attack.key: attack for suite in suites for attack in suite}.values())

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxadv.core.devices import replicate
 from jaxadv.core.example_results import ExampleResults
 from jaxadv.core.files import atomic_write, write_json
 from jaxadv.core.results import Evaluation
@@ -165,7 +166,7 @@ def _certify(
     with jax.default_matmul_precision(evaluation.precision):
         certified, certificate = certify_split(
             classifier.module,
-            classifier.variables,
+            replicate(classifier.variables),
             split,
             evaluation.certification,
             evaluation.batch_size,

@@ -4,8 +4,10 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,30 +15,34 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from jaxadv.adapters.checks import check_classifier, check_examples, user_errors
+from jaxadv.adapters.checks import check_classifier, check_examples, outputs_of, user_errors
 from jaxadv.adapters.classifier import Classifier
+from jaxadv.adapters.conversion import make_conversion
 from jaxadv.adapters.wrap import wrap
 from jaxadv.attacks.batching import Model, ResumeCache, seconds_spent, traced_for_searches
 from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.checks import check_arguments
 from jaxadv.core.devices import divisible_size, num_cores, set_up_cpu, whole_batch
-from jaxadv.core.images import to_float
+from jaxadv.core.files import user_path
 from jaxadv.core.results import CheckpointSource, Evaluation
 from jaxadv.core.types import HostBatch, UserError
 from jaxadv.evaluation.attack_suites import (
     ConfiguredAttack,
     Suite,
+    check_radii,
     check_suite,
     expand_suite,
     named_suite,
 )
 from jaxadv.evaluation.result import EvaluationResult
 from jaxadv.evaluation.suite import WriteImages, run_attack_suite
+from jaxadv.runs.classifier import TrainedClassifier
 from jaxadv.runs.resume_cache import DiskCache
-from jaxadv.runs.workdir import provenance
+from jaxadv.runs.workdir import locked, provenance, source_version
 
 _NUM_PASSES = 50  # of a stochastic model, for each prediction
-_NUM_FINGERPRINTED = 8  # images whose outputs identify a model
+_MODEL = "model"  # record of the resume cache that identifies the model
+_NUM_COMPARED = 256  # images whose outputs identify it
 
 
 def evaluate(
@@ -45,11 +51,11 @@ def evaluate(
     labels: ArrayLike,
     *,
     attacks: str | Suite = "standard",
-    eps: float | Sequence[float] | None = None,
+    eps: ArrayLike | Sequence[float] | None = None,
     norm: str = "linf",
     bounds: tuple[int | float, int | float] = (0.0, 1.0),
     stochastic: bool = False,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | np.ndarray | None = None,
     dataset: str = "",
     batch_size: int = 512,
     seed: int = 0,
@@ -75,7 +81,7 @@ def evaluate(
         `{"pgd10": {"attack": "pgd", "step_size": 0.01, "num_steps": 10}}`. An attack's "eps" and
         "norm" take precedence over the arguments `eps` and `norm`.
       eps: radius, or several radii, as a share of the range of pixel values: 8/255 also if `bounds`
-        are (0, 255).
+        are (0, 255). In L-inf it is at most 1.
       norm: "linf" or "l2".
       bounds: smallest and largest value of float images. A function or a `BlackBox` gets its images
         in these bounds as well. Models from `jaxadv.wrap` have bounds already.
@@ -86,8 +92,9 @@ def evaluate(
         that the logits of an image do not depend on the other images and the model is
         deterministic.
       seed: of the random starts and of the model's noise.
-      cache: folder for intermediate results, from which an interrupted evaluation resumes. Results
-        of another model or of other arguments are deleted.
+      cache: folder for intermediate results, from which an interrupted evaluation resumes. It stays
+        when the evaluation is complete; a call with a model of other outputs on the first 256
+        images, or with other arguments, empties it.
       progress: whether to show a progress bar.
 
     Returns:
@@ -105,39 +112,48 @@ def evaluate(
     >>> result.robust_accuracy
     0.8
     """
-    _set_up_cpu()
+    source_version()  # of the start, since the checkout may change
+    set_up_cpu()
+    make_conversion(None, None, bounds, None)  # checks the bounds
     with user_errors():
         check_arguments({"batch_size": batch_size, "norm": norm})
     split = check_examples(images, labels, bounds)
     if not isinstance(model, Classifier):
         model = wrap(model, bounds=bounds, stochastic=stochastic)
+    elif split.images.dtype == np.uint8 and tuple(bounds) != (0, 1):
+        raise UserError(
+            f"the images are uint8 and the model is wrapped, so bounds={bounds} has no effect: "
+            f"write jaxadv.wrap(model, bounds={bounds})"
+        )
     classifier = replace(model, stochastic=model.stochastic or stochastic)
     num_classes, notes = check_classifier(classifier, split)
     if isinstance(classifier.logits_fn, BlackBox):
         known = BlackBox(classifier.logits_fn.predict, num_classes)
         classifier = replace(classifier, logits_fn=known)
-    class_names = class_names or classifier.class_names
-    if class_names and len(class_names) != num_classes:
+    names = classifier.class_names if class_names is None else [str(name) for name in class_names]
+    if names is not None and len(names) != num_classes:
         raise UserError(
-            f"class_names has {len(class_names)} names, but the model has {num_classes} classes"
+            f"class_names has {len(names)} names, but the model has {num_classes} classes"
         )
     suite = _choose_attacks(attacks, eps, norm, classifier)
     if isinstance(classifier.logits_fn, BlackBox):
         suite, skipped = _without_gradients(suite)
         notes = [*notes, *skipped]
     check_suite(suite, num_classes, "attacks")
-    return run_evaluation(
-        classifier,
-        split,
-        suite,
-        class_names=class_names,
-        dataset=dataset,
-        batch_size=divisible_size(batch_size),
-        seed=seed,
-        progress=progress,
-        cache=_open_cache(cache, classifier, split, suite, seed),
-        notes=notes,
-    )
+    with _resume_cache(cache, classifier, split, suite, seed) as records:
+        return run_evaluation(
+            classifier,
+            split,
+            suite,
+            class_names=names,
+            dataset=dataset,
+            batch_size=divisible_size(batch_size),
+            seed=seed,
+            progress=progress,
+            cache=records,
+            source=classifier.source if isinstance(classifier, TrainedClassifier) else None,
+            notes=notes,
+        )
 
 
 def run_evaluation(
@@ -226,37 +242,48 @@ def models_of(classifier: Classifier, split: HostBatch, batch_size: int) -> Mapp
         other_sizes=(whole_batch(batch_size, len(split.labels)),),
         gradients=not isinstance(classifier.logits_fn, BlackBox),
     )
+    if not model.on_host:
+        _warn_of_idle_cores()
     return {"on": model}
 
 
-def _set_up_cpu() -> None:
-    """Make JAX use all cores; warn if it has started already and uses fewer."""
-    if set_up_cpu() or jax.default_backend() != "cpu":
-        return
-    if jax.device_count() < num_cores():
+def _warn_of_idle_cores() -> None:
+    """Warn if JAX had started before `set_up_cpu`, and uses fewer devices than there are cores."""
+    is_late = not set_up_cpu()
+    if is_late and jax.default_backend() == "cpu" and jax.device_count() < num_cores():
         warnings.warn(
             f"JAX has started with {jax.device_count()} CPU device(s) on {num_cores()} cores: to "
             "use all cores, call jaxadv.set_up_cpu() before anything else uses JAX",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
 def _choose_attacks(
-    attacks: str | Suite,
-    eps: float | Sequence[float] | None,
+    attacks: Any,
+    eps: Any,
     norm: str,
     classifier: Classifier,
 ) -> list[ConfiguredAttack]:
     """Return the attacks of a suite that is given by its name or as a mapping."""
-    radii = () if eps is None else tuple(np.atleast_1d(eps).tolist())
+    defaults: dict[str, Any] = {"norm": norm}
+    if eps is not None:
+        defaults["eps"] = check_radii("eps", _to_python(eps, as_tuple=True), norm)
     if isinstance(attacks, str):
-        if not radii:
+        if eps is None:
             raise UserError(f"the suite {attacks!r} needs a radius: pass eps, such as eps=8/255")
-        return named_suite(attacks, radii, norm, classifier.stochastic)
-    defaults: dict[str, Any] = {"norm": norm} | ({"eps": radii} if radii else {})
+        return named_suite(attacks, defaults["eps"], norm, classifier.stochastic)
+    is_suite = isinstance(attacks, Mapping)
+    if not is_suite or not all(isinstance(attack, Mapping) for attack in attacks.values()):
+        raise UserError(
+            f"attacks is {attacks!r}: pass the name of a suite, or a mapping from names to "
+            "attacks, such as {'pgd10': {'attack': 'pgd', 'step_size': 0.01, 'num_steps': 10}}"
+        )
+    given = {
+        name: {key: _to_python(value, as_tuple=key == "eps") for key, value in attack.items()}
+        for name, attack in attacks.items()
+    }
     suite = expand_suite(
-        {name: {**defaults, **_with_tuple(attack, "eps")} for name, attack in attacks.items()},
-        "attacks",
+        {name: {**defaults, **attack} for name, attack in given.items()}, "attacks"
     )
     if not suite:
         raise UserError("attacks is empty: pass at least one attack, or the name of a suite")
@@ -269,10 +296,13 @@ def _choose_attacks(
     return suite
 
 
-def _with_tuple(attack: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the arguments of an attack with a tuple in place of a single value."""
-    single = isinstance(attack.get(name), int | float)
-    return {**attack, name: (attack[name],)} if single else dict(attack)
+def _to_python(value: Any, *, as_tuple: bool = False) -> Any:
+    """Return NumPy numbers and arrays as Python values; a single one as a tuple if asked."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        value = np.asarray(value).tolist()
+    if as_tuple and isinstance(value, int | float):
+        return (value,)
+    return tuple(value) if as_tuple and isinstance(value, list) else value
 
 
 def _without_gradients(
@@ -294,26 +324,38 @@ def _without_gradients(
     ]
 
 
-def _open_cache(
+@contextmanager
+def _resume_cache(
     folder: str | os.PathLike | None,
     classifier: Classifier,
     split: HostBatch,
     attacks: Sequence[ConfiguredAttack],
     seed: int,
-) -> ResumeCache | None:
-    """Open the resume cache of an evaluation, which all that its results depend on identifies."""
+) -> Iterator[ResumeCache | None]:
+    """Open the resume cache of an evaluation, and lock its folder.
+
+    Records of other arguments, or of a model with other outputs, are deleted. The outputs of a
+    stochastic model outside of JAX are always others, and are not compared.
+    """
     if folder is None:
-        return None
+        yield None
+        return
+    folder = user_path(os.fspath(folder))
     digest = hashlib.sha256()
-    for array in (split.images, split.labels, _first_outputs(classifier, split.images)):
+    for array in (split.images, split.labels):
         digest.update(np.ascontiguousarray(array).tobytes())
-    described = [[one.key, one.attack, one.noise, dict(one.arguments)] for one in attacks]
-    return DiskCache(folder, [digest.hexdigest(), described, classifier.stochastic, seed])
-
-
-def _first_outputs(classifier: Classifier, images: np.ndarray) -> np.ndarray:
-    """Return outputs for a few images, which change with the weights of the model."""
-    first = np.asarray(to_float(jnp.asarray(images[:_NUM_FINGERPRINTED])))
-    if isinstance(classifier.logits_fn, BlackBox):
-        return np.asarray(classifier.logits_fn.predict(first))
-    return np.asarray(classifier(jax.random.key(0), jnp.asarray(first)))
+    described = [[one.key, one.eps, one.attack, one.noise, dict(one.arguments)] for one in attacks]
+    task = [digest.hexdigest(), described, classifier.name, classifier.stochastic, seed]
+    with locked(folder, "cache"):
+        records = DiskCache(folder, task)
+        outputs = np.asarray(outputs_of(classifier, 0, split.images[:_NUM_COMPARED]))
+        same = partial(np.allclose, outputs, rtol=1e-3, atol=1e-4, equal_nan=True)
+        if _MODEL in records and not (classifier.stochastic or same(records[_MODEL]["outputs"])):
+            warnings.warn(
+                f"{folder} holds results of another model; they are deleted and computed again",
+                stacklevel=4,
+            )
+            records.close()
+            records = DiskCache(folder, task)
+        records[_MODEL] = {"outputs": outputs}
+        yield records

@@ -86,31 +86,37 @@ def run_attack_suite(
     labels, everything = split.labels, np.arange(len(split.labels))
     noises = {"on", *(attack.noise for attack in attacks)}
     passes = dict.fromkeys(noises, 1) | {"on": num_passes if stochastic else 1}
-    score_batches = partial(score_images, batch_size=batch_size, seed=seed)
-
     # Two forward passes reveal an undeclared random defence.
     clean_passes = passes | {"on": max(passes["on"], 2)}
-    clean = {
-        noise: score_batches(models[noise], split, None, everything, num_passes=clean_passes[noise])
-        for noise in sorted(noises)
-    }
-    correct = {
-        noise: np.flatnonzero(scores.predictions == labels) for noise, scores in clean.items()
-    }
-    random_noises = {"training", "on"} if stochastic else {"training"}
-    attacked = correct | dict.fromkeys(random_noises, everything)
-    sample = correct["on"][:_NUM_SAMPLES]
+    work = sum(attack.max_queries + passes[attack.noise] for attack in attacks)
+    total = len(labels) * (sum(clean_passes.values()) + work)
     images = np.asarray(to_float(jnp.asarray(split.images)))
     entries: list[AttackEntry] = []
-    examples = ExampleResults(
-        labels=labels,
-        predictions=clean["on"].predictions,
-        margins=clean["on"].margins,
-        sample_ids=sample,
-        sample_images=images[sample],
-    )
-    total = sum(len(attacked[attack.noise]) * attack.max_queries for attack in attacks)
     with query_bar(total, "Attack", disable=not progress) as bar:
+        score_batches = partial(score_images, batch_size=batch_size, seed=seed, bar=bar)
+        bar.set_postfix_str("clean")
+        clean = {
+            noise: score_batches(
+                models[noise], split, None, everything, num_passes=clean_passes[noise]
+            )
+            for noise in sorted(noises)
+        }
+        correct = {
+            noise: np.flatnonzero(scores.predictions == labels) for noise, scores in clean.items()
+        }
+        random_noises = {"training", "on"} if stochastic else {"training"}
+        attacked = correct | dict.fromkeys(random_noises, everything)
+        for attack in attacks:  # misclassified examples are not attacked
+            idle = len(labels) - len(attacked[attack.noise])
+            bar.total -= idle * (attack.max_queries + passes[attack.noise])
+        sample = correct["on"][:_NUM_SAMPLES]
+        examples = ExampleResults(
+            labels=labels,
+            predictions=clean["on"].predictions,
+            margins=clean["on"].margins,
+            sample_ids=sample,
+            sample_images=images[sample],
+        )
         for attack in attacks:
             bar.set_postfix_str(attack.key)
             began = time.monotonic() - seconds_spent(cache, attack.key)

@@ -32,20 +32,26 @@ def show(evaluation: Evaluation) -> None:
 
 def as_text(evaluation: Evaluation) -> str:
     """Return the table of accuracies as text."""
-    console = Console(file=io.StringIO(), width=_WIDTH)
-    with console.capture() as capture:
-        console.print(table(evaluation))
-    return capture.get().rstrip()
+    console = _console()
+    console.print(table(evaluation))
+    return console.export_text(styles=False).rstrip()
 
 
 def as_html(evaluation: Evaluation) -> str:
     """Return the table of accuracies and the warnings as HTML, for a notebook."""
-    console = Console(file=io.StringIO(), width=_WIDTH, record=True)
+    console = _console()
     console.print(table(evaluation))
     warnings = "".join(f"<li>{html.escape(one)}</li>" for one in evaluation.warnings)
     return console.export_html(
         inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>'
     ) + (f"<p>Warnings:</p><ul>{warnings}</ul>" if warnings else "")
+
+
+def _console() -> Console:
+    """Return a console that records its output and shows nothing, also in a notebook."""
+    return Console(
+        file=io.StringIO(), width=_WIDTH, record=True, force_jupyter=False, force_terminal=False
+    )
 
 
 def table(evaluation: Evaluation, encoding: str = "utf-8") -> Table:

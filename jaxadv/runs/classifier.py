@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxadv.adapters.classifier import Classifier
 from jaxadv.adapters.trained import noise_models
-from jaxadv.core.devices import replicate
+from jaxadv.core.devices import replicate, set_up_cpu
 from jaxadv.core.files import user_path
 from jaxadv.core.results import CheckpointSource
 from jaxadv.core.types import Images, Logits, UserError
@@ -34,7 +34,7 @@ class TrainedClassifier(Classifier):
 
     Attributes:
       module: its Flax module.
-      variables: its variables, with the collection `params`.
+      variables: its variables, with the collection `params`, in host memory.
       source: the checkpoint that they are from.
       sha256: checksums of all items of the checkpoint.
     """
@@ -62,6 +62,7 @@ def load_classifier(workdir: str | os.PathLike, which: str = "best") -> TrainedC
     """
     if which not in ("best", "last"):
         raise UserError(f'which is {which!r}: use "best" or "last"')
+    set_up_cpu()  # restoring the weights starts JAX
     source = user_path(str(workdir))
     trained = trained_config(source, "train", None)
     # Runs of earlier versions have no record of their data set.
@@ -78,7 +79,7 @@ def trained_classifier(
       UserError: no checkpoint can be restored.
     """
     module, restored = restore_module(trained, described, source, which)
-    variables = replicate(restored.items["weights"])
+    variables = restored.items["weights"]
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
         return make_logits_fn(module, variables, jnp.arange(len(images)))(key, images)
@@ -89,7 +90,7 @@ def trained_classifier(
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         stochastic=is_declared_stochastic(module),
         class_names=tuple(map(str, described["class_names"])),
-        noises=noise_models(module, variables, trained.seed),
+        noises=noise_models(module, replicate(variables), trained.seed),
         module=module,
         variables=variables,
         source=CheckpointSource(

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,12 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, option: str = "--workdir") -> Iterator[None]:
     """Lock a workdir. The operating system releases the lock when the program ends.
+
+    Args:
+      workdir: the folder, which is created.
+      option: what the caller's argument is called, for messages.
 
     Raises:
       UserError: another process uses the workdir, or it cannot be written.
@@ -181,12 +186,12 @@ def locked(workdir: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"another run is using {workdir}: wait for its end, or pass another --workdir"
+            f"another run is using {workdir}: wait for its end, or pass another {option}"
         ) from None
     except (OSError, NotImplementedError) as error:  # filelock raises the latter for ENOSYS
         if isinstance(error, OSError) and error.errno not in _LOCKS_UNSUPPORTED:
             raise UserError(
-                f"cannot write {workdir} ({error.strerror}): pass another --workdir"
+                f"cannot write {workdir} ({error.strerror}): pass another {option}"
             ) from None
         warnings.warn(
             f"the file system of {workdir} has no locks: do not start a second run there",
@@ -325,13 +330,14 @@ def _dataset_text(described: dict[str, Any]) -> str:
 
 
 def provenance(seconds: float) -> dict:
-    """Return the command, source version, device, JAX version, date and duration of a result.
+    """Return the command, version, commit, device, JAX version, date and duration of a result.
 
     Args:
       seconds: duration of the measurement.
     """
     return {
         "command": shlex.join(["python", *sys.argv]),
+        "version": version("jaxadv"),
         **source_version(),
         "device": describe_devices(),
         "jax": jax.__version__,
@@ -347,6 +353,9 @@ def source_version() -> dict:
     The result is that of the first call. Call it when a program starts, since the tree may change
     while it runs. Changes in `results` are ignored: a study writes there between its runs.
     """
+    root = _git("rev-parse", "--show-toplevel")
+    if root is None or Path(root).resolve() != Path(__file__).resolve().parents[2]:
+        return {"commit": None, "dirty": False}  # installed, perhaps inside of another checkout
     return {
         "commit": _git("rev-parse", "--short", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_SOURCE_PATHS)),

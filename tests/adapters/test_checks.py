@@ -38,13 +38,11 @@ def test_bytes_stay_bytes():
 
 
 BAD_IMAGES = {
-    "channels first": (PIXELS.transpose(0, 3, 1, 2), "pass images.transpose(0, 2, 3, 1)"),
-    "grey, channels first": (PIXELS[:, None, :, :, 0], "pass images.transpose(0, 2, 3, 1)"),
     "no channels": (PIXELS[..., 0], "without an axis of channels: pass images[..., None]"),
     "flat": (PIXELS.reshape(8, -1), "(8, 108): use (n, height, width, channels)"),
     "none": (PIXELS[:0], "the images have shape (0, 6, 6, 3): pass at least one"),
     "0 to 255": (PIXELS * 255, "the images are float32 with values from"),
-    "nan": (PIXELS * np.nan, "the images are float32 with values from nan to nan"),
+    "nan": (PIXELS * np.nan, "8 of 8 images contain NaN, the first is number 0: remove"),
     "integers": ((PIXELS * 255).astype(int), "the images are int64: use uint8 from 0 to 255"),
     "objects": (PIXELS.astype(object), "the images are a numpy.ndarray of object: pass one array"),
     "ragged": ([PIXELS, PIXELS[0]], "the images are a list: pass one array of numbers"),
@@ -146,11 +144,47 @@ def noisy_outside_of_jax(images):
     return LOGITS + np.random.default_rng().normal(size=LOGITS.shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("function", [noisy, noisy_outside_of_jax])
+def noisy_by_a_number(images):
+    return LOGITS * (1 + np.random.default_rng().uniform())
+
+
+@pytest.mark.parametrize("function", [noisy, noisy_outside_of_jax, noisy_by_a_number])
 def test_undeclared_noise_is_refused(function):
     with refused(f"{function.__name__} returns other logits when it is called again: switch drop"):
         check_classifier(wrap(function), EXAMPLES)
+
+
+def test_declared_noise_must_come_from_the_key():
+    assert check_classifier(wrap(noisy, stochastic=True), EXAMPLES) == (5, [])
+    for function in (noisy_outside_of_jax, noisy_by_a_number):
+        with refused(f"the noise of {function.__name__} does not follow from its key"):
+            check_classifier(wrap(function, stochastic=True), EXAMPLES)
+
+
+def test_an_optional_key_is_passed_to_a_stochastic_function():
+    def function(images, key=None):
+        return LOGITS if key is None else noisy(key, images)
+
+    assert check_classifier(wrap(function), EXAMPLES) == (5, [])
     assert check_classifier(wrap(function, stochastic=True), EXAMPLES) == (5, [])
+
+
+def test_declared_noise_that_is_absent_is_a_warning():
+    _, (warning,) = check_classifier(wrap(lambda images: LOGITS, stochastic=True), EXAMPLES)
+    assert warning.startswith("model is declared stochastic, but two forward passes")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_at_axis_1_are_named_if_the_model_fails(channels):
+    images = np.zeros((8, channels, 6, 6), np.float32)
+
+    def function(images):
+        return images @ jnp.zeros((channels, 5))
+
+    with refused("to have their channels at axis 1: pass images.transpose(0, 2, 3, 1)"):
+        check_classifier(wrap(function), check_examples(images, CLASSES))
+    flat = wrap(lambda images: images.reshape(8, -1)[:, :5])
+    assert check_classifier(flat, check_examples(images, CLASSES)) == (5, [])
 
 
 def test_rounding_is_no_noise():

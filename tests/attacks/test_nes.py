@@ -166,7 +166,8 @@ def test_chunk_size_divides_the_number_of_samples(monkeypatch):
     assert choose_chunk_size(LOGITS_FN, 100, None, 512) == 2
     assert choose_chunk_size(LOGITS_FN, 100, 7, 512) == 4
     assert choose_chunk_size(LOGITS_FN, 100, 1000, 512) == 100
-    assert choose_chunk_size(BlackBox(len), 100, None, 512) == 100
+    assert choose_chunk_size(BlackBox(len), 100, None, 20) == 100
+    assert choose_chunk_size(BlackBox(len), 100, None, 128) == 10  # 2048 images, 16 each
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert choose_chunk_size(LOGITS_FN, 100, None, 512) == 10  # 16 fit, 10 divide
     assert choose_chunk_size(LOGITS_FN, 100, None, 10**6) == 2

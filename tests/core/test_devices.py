@@ -104,12 +104,21 @@ import jaxadv
 from jaxadv.core import devices
 devices.num_cores = lambda: 7
 print(jaxadv.set_up_cpu(), os.environ.get("XLA_FLAGS") == flags)
-jaxadv.evaluate(len, [], [], eps=0.1)
+images = jax.numpy.zeros((2, 4, 4, 1))
+sums = lambda images: images.sum((1, 2)) * jax.numpy.array([[1.0, -1.0]])
+search = {"a": {"attack": "random_search", "num_queries": 1}}
+options = {"attacks": search, "eps": 0.1, "progress": False}
+jaxadv.evaluate(sums, images, [0, 0], **options)
+os.write(2, b"black box")
+box = jaxadv.BlackBox(lambda images: [[1, 0]] * len(images))
+jaxadv.evaluate(box, images, [0, 0], **options)
 """
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     finished = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert finished.stdout.split() == ["False", "True"]
-    assert "JAX has started with 1 CPU device(s)" in finished.stderr
-    assert "call jaxadv.set_up_cpu() before anything else uses JAX" in finished.stderr
+    in_jax, outside = finished.stderr.split("black box")
+    assert "JAX has started with 1 CPU device(s) on 7 cores" in in_jax
+    assert "call jaxadv.set_up_cpu() before anything else uses JAX" in in_jax
+    assert "JAX has started" not in outside  # it uses one device anyway

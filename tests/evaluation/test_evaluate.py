@@ -1,5 +1,6 @@
 """`jaxadv.evaluate` on models from outside of this project: closed forms, black boxes, errors."""
 
+import inspect
 import json
 import re
 
@@ -190,28 +191,89 @@ def test_the_result_as_text_as_html_and_as_a_page(tmp_path):
         result.save(tmp_path / "report.pdf")
 
 
-def test_an_interrupted_evaluation_resumes_and_another_model_does_not(tmp_path, monkeypatch):
-    attacks = {**PGD, "square": {"attack": "square", "num_queries": 30}}
-    whole = evaluate(attacks=attacks)
-    run_attack = jaxadv.evaluation.suite.run_attack
-    calls = []
+SEARCHES = {**PGD, "square": {"attack": "square", "num_queries": 30}}
 
-    def interrupted(model, split, attack, *args, **kwargs):
-        calls.append(attack.name)
-        if attack.name == "square" and calls.count("square") == 1:
+
+@pytest.fixture
+def interrupted(monkeypatch, tmp_path):
+    """Return the folder of an evaluation that was interrupted in its second attack."""
+    run_attack = jaxadv.evaluation.suite.run_attack
+
+    def interrupt(model, split, attack, *args, **kwargs):
+        if attack.name == "square":
             raise KeyboardInterrupt
         return run_attack(model, split, attack, *args, **kwargs)
 
-    monkeypatch.setattr(jaxadv.evaluation.suite, "run_attack", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(attacks=attacks, cache=tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(jaxadv.evaluation.suite, "run_attack", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(attacks=SEARCHES, cache=tmp_path)
     assert (tmp_path / "pgd%2F0.06.npz").exists()
-    again = evaluate(attacks=attacks, cache=tmp_path)
+    return tmp_path
+
+
+def test_an_interrupted_evaluation_resumes(interrupted):
+    # The time of the record shows that it is read, and not made again.
+    with np.load(interrupted / "pgd%2F0.06.npz") as record:
+        arrays = dict(record)
+    np.savez(interrupted / "pgd%2F0.06.npz", **{**arrays, "seconds": np.asarray(1000.0)})
+    whole, again = evaluate(attacks=SEARCHES), evaluate(attacks=SEARCHES, cache=interrupted)
+    assert again.attacks["pgd/0.06"].seconds > 1000
     for name, array in whole.examples.to_arrays().items():
         np.testing.assert_array_equal(again.examples.to_arrays()[name], array, err_msg=name)
-    with pytest.warns(UserWarning, match="another task"):
-        other = evaluate(lambda images: logits_fn(images + 0.01), attacks=PGD, cache=tmp_path)
-    assert not np.allclose(other.examples.margins, again.examples.margins, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": lambda images: logits_fn(images + 0.01)}, "another task|another model"),
+        ({"eps": 0.06 + 1e-9}, "another task"),
+        ({"seed": 1}, "another task"),
+        ({"labels": 1 - SPLIT.labels}, "another task"),
+    ],
+    ids=["model", "eps", "seed", "labels"],
+)
+def test_another_evaluation_does_not_resume(interrupted, changes, message):
+    with pytest.warns(UserWarning, match=message):
+        found = evaluate(attacks=SEARCHES, cache=interrupted, **changes)
+    fresh = evaluate(attacks=SEARCHES, **changes)
+    np.testing.assert_array_equal(found.examples.margins, fresh.examples.margins)
+    for key, attacked in fresh.examples.attacks.items():
+        np.testing.assert_array_equal(found.examples.attacks[key].margins, attacked.margins)
+
+
+def test_a_finished_search_is_not_repeated(tmp_path):
+    queried = []
+
+    def predict(images):
+        queried.append(len(images))
+        return probabilities(images)
+
+    attacks = {"square": {**SEARCHES["square"], "share": np.float32(0.5)}}
+    first = evaluate(jaxadv.BlackBox(predict), attacks=attacks, cache=tmp_path)
+    all_queries, spent = sum(queried), first.examples.attacks["square/0.06"].queries.sum()
+    queried.clear()
+    evaluate(jaxadv.BlackBox(predict), attacks=attacks, cache=tmp_path)
+    assert sum(queried) == all_queries - spent
+
+
+def test_a_random_server_resumes(tmp_path):
+    generator = np.random.default_rng(0)
+
+    def predict(images):
+        return probabilities(images + generator.normal(0, 0.05, images.shape))
+
+    options = {"attacks": {"square": SEARCHES["square"]}, "cache": tmp_path, "stochastic": True}
+    evaluate(jaxadv.BlackBox(predict), **options)
+    evaluate(jaxadv.BlackBox(predict), **options)  # a warning would be an error
+
+
+def test_in_a_notebook_the_text_is_plain_and_nothing_is_displayed(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", None)
+    result = evaluate(class_names=np.array(["dark", "light"]))
+    assert "\x1b" not in str(result)
+    assert "worst case" in result._repr_html_()
 
 
 ERRORS = {
@@ -229,7 +291,22 @@ ERRORS = {
     "another norm": ({"norm": "l3"}, "norm is 'l3': it must be one of linf, l2"),
     "a batch size of 0": ({"batch_size": 0}, "batch_size is 0"),
     "floats beyond the bounds": ({"images": IMAGES * 255}, r"pass bounds, such as bounds=\(0, 255"),
-    "bounds without order": ({"bounds": (1, 0)}, "bounds are"),
+    "bounds without order": ({"bounds": (1, 0)}, r"bounds is \(1, 0\): pass the smallest"),
+    "eps in bytes": ({"eps": 8}, "eps is 8, more than the range of pixel values: write 8/255"),
+    "eps as text": ({"eps": "8/255", "attacks": "standard"}, "eps is 8/255: it must be a tuple"),
+    "two radii of one name": (
+        {"eps": (0.03137, 8 / 255), "attacks": "black_box"}, "the same first four digits",
+    ),
+    "a list of attacks": ({"attacks": ["pgd"]}, r"attacks is \['pgd'\]: pass the name of a suite"),
+    "a name for an attack": ({"attacks": {"a": "pgd"}}, "pass the name of a suite, or a mapping"),
+    "bounds of bytes for a wrapped model": (
+        {"model": jaxadv.wrap(logits_fn), "images": SPLIT.images, "bounds": (0, 255)},
+        r"write jaxadv\.wrap\(model, bounds=\(0, 255\)\)",
+    ),
+    "images with NaN": ({"images": IMAGES * np.nan}, "50 of 50 images contain NaN"),
+    "a failing model": (
+        {"model": jaxadv.Classifier(lambda key, x: 1 / 0)}, "model fails on images of shape",
+    ),
     "class names": ({"class_names": ("a",)}, "has 1 names, but the model has 2 classes"),
     "a noise": (
         {"attacks": {"a": {**PGD["pgd"], "noise": "off"}}}, r"attacks\.a\.noise is 'off': only",
@@ -244,8 +321,10 @@ ERRORS = {
 
 @pytest.mark.parametrize(("changes", "message"), ERRORS.values(), ids=ERRORS)
 def test_mistakes_are_one_line_that_says_what_to_write(changes, message):
+    arguments = {"model": logits_fn, "images": IMAGES, "labels": SPLIT.labels, "attacks": PGD}
+    arguments |= {"eps": 0.06, "progress": False, **changes}
     with pytest.raises(UserError, match=message) as raised:
-        evaluate(**changes)
+        inspect.unwrap(jaxadv.evaluate)(**arguments)  # without the type checks of the tests
     assert "\n" not in str(raised.value)
 
 

@@ -103,7 +103,7 @@ def test_rounding_errors_are_clipped(convert):
     [
         (BYTES.astype(np.float32), "float32 with values from 0 to 255: use floats from 0 to 1"),
         (BYTES / 127.5 - 1, "with values from -1 to 1: "),
-        (np.full((1, 2, 2, 1), np.nan), "with values from nan to nan: "),
+        (np.full((1, 2, 2, 1), np.nan), "1 of 1 images contain NaN, the first is number 0: "),
         (BYTES.astype(np.int32), "the images are int32: use uint8 from 0 to 255"),
         (BYTES > 100, "the images are bool: "),
         (BYTES[..., 0], r"shape \(4, 8, 8\): .* one channel for grayscale images"),
