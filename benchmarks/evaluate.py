@@ -61,7 +61,7 @@ def main() -> None:
     labels = data["test_labels"][: options.num_examples].astype(np.int32)
     result = jaxadv.evaluate(classifier, images, labels, eps=EPS, progress=False)
     print(result)
-    model = models_of(classifier, HostBatch(images, labels), BATCH)["on"]
+    model = models_of(classifier, HostBatch(images, labels))["on"]
     correct = np.flatnonzero(result.examples.predictions == labels)
     attacks = named_suite("standard", (EPS,), "linf", False)
 

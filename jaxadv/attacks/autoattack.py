@@ -19,7 +19,7 @@ from jaxadv.attacks.batching import (
     in_batches,
     map_batches,
     search_size,
-    traced_for_searches,
+    trace_in_batches,
 )
 from jaxadv.attacks.checks import check_arguments, check_classes, check_inputs
 from jaxadv.attacks.ensemble import CLEAN, AutoAttackResult, Stage, run_ensemble
@@ -125,9 +125,7 @@ def autoattack(
     inputs = check_inputs(key, images, labels, None, example_ids)
     if not all(map(is_concrete, jax.tree.leaves(inputs))):
         raise ValueError("autoattack cannot run inside of jit or grad: call it outside")
-    model = traced_for_searches(
-        logits_fn, inputs.key, inputs.images.shape[1:], inputs.images.dtype, batch_size
-    )
+    model = trace_in_batches(logits_fn, inputs.key, inputs.images.shape[1:], inputs.images.dtype)
     examples = Examples(*map(np.asarray, (inputs.images, inputs.labels, inputs.example_ids)))
     num_classes = count_classes(model, examples, batch_size)
     check_classes("labels", inputs.labels, num_classes)

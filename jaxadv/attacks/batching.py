@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, MutableMapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,9 +23,10 @@ from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 ResumeCache = MutableMapping[str, dict[str, np.ndarray]]
 """Named arrays that survive the program, so that an interrupted attack resumes from them."""
 
-# Batch size of searches as a share of that of the evaluation: smaller batches have fewer idle
-# rows, and are as fast on a CPU. When few examples are left, a share of that again.
-_SEARCH_SHARE, _TAIL_SHARE = 16, 8
+# Largest batch size of searches as a share of that of the evaluation: smaller batches have fewer
+# idle rows, and are as fast on a CPU. Fewer examples take multiples of a share of that, because
+# idle rows cost more than further compilations; a few take the smallest share.
+_SEARCH_SHARE, _STEP_SHARE, _TAIL_SHARE = 16, 4, 8
 _SMALL_CALL = 32  # images per call of a model outside of JAX, at least
 _SECONDS_BETWEEN_SAVES = 30
 # Queries per example after which the fooled examples leave the batch. A model outside of JAX may be
@@ -39,7 +40,7 @@ class Model(NamedTuple):
     Attributes:
       make_logits_fn: `(context, example_ids) -> logits_fn`; static: one function object for all
         models that differ only in their context.
-      context: arrays that every device gets in full, such as weights.
+      context: arrays that every device gets in full, such as weights; or `Traces`.
       on_host: whether the logits function calls Python, see `host_calls`. Then everything runs on
         one device, and the Python object must stay alive.
     """
@@ -47,6 +48,10 @@ class Model(NamedTuple):
     make_logits_fn: Callable[[PyTree, Int[Array, "share"]], LogitsFn]
     context: PyTree
     on_host: bool = False
+
+    def context_for(self, batch_size: int) -> PyTree:
+        """Return the context for batches of a size, over all devices together."""
+        return self.context[batch_size] if isinstance(self.context, Traces) else self.context
 
 
 class Examples(NamedTuple):
@@ -67,21 +72,48 @@ class Examples(NamedTuple):
         return Examples(*(array[rows] for array in self))
 
 
-def traced_for_searches(
+class Traces:
+    """The traces of a logits function by batch size, each made when it is first used."""
+
+    def __init__(self, trace: Callable[[int], TracedModel], on_host: bool) -> None:
+        """Store `trace`, a function of the number of images of a device."""
+        self._trace, self._on_host = trace, on_host
+        self._traced: dict[tuple[int, str], dict[str, TracedModel]] = {}
+        # By the id of an array: the array, and its copies on all devices.
+        self._placed: dict[int, tuple[Array, Array]] = {}
+
+    def __getitem__(self, batch_size: int) -> dict[str, TracedModel]:
+        """Return the traces by precision: that of now, and the highest, which searches use."""
+        key = batch_size, str(_precision())
+        if key not in self._traced:
+            self._traced[key] = self._trace_at_precisions(_share(batch_size, self._on_host))
+        return self._traced[key]
+
+    def _trace_at_precisions(self, share: int) -> dict[str, TracedModel]:
+        traced = {}
+        for precision in {_precision(), "highest"}:
+            with jax.default_matmul_precision(precision):
+                traced[str(precision)] = self._trace(share)
+        return traced if self._on_host else jax.tree.map(self._place, traced)
+
+    def _place(self, array: Array) -> Array:
+        """Return an array on all devices; all traces hold the same arrays, which go there once."""
+        if id(array) not in self._placed:
+            self._placed[id(array)] = array, replicate(array)
+        return self._placed[id(array)][1]
+
+
+def trace_in_batches(
     logits_fn: LogitsFn | BlackBox,
     key: PRNGKey,
     image_shape: tuple[int, ...],
     dtype: Any,
-    batch_size: int,
     *,
-    other_sizes: Collection[int] = (),
     gradients: bool = True,
 ) -> Model:
-    """Return a logits function as a model for searches.
+    """Return a logits function as a model for attacks over all devices.
 
-    The function is traced for each batch size that `search_survivors` uses and for the other given
-    ones, and also at full precision, which success checks use. If it calls Python, it must stay
-    alive as long as the model.
+    It is traced for each batch size. If it calls Python, it must stay alive as long as the model.
 
     Args:
       logits_fn: `(key, images) -> logits`, or for black-box attacks a `BlackBox` whose number of
@@ -89,8 +121,6 @@ def traced_for_searches(
       key: a key of the type that the function will be called with.
       image_shape: (height, width, channels).
       dtype: of the images.
-      batch_size: over all devices together.
-      other_sizes: batch sizes besides those of searches.
       gradients: whether the attacks differentiate the model.
 
     Raises:
@@ -103,29 +133,14 @@ def traced_for_searches(
         images = jax.ShapeDtypeStruct((share, *image_shape), dtype)
         return trace_model(logits_fn, key, images, gradients=gradients)
 
-    on_host = trace(_share(search_size(batch_size))).calls_host
-    sizes = {search_size(batch_size, left, on_host=on_host) for left in (None, 1)}
-    sizes |= {*other_sizes}
-    traced: dict[tuple[int, str], TracedModel] = {}
-    for share in sorted(_share(size, on_host) for size in sizes):
-        for precision in {_precision(), "highest"}:
-            with jax.default_matmul_precision(precision):
-                traced[share, str(precision)] = trace(share)
-    if on_host:
-        return Model(_traced_for_share, traced, on_host)
-    # All of them hold the same arrays, which go to each device once.
-    leaves, structure = jax.tree.flatten(traced)
-    placed = {id(leaf): replicate(leaf) for leaf in leaves}
-    context = jax.tree.unflatten(structure, [placed[id(leaf)] for leaf in leaves])
-    return Model(_traced_for_share, context)
+    on_host = trace(1).calls_host
+    return Model(_traced, Traces(trace, on_host), on_host)
 
 
-def _traced_for_share(
-    context: dict[tuple[int, str], TracedModel], ids: Int[Array, "share"]
-) -> LogitsFn:
+def _traced(context: dict[str, TracedModel], ids: Int[Array, "share"]) -> LogitsFn:
     def logits_fn(key: PRNGKey, images: Images) -> Array:
         # Read when called: a search raises the precision after it was given this function.
-        return context[len(ids), str(_precision())](key, images)
+        return context[str(_precision())](key, images)
 
     return logits_fn
 
@@ -160,7 +175,8 @@ def attack_batch(
     traced = {name: value for name, value in given.items() if name in spec.traced}
     static = tuple((name, value) for name, value in given.items() if name not in traced)
     step = _attack_step(spec, model.make_logits_fn, static, model.on_host)
-    return step(model.context, key, traced, *examples, resume)
+    context = model.context_for(len(examples.labels))
+    return step(context, key, traced, *examples, resume)
 
 
 def attack_in_batches(
@@ -322,11 +338,11 @@ def seconds_spent(cache: ResumeCache | None, name: str = "") -> float:
 
 def in_batches(step: Callable, model: Model, size: int, key: PRNGKey, examples: Examples) -> Any:
     """Return the output of a compiled step for all examples, in numpy arrays."""
-    parts = []
+    parts, context = [], model.context_for(size)
     for rows, _ in padded_batches(np.arange(len(examples.labels)), size):
         batch = [np.resize(array[rows], (size, *array.shape[1:])) for array in examples]
         kept = slice(len(rows))
-        output = step(model.context, key, *batch)
+        output = step(context, key, *batch)
         parts.append(jax.tree.map(lambda array, kept=kept: array[kept], output))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -350,9 +366,10 @@ def _initial_result(
 
 def count_classes(model: Model, examples: Examples, batch_size: int) -> int:
     """Return the number of logits of the model."""
-    share = _share(search_size(batch_size, on_host=model.on_host), model.on_host)
+    size = search_size(batch_size, on_host=model.on_host)
+    share = _share(size, model.on_host)
     images = jax.ShapeDtypeStruct((share, *examples.images.shape[1:]), examples.images.dtype)
-    logits_fn: Any = model.make_logits_fn(model.context, jnp.arange(share))
+    logits_fn: Any = model.make_logits_fn(model.context_for(size), jnp.arange(share))
     if isinstance(logits_fn, BlackBox):
         logits_fn = trace_black_box(logits_fn)
     return jax.eval_shape(logits_fn, jax.random.key(0), images).shape[1]
@@ -364,8 +381,14 @@ def search_size(batch_size: int, left: int | None = None, *, on_host: bool = Fal
         # Large calls are faster outside of JAX, unless their rows are idle.
         small = min(max(batch_size // _TAIL_SHARE, _SMALL_CALL), batch_size)
         return min(batch_size, small, key=lambda size: -(-(left or batch_size) // size) * size)
-    size = divisible_size(batch_size // _SEARCH_SHARE)
-    return divisible_size(size // _TAIL_SHARE) if left is not None and left <= size // 2 else size
+    largest = divisible_size(batch_size // _SEARCH_SHARE)
+    if left is None:
+        return largest
+    smallest, step = (divisible_size(largest // share) for share in (_TAIL_SHARE, _STEP_SHARE))
+    if left <= smallest:
+        return smallest
+    in_a_batch = -(-left // -(-left // largest))  # with as few batches as possible
+    return min(-(-in_a_batch // step) * step, largest)
 
 
 def write_rows(result: AttackResult, rows: np.ndarray | slice, part: AttackResult) -> None:

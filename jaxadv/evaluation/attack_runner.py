@@ -145,7 +145,12 @@ def score_images(
         numbers = np.resize(ids[rows], len(padded))
         batch = np.resize(images[rows], (len(padded), *images.shape[1:]))
         score = step(
-            model.context, seed, batch, split.images[numbers], split.labels[numbers], numbers
+            model.context_for(len(padded)),
+            seed,
+            batch,
+            split.images[numbers],
+            split.labels[numbers],
+            numbers,
         )
         scores.append([array[: len(rows)] for array in score])
         if bar is not None:

@@ -19,10 +19,10 @@ from jaxadv.adapters.checks import check_classifier, check_examples, outputs_of,
 from jaxadv.adapters.classifier import Classifier
 from jaxadv.adapters.conversion import make_conversion
 from jaxadv.adapters.wrap import wrap
-from jaxadv.attacks.batching import Model, ResumeCache, seconds_spent, traced_for_searches
+from jaxadv.attacks.batching import Model, ResumeCache, seconds_spent, trace_in_batches
 from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.checks import check_arguments
-from jaxadv.core.devices import divisible_size, num_cores, set_up_cpu, whole_batch
+from jaxadv.core.devices import divisible_size, num_cores, set_up_cpu
 from jaxadv.core.files import user_path
 from jaxadv.core.results import CheckpointSource, Evaluation
 from jaxadv.core.types import HostBatch, UserError
@@ -198,7 +198,7 @@ def run_evaluation(
     began = time.monotonic() - seconds_spent(cache)
     with jax.default_matmul_precision(precision):
         results, examples = run_attack_suite(
-            models_of(classifier, split, batch_size),
+            models_of(classifier, split),
             split,
             attacks,
             stochastic=classifier.stochastic,
@@ -226,20 +226,15 @@ def run_evaluation(
     return EvaluationResult(evaluation, examples)
 
 
-def models_of(classifier: Classifier, split: HostBatch, batch_size: int) -> Mapping[str, Model]:
-    """Return a classifier as an attack suite takes it, by noise.
-
-    A function is traced once for each batch size of the suite.
-    """
+def models_of(classifier: Classifier, split: HostBatch) -> Mapping[str, Model]:
+    """Return a classifier as an attack suite takes it, by noise."""
     if classifier.noises is not None:
         return classifier.noises
-    model = traced_for_searches(
+    model = trace_in_batches(
         classifier.logits_fn,
         jax.random.key(0),
         split.images.shape[1:],
         jnp.float32,
-        batch_size,
-        other_sizes=(whole_batch(batch_size, len(split.labels)),),
         gradients=not isinstance(classifier.logits_fn, BlackBox),
     )
     if not model.on_host:

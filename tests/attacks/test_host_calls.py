@@ -22,7 +22,7 @@ from jaxadv.attacks.batching import (
     map_batches,
     search_size,
     search_survivors,
-    traced_for_searches,
+    trace_in_batches,
 )
 from jaxadv.attacks.host_calls import run_with_host_calls
 from jaxadv.attacks.host_model import HostModel
@@ -439,7 +439,7 @@ def test_autoattack_on_host_models(monkeypatch):
 def test_gradient_attacks_refuse_black_boxes():
     images, _ = problem()
     with pytest.raises(ValueError, match="a BlackBox, which has no gradients"):
-        traced_for_searches(BlackBox(probabilities), KEY, images.shape[1:], images.dtype, 16)
+        trace_in_batches(BlackBox(probabilities), KEY, images.shape[1:], images.dtype)
 
 
 @pytest.mark.parametrize("name", ["square", "nes"])
@@ -452,10 +452,8 @@ def test_searches_on_black_boxes(name, batch_size):
         return probabilities(images)
 
     images, labels = problem()
-    model = traced_for_searches(
-        BlackBox(predict, num_classes=5), KEY, images.shape[1:], images.dtype, batch_size,
-        gradients=False,
-    )  # fmt: skip
+    box = BlackBox(predict, num_classes=5)
+    model = trace_in_batches(box, KEY, images.shape[1:], images.dtype, gradients=False)
     examples = Examples(np.asarray(images), np.asarray(labels), np.arange(10))
     assert count_classes(model, examples, batch_size) == 5
     arguments = {**CALLS[name], "num_queries": 40}
@@ -491,7 +489,7 @@ def test_batches_on_the_host_have_few_idle_rows():
 def test_attacks_of_fixed_cost_on_host_models():
     images, labels = problem()
     counted = Counted()
-    model = traced_for_searches(counted.model, KEY, images.shape[1:], images.dtype, 4)
+    model = trace_in_batches(counted.model, KEY, images.shape[1:], images.dtype)
     assert model.on_host
     examples = Examples(np.asarray(images), np.asarray(labels), np.arange(10))
     found = attack_in_batches(ATTACKS["pgd"], KEY, model, examples, CALLS["pgd"], batch_size=4)

@@ -157,10 +157,9 @@ def test_robust_examples_are_packed_into_fewer_and_finally_smaller_batches(probl
     assert sorted(set(spent)) == [0, 23, 56]  # no segment runs twice
     assert left[2] < left[1] < 50
     assert sum(sizes[4:]) < sum(left[1:]) + 2 * 16
-    monkeypatch.setattr(batching, "_TAIL_SHARE", 4)
     sizes.clear()
-    run(problem, "nes", batch_size=32, ids=ALL[:8], num_queries=90)
-    assert set(sizes) == {4}  # too few for a batch of 16
+    run(problem, "nes", batch_size=32, ids=ALL[:7], num_queries=90)
+    assert max(sizes) == 8  # too few for a batch of 16
 
 
 def test_the_progress_bar_counts_spent_and_saved_queries(problem):
@@ -189,6 +188,17 @@ def test_noise_samples_of_the_weights_may_be_computed_in_chunks():
         return run_attack(on, split, pgd, np.arange(4), 4, seed=0).images
 
     np.testing.assert_allclose(run(2), run(1), atol=1e-5)
+
+
+def test_sizes_of_batches_leave_few_rows_idle():
+    sizes = {left: batching.search_size(512, left) for left in range(1, 200)}
+    assert set(sizes.values()) == {4, 8, 16, 24, 32}
+    idle = {left: -(-left // size) * size - left for left, size in sizes.items()}
+    assert max(idle[left] / left for left in range(33, 200)) < 0.5
+    assert np.mean([idle[left] / left for left in range(17, 200)]) < 0.14
+    # Never more batches than of the largest size.
+    assert all(-(-left // size) == -(-left // 32) for left, size in sizes.items())
+    assert batching.search_size(512) == 32
 
 
 def test_no_examples_give_an_empty_result(problem):

@@ -293,7 +293,7 @@ def test_a_server_that_answers_probabilities(trained, classifier, monkeypatch, t
     assert result.warnings[0].startswith("The model is a black box, so the attacks that need gra")
     correct = int(result.clean.accuracy * 16)
     spent = sum(found.queries.sum() for found in result.examples.attacks.values())
-    # The answers are checked on 8 images twice, and the cache compares all 16 images; then the clean
+    # The answers are checked on 8 images twice, and the cache compares all 16 images. The clean
     # images are scored twice, and the attacked ones once for each attack.
     assert sum(queried) == spent + 2 * 8 + 16 + 2 * 16 + 2 * correct
     assert result.attacks["square/0.1"].query_cost.over_queries
