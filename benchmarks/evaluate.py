@@ -2,16 +2,18 @@
 
     python benchmarks/evaluate.py mnist.npz --out results/performance
 
-A plain Flax network is evaluated by the suite "standard". Beside it the same attacks run alone, on
-the same images and in the same batches. Runs are interleaved, after a warm-up that compiles. The
-data is a file with the arrays `train_images`, `train_labels`, `test_images` and `test_labels` of
-MNIST: 28 x 28 bytes, and classes.
+A plain Flax network is evaluated by the suite "standard", and by FGSM alone. Beside it the same
+attacks run alone, on the same images and in the same batches. Runs alternate, after a warm-up that
+compiles. The data is a file with the arrays `train_images`, `train_labels`, `test_images` and
+`test_labels` of MNIST: 28 x 28 bytes, and classes.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,32 +67,47 @@ def main() -> None:
     correct = np.flatnonzero(result.examples.predictions == labels)
     attacks = named_suite("standard", (EPS,), "linf", False)
 
-    def evaluate() -> None:
-        jaxadv.evaluate(classifier, images, labels, eps=EPS, progress=False)
+    fgsm = {"fgsm": {"attack": "fgsm"}}
 
-    def attack() -> None:
+    def evaluate(suite: Any = "standard") -> None:
+        jaxadv.evaluate(classifier, images, labels, attacks=suite, eps=EPS, progress=False)
+
+    def attack(names: Collection[str] = ()) -> None:
         for one in attacks:
-            run_attack(model, HostBatch(images, labels), one, correct, BATCH, seed=0)
+            if one.name in names or not names:
+                run_attack(model, HostBatch(images, labels), one, correct, BATCH, seed=0)
 
-    seconds: dict[str, list[float]] = {"attacks": [], "evaluate": []}
-    attack()  # the warm-up; that of evaluate is above
-    for _ in range(options.repetitions):
-        for name, work in (("attacks", attack), ("evaluate", evaluate)):
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-    ratios = np.divide(seconds["evaluate"], seconds["attacks"])
+    attack()  # the warm-up; that of the suite is above
+    evaluate(fgsm)
+    suite = _alternate(options.repetitions, attack, evaluate)
+    single = _alternate(options.repetitions, lambda: attack(["fgsm"]), lambda: evaluate(fgsm))
+    ratios = np.divide(suite["evaluate"], suite["attacks"])
+    extra = np.subtract(single["evaluate"], single["attacks"])
     content = {
         "num_examples": len(labels),
-        "seconds": seconds,
+        "seconds": suite,
         "ratio": float(np.median(ratios)),
         "range": [float(ratios.min()), float(ratios.max())],
+        "seconds_fgsm_alone": single,
+        "extra_seconds_of_fgsm_alone": float(np.median(extra)),
         "provenance": provenance(time.monotonic() - began),
     }
     print(f"evaluate takes {content['ratio']:.3f} times its attacks ({ratios.round(3)})")
+    print(f"with FGSM alone it takes {np.median(extra):.2f} s more than the attack")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "evaluate.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _alternate(repetitions: int, attacks: Callable, evaluate: Callable) -> dict[str, list[float]]:
+    """Return the seconds of both, measured alternately."""
+    seconds: dict[str, list[float]] = {"attacks": [], "evaluate": []}
+    for _ in range(repetitions):
+        for name, work in (("attacks", attacks), ("evaluate", evaluate)):
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def _train(images: np.ndarray, labels: np.ndarray) -> jaxadv.Classifier:

@@ -80,7 +80,7 @@ def check_classifier(classifier: Classifier, examples: HostBatch) -> tuple[int, 
             f"{name} returns other logits when it is called again: switch dropout off (evaluation "
             "mode), or pass stochastic=True if its noise is a defence"
         )
-    if varies and not (is_black_box or _calls_host(classifier, images)):
+    if varies and not runs_outside_of_jax(classifier, images):
         again = outputs_of(classifier, 1, images)
         if bool(outputs_differ(jnp.stack([second, again])).any()):
             raise UserError(
@@ -121,8 +121,8 @@ def outputs_of(classifier: Classifier, seed: int, images: np.ndarray) -> jax.Arr
     except Exception as error:
         if _looks_channels_first(images.shape):
             raise UserError(
-                f"{classifier.name} fails on images of shape {images.shape}, which seem to have "
-                "their channels at axis 1: pass images.transpose(0, 2, 3, 1)"
+                f"{classifier.name} fails on images of shape {images.shape} ({reason(error)}). "
+                "They seem to have their channels at axis 1: pass images.transpose(0, 2, 3, 1)"
             ) from error
         if isinstance(error, UserError):
             raise
@@ -133,7 +133,10 @@ def outputs_of(classifier: Classifier, seed: int, images: np.ndarray) -> jax.Arr
         ) from error
 
 
-def _calls_host(classifier: Classifier, images: np.ndarray) -> bool:
+def runs_outside_of_jax(classifier: Classifier, images: np.ndarray) -> bool:
+    """Return whether a model is a `BlackBox`, or calls one of another framework."""
+    if isinstance(classifier.logits_fn, BlackBox):
+        return True
     floats = to_float(jnp.asarray(images))
     model = trace_model(classifier.logits_fn, jax.random.key(0), floats, gradients=False)
     return model.calls_host

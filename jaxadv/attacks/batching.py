@@ -1,5 +1,6 @@
 """Run an attack on many examples, in batches over all devices, which fooled examples leave."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, MutableMapping
@@ -81,6 +82,7 @@ class Traces:
         self._traced: dict[tuple[int, str], dict[str, TracedModel]] = {}
         # By the id of an array: the array, and its copies on all devices.
         self._placed: dict[int, tuple[Array, Array]] = {}
+        self._by_content: dict[tuple[Any, ...], Array] = {}  # the copies
 
     def __getitem__(self, batch_size: int) -> dict[str, TracedModel]:
         """Return the traces by precision: that of now, and the highest, which searches use."""
@@ -97,9 +99,18 @@ class Traces:
         return traced if self._on_host else jax.tree.map(self._place, traced)
 
     def _place(self, array: Array) -> Array:
-        """Return an array on all devices; all traces hold the same arrays, which go there once."""
+        """Return an array on all devices, where equal ones of all traces go once.
+
+        A trace makes its own JAX array of each NumPy array.
+        """
         if id(array) not in self._placed:
-            self._placed[id(array)] = array, replicate(array)
+            content: Any = id(array)
+            if not jnp.issubdtype(array.dtype, jax.dtypes.extended):
+                content = hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
+            key = array.shape, array.dtype, content
+            if key not in self._by_content:
+                self._by_content[key] = replicate(array)
+            self._placed[id(array)] = array, self._by_content[key]
         return self._placed[id(array)][1]
 
 
@@ -155,8 +166,9 @@ def _share(size: int, on_host: bool = False) -> int:
 
 
 def _precision() -> str | None:
-    """Return the precision of matrix products that JAX uses here."""
-    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    """Return the precision of matrix products that JAX uses here; "float32" is "highest"."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return "highest" if precision == "float32" else precision
 
 
 def attack_batch(

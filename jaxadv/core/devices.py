@@ -62,7 +62,7 @@ def set_up_cpu() -> bool:
     not affected. Settings in XLA_FLAGS and JAX_NUM_CPU_DEVICES take precedence.
 
     Returns:
-      Whether JAX had not started. Otherwise nothing changes: JAX starts with the first array or
+      False if JAX has started with another number of devices: it starts with the first array or
       computation, and then its devices are fixed.
     """
     flags = os.environ.get("XLA_FLAGS", "")

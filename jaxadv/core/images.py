@@ -35,8 +35,8 @@ def scale_to_unit(
     """
     low, high = bounds
     scaled = images if (low, high) == (0, 1) else (images.astype(np.float64) - low) / (high - low)
-    _refuse_nan(images)
     if jnp.issubdtype(images.dtype, jnp.floating) and outside_of_range(scaled):
+        _refuse_nan(images)
         raise UserError(
             f"the images are {images.dtype} with values from {images.min():.9g} to "
             f"{images.max():.9g}: they must lie in bounds={bounds}; for other values pass bounds, "
@@ -64,8 +64,8 @@ def check_images(images: Array | np.ndarray) -> None:
         return
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"the images are {dtype}: use uint8 from 0 to 255, or floats from 0 to 1")
-    _refuse_nan(images)
     if outside := outside_of_range(images):
+        _refuse_nan(images)
         raise UserError(
             f"the images are {dtype} with values from {outside[0]:.9g} to {outside[1]:.9g}: use "
             "floats from 0 to 1, or uint8 from 0 to 255"
@@ -73,13 +73,12 @@ def check_images(images: Array | np.ndarray) -> None:
 
 
 def _refuse_nan(images: Array | np.ndarray) -> None:
-    if is_concrete(images) and jnp.issubdtype(images.dtype, jnp.floating):
-        broken = np.isnan(np.asarray(images)).reshape(len(images), -1).any(axis=1)
-        if broken.any():
-            raise UserError(
-                f"{broken.sum()} of {len(images)} images contain NaN, the first is number "
-                f"{broken.argmax()}: remove them, or correct their preprocessing"
-            )
+    broken = np.isnan(np.asarray(images)).any(axis=tuple(range(1, images.ndim)))
+    if broken.any():
+        raise UserError(
+            f"{broken.sum()} of {len(images)} images contain NaN, the first is number "
+            f"{broken.argmax()}: remove them, or correct their preprocessing"
+        )
 
 
 def outside_of_range(images: Array | np.ndarray) -> tuple[float, float] | None:

@@ -119,10 +119,12 @@ def check_radii(key: str, eps: Any, norm: str) -> Sequence[float]:
         of pixel values.
     """
     if not isinstance(eps, tuple | list) or not eps:
-        raise UserError(f"{key} is {eps}: it must be a tuple of radii")
+        raise UserError(f"{key} is {eps!r}: it must be a tuple of radii, such as (8 / 255,)")
     for radius in eps:
         is_number = isinstance(radius, int | float) and not isinstance(radius, bool)
-        if not (is_number and RADIUS.is_valid(radius)):
+        if not is_number:
+            raise UserError(f"{key} is {radius!r}: it must be a number, such as 8 / 255")
+        if not RADIUS.is_valid(radius):
             raise UserError(f"{key} is {radius!r}: it must be {RADIUS.words}")
         if norm == "linf" and radius > 1:
             raise UserError(

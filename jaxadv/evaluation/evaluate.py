@@ -7,15 +7,21 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import ArrayLike, Float
 
-from jaxadv.adapters.checks import check_classifier, check_examples, outputs_of, user_errors
+from jaxadv.adapters.checks import (
+    check_classifier,
+    check_examples,
+    outputs_of,
+    runs_outside_of_jax,
+    user_errors,
+)
 from jaxadv.adapters.classifier import Classifier
 from jaxadv.adapters.conversion import make_conversion
 from jaxadv.adapters.wrap import wrap
@@ -88,13 +94,15 @@ def evaluate(
       stochastic: whether two forward passes of the model differ, as with a random defence.
       class_names: shown in the report.
       dataset: name of the data, shown in the report.
-      batch_size: images at a time, over all devices together. Results do not depend on it, provided
+      batch_size: images at a time, over all devices together; NES asks a `BlackBox` for up to 2048
+        at a time. Results do not depend on it, provided
         that the logits of an image do not depend on the other images and the model is
         deterministic.
       seed: of the random starts and of the model's noise.
       cache: folder for intermediate results, from which an interrupted evaluation resumes. It stays
-        when the evaluation is complete; a call with a model of other outputs on the first 256
-        images, or with other arguments, empties it.
+        when the evaluation is complete: delete it then. Other images, attacks or seeds, another
+        version of this package, or a model of other outputs on the first 256 images empty it. A
+        model that differs elsewhere, such as in its gradients alone, needs another folder.
       progress: whether to show a progress bar.
 
     Returns:
@@ -123,7 +131,7 @@ def evaluate(
     elif split.images.dtype == np.uint8 and tuple(bounds) != (0, 1):
         raise UserError(
             f"the images are uint8 and the model is wrapped, so bounds={bounds} has no effect: "
-            f"write jaxadv.wrap(model, bounds={bounds})"
+            "pass bounds to the jaxadv.wrap that made the model, if it expects such pixels"
         )
     classifier = replace(model, stochastic=model.stochastic or stochastic)
     num_classes, notes = check_classifier(classifier, split)
@@ -140,14 +148,15 @@ def evaluate(
         suite, skipped = _without_gradients(suite)
         notes = [*notes, *skipped]
     check_suite(suite, num_classes, "attacks")
-    with _resume_cache(cache, classifier, split, suite, seed) as records:
+    size = divisible_size(batch_size)
+    with _resume_cache(cache, classifier, split, suite, num_classes, size, seed) as records:
         return run_evaluation(
             classifier,
             split,
             suite,
             class_names=names,
             dataset=dataset,
-            batch_size=divisible_size(batch_size),
+            batch_size=size,
             seed=seed,
             progress=progress,
             cache=records,
@@ -249,7 +258,7 @@ def _warn_of_idle_cores() -> None:
         warnings.warn(
             f"JAX has started with {jax.device_count()} CPU device(s) on {num_cores()} cores: to "
             "use all cores, call jaxadv.set_up_cpu() before anything else uses JAX",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -295,6 +304,8 @@ def _to_python(value: Any, *, as_tuple: bool = False) -> Any:
     """Return NumPy numbers and arrays as Python values; a single one as a tuple if asked."""
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         value = np.asarray(value).tolist()
+    if isinstance(value, list | tuple):
+        value = type(value)(map(_to_python, value))
     if as_tuple and isinstance(value, int | float):
         return (value,)
     return tuple(value) if as_tuple and isinstance(value, list) else value
@@ -325,12 +336,14 @@ def _resume_cache(
     classifier: Classifier,
     split: HostBatch,
     attacks: Sequence[ConfiguredAttack],
+    num_classes: int,
+    batch_size: int,
     seed: int,
 ) -> Iterator[ResumeCache | None]:
     """Open the resume cache of an evaluation, and lock its folder.
 
-    Records of other arguments, or of a model with other outputs, are deleted. The outputs of a
-    stochastic model outside of JAX are always others, and are not compared.
+    Records of other arguments, of another version of this package, or of a model with other outputs
+    are deleted.
     """
     if folder is None:
         yield None
@@ -340,17 +353,35 @@ def _resume_cache(
     for array in (split.images, split.labels):
         digest.update(np.ascontiguousarray(array).tobytes())
     described = [[one.key, one.eps, one.attack, one.noise, dict(one.arguments)] for one in attacks]
-    task = [digest.hexdigest(), described, classifier.name, classifier.stochastic, seed]
+    model = [classifier.name, num_classes, classifier.stochastic]
+    task = [digest.hexdigest(), described, model, seed, version("jaxadv"), source_version()]
     with locked(folder, "cache"):
         records = DiskCache(folder, task)
-        outputs = np.asarray(outputs_of(classifier, 0, split.images[:_NUM_COMPARED]))
-        same = partial(np.allclose, outputs, rtol=1e-3, atol=1e-4, equal_nan=True)
-        if _MODEL in records and not (classifier.stochastic or same(records[_MODEL]["outputs"])):
+        outputs = _first_outputs(classifier, split.images, batch_size)
+        kept = records.get(_MODEL, {}).get("outputs")
+        is_same = kept is not None and np.allclose(outputs, kept, rtol=1e-3, atol=1e-4)
+        if len(records) and not is_same:
             warnings.warn(
                 f"{folder} holds results of another model; they are deleted and computed again",
-                stacklevel=4,
+                stacklevel=5,
             )
             records.close()
             records = DiskCache(folder, task)
         records[_MODEL] = {"outputs": outputs}
         yield records
+
+
+def _first_outputs(
+    classifier: Classifier, images: np.ndarray, batch_size: int
+) -> Float[np.ndarray, "k classes"]:
+    """Return the outputs for the first images, which identify a model.
+
+    Those of a stochastic model outside of JAX are others in each call: none are returned.
+    """
+    first = images[:_NUM_COMPARED]
+    if classifier.stochastic and runs_outside_of_jax(classifier, first[:1]):
+        first = first[:0]
+    parts = [first[i : i + batch_size] for i in range(0, len(first), batch_size)]
+    outputs = [np.asarray(outputs_of(classifier, 0, part)) for part in parts]
+    # NaN in the outputs of a model is no difference.
+    return np.nan_to_num(np.concatenate(outputs)) if outputs else np.zeros((0, 0), np.float32)

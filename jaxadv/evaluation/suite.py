@@ -154,7 +154,7 @@ def run_attack_suite(
                     attack.key,
                     {"images": adversarial, "images_uint8": rounded, "labels": labels},
                 )
-                again = score(HostBatch(rounded, labels), None, everything)
+                again = score(HostBatch(rounded, labels), None, everything, bar=None)
                 entry = replace(entry, uint8=_accuracy_on_bytes(scores, again, labels))
             if not attack.spec.uses_gradients:
                 queries = _scatter(result.queries, ids, len(labels))

@@ -34,7 +34,7 @@ class TrainedClassifier(Classifier):
 
     Attributes:
       module: its Flax module.
-      variables: its variables, with the collection `params`, in host memory.
+      variables: its variables, with the collection `params`.
       source: the checkpoint that they are from.
       sha256: checksums of all items of the checkpoint.
     """
@@ -79,7 +79,7 @@ def trained_classifier(
       UserError: no checkpoint can be restored.
     """
     module, restored = restore_module(trained, described, source, which)
-    variables = restored.items["weights"]
+    variables = jax.tree.map(jnp.asarray, restored.items["weights"])
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
         return make_logits_fn(module, variables, jnp.arange(len(images)))(key, images)

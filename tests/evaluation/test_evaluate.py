@@ -105,6 +105,18 @@ def test_results_do_not_depend_on_the_batch_size(batch_size):
         np.testing.assert_allclose(other.examples.to_arrays()[name], array, atol=1e-5, err_msg=name)
 
 
+def test_radii_may_be_numbers_of_numpy():
+    result = evaluate(eps=[np.float32(0.02), jnp.float32(0.06)])
+    assert len(result.attacks) == 2
+
+
+def test_a_model_that_is_always_wrong_has_a_robust_accuracy_of_0():
+    wrong = np.asarray(1 - logits_fn(IMAGES).argmax(axis=1), np.int32)
+    result = evaluate(labels=wrong, attacks={**PGD, "fgsm": {"attack": "fgsm"}})
+    assert result.robust_accuracy == result.clean.accuracy == 0
+    assert result.attacks["pgd/0.06"].attacked == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", SUITES)
@@ -230,8 +242,9 @@ def test_an_interrupted_evaluation_resumes(interrupted):
         ({"eps": 0.06 + 1e-9}, "another task"),
         ({"seed": 1}, "another task"),
         ({"labels": 1 - SPLIT.labels}, "another task"),
+        ({"model": lambda images: jnp.pad(logits_fn(images), ((0, 0), (0, 1)))}, "another task"),
     ],
-    ids=["model", "eps", "seed", "labels"],
+    ids=["model", "eps", "seed", "labels", "number of classes"],
 )
 def test_another_evaluation_does_not_resume(interrupted, changes, message):
     with pytest.warns(UserWarning, match=message):
@@ -255,6 +268,17 @@ def test_a_finished_search_is_not_repeated(tmp_path):
     queried.clear()
     evaluate(jaxadv.BlackBox(predict), attacks=attacks, cache=tmp_path)
     assert sum(queried) == all_queries - spent
+
+
+def test_a_random_model_does_not_resume_from_another(tmp_path):
+    def noisy(key, images, shift=0.0):
+        return logits_fn(images + shift + 0.05 * jax.random.normal(key, images.shape))
+
+    options = {"cache": tmp_path, "stochastic": True}
+    evaluate(noisy, **options)
+    evaluate(noisy, **options)  # a warning would be an error
+    with pytest.warns(UserWarning, match="another model"):
+        evaluate(lambda key, images: noisy(key, images, 0.01), **options)
 
 
 def test_a_random_server_resumes(tmp_path):
@@ -293,7 +317,7 @@ ERRORS = {
     "floats beyond the bounds": ({"images": IMAGES * 255}, r"pass bounds, such as bounds=\(0, 255"),
     "bounds without order": ({"bounds": (1, 0)}, r"bounds is \(1, 0\): pass the smallest"),
     "eps in bytes": ({"eps": 8}, "eps is 8, more than the range of pixel values: write 8/255"),
-    "eps as text": ({"eps": "8/255", "attacks": "standard"}, "eps is 8/255: it must be a tuple"),
+    "eps as text": ({"eps": "8/255", "attacks": "standard"}, "eps is '8/255': it must be a tuple"),
     "two radii of one name": (
         {"eps": (0.03137, 8 / 255), "attacks": "black_box"}, "the same first four digits",
     ),
@@ -301,7 +325,7 @@ ERRORS = {
     "a name for an attack": ({"attacks": {"a": "pgd"}}, "pass the name of a suite, or a mapping"),
     "bounds of bytes for a wrapped model": (
         {"model": jaxadv.wrap(logits_fn), "images": SPLIT.images, "bounds": (0, 255)},
-        r"write jaxadv\.wrap\(model, bounds=\(0, 255\)\)",
+        r"bounds=\(0, 255\) has no effect: pass bounds to the jaxadv\.wrap",
     ),
     "images with NaN": ({"images": IMAGES * np.nan}, "50 of 50 images contain NaN"),
     "a failing model": (
