@@ -32,6 +32,10 @@ os.environ["XLA_FLAGS"] = (
 gc.set_threshold(50_000, 50, 50)
 
 
+# Doctests are in `jaxadv`; two modules of this name cannot be collected.
+collect_ignore_glob = ["*conftest.py"]
+
+
 def pytest_configure(config):
     """Let the workers, and the programs that tests start, share one compilation cache."""
     if not hasattr(config, "workerinput"):

@@ -161,17 +161,26 @@ def pmap_batches(
       deadlock there; elsewhere it is asynchronous.
     """
     single_process = jax.process_count() == 1
+    mapped_fn = fn if single_process or not sharded_output else _gather_outputs(fn)
+
+    def of_trees(first: Any, rest: dict[str, tuple]) -> Any:
+        return mapped_fn(*first, *rest["replicated"], *rest["batches"])
+
+    # One tree for each kind of argument. With `in_axes` per argument, JAX 0.10 mistakes leaves for
+    # arguments when both have the same number.
     mapped = jax.pmap(
-        fn if single_process or not sharded_output else _gather_outputs(fn),
+        of_trees,
         axis_name=AXIS,
-        in_axes=(None,) * num_replicated + (0,) * num_batches,
+        in_axes=(None, {"replicated": None, "batches": 0}),
         out_axes=0 if single_process and sharded_output else None,
         donate_argnums=(0,) if donate_first else (),
     )
+    num_first = int(donate_first)
 
     def call(*args: Any) -> Any:
-        replicated, batches = args[:num_replicated], args[num_replicated:]
-        output = mapped(*replicated, *jax.tree.map(_split, _for_device(batches)))
+        first, replicated = args[:num_first], args[num_first:num_replicated]
+        batches = jax.tree.map(_split, _for_device(args[num_replicated:]))
+        output = mapped(first, {"replicated": replicated, "batches": batches})
         if jax.default_backend() == "cpu":
             jax.block_until_ready(output)
         return jax.tree.map(_merge, output) if sharded_output else output

@@ -111,7 +111,7 @@ def _complete_arguments(key: str, attack: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def check_radii(key: str, eps: Any, norm: str) -> Sequence[float]:
+def check_radii(key: str, eps: Any, norm: str) -> Sequence[int | float]:
     """Return the radii of an attack.
 
     Raises:
@@ -221,7 +221,7 @@ SUITES: dict[str, Callable[[float, str, bool], Suite]] = {
 
 
 def named_suite(
-    name: str, radii: Sequence[float], norm: str, stochastic: bool
+    name: str, radii: Sequence[int | float], norm: str, stochastic: bool
 ) -> list[ConfiguredAttack]:
     """Return the attacks of a suite of `SUITES` at each radius.
 

@@ -57,7 +57,7 @@ def evaluate(
     labels: ArrayLike,
     *,
     attacks: str | Suite = "standard",
-    eps: ArrayLike | Sequence[float] | None = None,
+    eps: ArrayLike | Sequence[ArrayLike] | None = None,
     norm: str = "linf",
     bounds: tuple[int | float, int | float] = (0.0, 1.0),
     stochastic: bool = False,

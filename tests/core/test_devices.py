@@ -55,6 +55,17 @@ def test_sharded_outputs_are_merged_in_order():
     np.testing.assert_array_equal(step(jnp.float32(3), batch), 3 * batch)
 
 
+def test_arguments_of_as_many_arrays_as_arguments_are_mapped_alike():
+    step = pmap_batches(
+        lambda pair, batch, nothing: batch * pair[0] + pair[1],
+        num_replicated=1,
+        num_batches=2,
+        sharded_output=True,
+    )
+    pair = (jnp.float32(2), jnp.float32(3))  # two arrays, one, and none
+    np.testing.assert_array_equal(step(pair, np.arange(4.0, dtype=np.float32), None), [3, 5, 7, 9])
+
+
 def test_positions_refer_to_the_whole_batch():
     step = pmap_batches(
         lambda x: positions(len(x)) == x, num_replicated=0, num_batches=1, sharded_output=True

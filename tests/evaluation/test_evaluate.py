@@ -271,14 +271,17 @@ def test_a_finished_search_is_not_repeated(tmp_path):
 
 
 def test_a_random_model_does_not_resume_from_another(tmp_path):
-    def noisy(key, images, shift=0.0):
-        return logits_fn(images + shift + 0.05 * jax.random.normal(key, images.shape))
+    def noisy(shift):
+        def logits(key, images):
+            return logits_fn(images + shift + 0.05 * jax.random.normal(key, images.shape))
+
+        return logits
 
     options = {"cache": tmp_path, "stochastic": True}
-    evaluate(noisy, **options)
-    evaluate(noisy, **options)  # a warning would be an error
+    evaluate(noisy(0), **options)
+    evaluate(noisy(0), **options)  # a warning would be an error
     with pytest.warns(UserWarning, match="another model"):
-        evaluate(lambda key, images: noisy(key, images, 0.01), **options)
+        evaluate(noisy(0.01), **options)
 
 
 def test_a_random_server_resumes(tmp_path):

@@ -2,6 +2,7 @@ import datetime
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -15,6 +16,8 @@ def fake_git(answers):
         if answers is None:
             raise FileNotFoundError("git")
         output = answers[command[1]]
+        if output and "--show-toplevel" in command:
+            output = str(Path(workdir.__file__).parents[2])
         if output is None:
             raise subprocess.CalledProcessError(128, command)
         return subprocess.CompletedProcess(command, 0, stdout=output, stderr="")
@@ -72,3 +75,13 @@ def test_provenance_has_what_reproduces_a_result(monkeypatch):
     assert found["device"].startswith(f"{jax.device_count()} x ")
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(found["date"])
     assert abs(age.total_seconds()) < 60
+
+
+def test_the_commit_of_a_checkout_around_an_installed_package_is_not_its_own(monkeypatch, tmp_path):
+    package = tmp_path / ".venv" / "site-packages" / "jaxadv" / "runs"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(workdir, "__file__", str(package / "workdir.py"))
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    source_version.cache_clear()
+    assert source_version() == {"commit": None, "dirty": False}
+    source_version.cache_clear()

@@ -123,7 +123,7 @@ class Output:
 OBJECTS = {
     "object": (
         lambda x: Output(),
-        "returns a test_checks.Output: return only the logits, as in jax",
+        "returns a test_adapter_checks.Output: return only the logits, as in jax",
     ),
     "attribute": (lambda x: Output(), "jaxadv.wrap(lambda images: model(images).logits)"),
     "entry": (lambda x: {"logits": LOGITS}, "jaxadv.wrap(lambda images: model(images)['logits'])"),
