@@ -108,8 +108,9 @@ class Traces:
             if not jnp.issubdtype(array.dtype, jax.dtypes.extended):
                 content = hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
             key = array.shape, array.dtype, content
-            if key not in self._by_content:
-                self._by_content[key] = replicate(array)
+            if key in self._by_content:  # not kept under its id, so that it can be freed
+                return self._by_content[key]
+            self._by_content[key] = replicate(array)
             self._placed[id(array)] = array, self._by_content[key]
         return self._placed[id(array)][1]
 

@@ -201,6 +201,19 @@ def test_sizes_of_batches_leave_few_rows_idle():
     assert batching.search_size(512) == 32
 
 
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_the_arrays_of_a_function_go_to_the_devices_once(convert):
+    weights = convert(np.ones((12, 3), np.float32))
+    model = batching.trace_in_batches(
+        lambda key, images: images.reshape(len(images), -1) @ weights,
+        jax.random.key(0),
+        (2, 2, 3),
+        jnp.float32,
+    )
+    contexts = [model.context_for(size) for size in (2, 4, 8)]
+    assert len({id(array) for array in jax.tree.leaves(contexts)}) == 1
+
+
 def test_no_examples_give_an_empty_result(problem):
     images, queries = run(problem, "square", ids=np.arange(0))
     assert images.shape == (0, 2, 2, 3)
