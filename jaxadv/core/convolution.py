@@ -31,7 +31,7 @@ _MIN_CHANNELS = 32
 
 
 def convolution(
-    images: Images, kernel: Kernel, *, strides: int = 1, padding: Padding = "SAME"
+    images: Images, kernel: Kernel, *, strides: int = 1, padding: Padding | int = "SAME"
 ) -> Outputs:
     """Convolve NHWC images with an HWIO kernel, as `lax.conv_general_dilated` does.
 
@@ -41,19 +41,21 @@ def convolution(
       images: `[batch, height, width, in_channels]`.
       kernel: `[size, size, in_channels, out_channels]`.
       strides: stride in both directions; static.
-      padding: static.
+      padding: `SAME`, `VALID`, or the number of zeros on each side as in PyTorch; static.
     """
     size = kernel.shape[0]
     pads = pads_of(images, size, strides, padding)
     if jax.default_backend() != "cpu":
         return _xla_convolution(images, kernel, (strides, strides), pads)
-    if size == 1:
+    if size == 1 and pads == NO_PADS:
         return images[:, ::strides, ::strides] @ kernel[0, 0]
     return convolution_with_pads(images, kernel, (strides, strides), pads)
 
 
-def pads_of(images: Images, size: int, strides: int, padding: Padding) -> Pads:
+def pads_of(images: Images, size: int, strides: int, padding: Padding | int) -> Pads:
     """Return the number of zeros before and after the pixels, for height and width."""
+    if isinstance(padding, int):
+        return ((padding, padding), (padding, padding))
     return tuple(lax.padtype_to_pads(images.shape[1:3], (size, size), (strides, strides), padding))
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 from jaxtyping import Array
 
 from jaxadv.core.convolution import Outputs, Padding, convolution
@@ -13,37 +14,73 @@ from jaxadv.models.ops import Activation, pooled_convolution
 
 
 class Conv(nn.Module):
-    """Convolution with a bias; all models use this layer for every convolution.
+    """Convolution; all models use this layer for every convolution.
 
-    The kernel is initialised He normal (He et al. 2015), the bias with zeros. The layer computes in
-    the dtype of its input, whatever the dtype of its parameters.
+    The layer computes in the dtype of its input, whatever the dtype of its parameters.
 
     Attributes:
       features: number of output channels.
       size: side of the square kernel.
       strides: stride in both directions.
-      padding: `SAME` or `VALID`.
+      padding: `SAME`, `VALID`, or the number of zeros on each side as in PyTorch.
       pooled: name of an activation that is applied and followed by a 2x2 max pool, at stride 1;
         None: neither.
+      use_bias: add a bias.
+      kernel_init: initialiser of the kernel, by default He normal (He et al. 2015).
+      bias_init: initialiser of the bias.
     """
 
     features: int
     size: int
     strides: int = 1
-    padding: Padding = "SAME"
+    padding: Padding | int = "SAME"
     pooled: Activation | None = None
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.he_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, images: Images) -> Outputs:
         """Map `[batch, height, width, channels]` to `[batch, height', width', features]`."""
         shape = (self.size, self.size, images.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        kernel, bias = kernel.astype(images.dtype), bias.astype(images.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(images.dtype)
+        if not self.use_bias:
+            assert not self.pooled, "a pooled convolution has a bias"
+            return convolution(images, kernel, strides=self.strides, padding=self.padding)
+        bias = self.param("bias", self.bias_init, (self.features,)).astype(images.dtype)
         if self.pooled:
             assert self.strides == 1, "a pooled convolution has a stride of 1"
             return pooled_convolution(images, kernel, bias, self.pooled, padding=self.padding)
         return convolution(images, kernel, strides=self.strides, padding=self.padding) + bias
+
+
+def pytorch_init(fan_in: int) -> Initializer:
+    """Return PyTorch's default initialiser of kernels and biases: U(-1, 1) / sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def normalize(
+    images: Images, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> Images:
+    """Return `(images - mean) / std` for each channel, or the images where both are None.
+
+    Raises:
+      UserError: only one is given, or they do not have one number for each channel.
+    """
+    if mean is None and std is None:
+        return images
+    num_channels = images.shape[-1]
+    if mean is None or std is None or {len(mean), len(std)} != {num_channels}:
+        raise UserError(
+            f"mean {mean} and std {std} do not fit images of {num_channels} channels: give one "
+            "number of each for each channel"
+        )
+    return (images - jnp.array(mean, images.dtype)) / jnp.array(std, images.dtype)
 
 
 def check_size(model: nn.Module, images: Images, smallest: int) -> None:
