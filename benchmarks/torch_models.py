@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from jaxadv.models.convnets import ConvNet
 from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
-from jaxadv.models.wrn import WideResNet
+from jaxadv.models.wrn import StudyWideResNet
 
 _ACTIVATIONS: dict[str, Callable] = {"relu": functional.relu, "gelu": functional.gelu}
 
@@ -21,7 +21,7 @@ def to_torch(model: linen.Module, variables: Mapping, dtype: torch.dtype = torch
     The submodules have the names of their counterparts in Flax, by which variables are assigned.
 
     Args:
-      model: a `ConvNet`, `WideResNet` or `VisionTransformer` without a defence.
+      model: a `ConvNet`, `StudyWideResNet` or `VisionTransformer` without a defence.
       variables: its variables, with the collections `params` and, if any, `batch_stats`.
       dtype: of the weights.
 
@@ -30,7 +30,7 @@ def to_torch(model: linen.Module, variables: Mapping, dtype: torch.dtype = torch
     """
     classes = {
         ConvNet: TorchConvNet,
-        WideResNet: TorchWideResNet,
+        StudyWideResNet: TorchStudyWideResNet,
         VisionTransformer: TorchVisionTransformer,
     }
     module = classes[type(model)](model)
@@ -71,10 +71,10 @@ class TorchConvNet(nn.Module):
         return self.get_submodule(f"Dense_{self.num_hidden}")(hidden)
 
 
-class TorchWideResNet(nn.Module):
+class TorchStudyWideResNet(nn.Module):
     """Wide residual network (Zagoruyko & Komodakis, 2016)."""
 
-    def __init__(self, model: WideResNet):
+    def __init__(self, model: StudyWideResNet):
         super().__init__()
         self.activation = _ACTIVATIONS[model.activation]
         self.Conv_0 = nn.Conv2d(3, 16, 3, padding=1)

@@ -1,10 +1,12 @@
 """Create models by name: `make_model` maps the name to the module of its architecture.
 
-To add an architecture, write its module in a file here, map its name in
-`_make_architecture`, and let `_parse_name` accept it.
+To add an architecture, write its module in a file here, and add its name to `_MODELS`, or the name
+of its family to `_FAMILIES`.
 """
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from flax import linen as nn
@@ -12,9 +14,33 @@ from flax import linen as nn
 from jaxadv.core.types import UserError
 from jaxadv.models.convnets import CONVNETS, ConvNet
 from jaxadv.models.defences import Defence, Dropout, SpectralNorm, check_defence
+from jaxadv.models.dm_preact_resnet import DMPreActResNet
+from jaxadv.models.dm_wide_resnet import DMWideResNet
+from jaxadv.models.mnist_cnn import MnistCNN
 from jaxadv.models.ops import Activation
+from jaxadv.models.preact_resnet import PreActResNet
+from jaxadv.models.resnet import ResNet
 from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
-from jaxadv.models.wrn import WideResNet
+from jaxadv.models.wide_resnet import WideResNet
+from jaxadv.models.wrn import StudyWideResNet
+
+_MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    **{name: (ConvNet, attributes) for name, attributes in CONVNETS.items()},
+    "mnist_cnn": (MnistCNN, {}),
+    "resnet_18": (ResNet, {"depth": 18}),
+    "resnet_34": (ResNet, {"depth": 34}),
+    "resnet_50": (ResNet, {"depth": 50}),
+    "preactresnet_18": (PreActResNet, {"depth": 18}),
+    "preactresnet_18_v2": (PreActResNet, {"depth": 18, "version": 2}),
+    "dm_preactresnet_18": (DMPreActResNet, {"depth": 18}),
+    "dm_preactresnet_34": (DMPreActResNet, {"depth": 34}),
+}
+_FAMILIES: dict[str, type[nn.Module]] = {  # of names <family>_<depth>_<width>
+    "wrn": StudyWideResNet,
+    "vit": VisionTransformer,
+    "wideresnet": WideResNet,
+    "dm_wideresnet": DMWideResNet,
+}
 
 
 def make_model(
@@ -25,6 +51,9 @@ def make_model(
     dropout: float | None = None,
     defence: Defence | None = None,
     axis_name: str | None = None,
+    mean: Sequence[float | int] | None = None,
+    std: Sequence[float | int] | None = None,
+    padding: int | None = None,
 ) -> nn.Module:
     """Return a model by name: a module that maps images in [0, 1] to logits.
 
@@ -32,29 +61,78 @@ def make_model(
     13
 
     Args:
-      name: `net`, `bignet`, `biggernet`, `wrn_<depth>_<width>` or `vit_<depth>_<width>`.
+      name: `net`, `bignet`, `biggernet`, `wrn_<depth>_<width>` or `vit_<depth>_<width>`; or one of
+        the published architectures of docs/models.md, such as `wideresnet_28_10`. RobustBench's
+        spelling `WideResNet-28-10` is the same.
       num_classes: number of logits.
-      activation: `relu` or `gelu` for all layers; None: the default of the architecture.
+      activation: `relu`, `gelu` or `silu` for all layers; None: the default of the architecture.
       dropout: rate in [0, 1); None: the default of the architecture.
-      defence: one of `jaxadv.models.defences`.
+      defence: one of `jaxadv.models.defences`; the published architectures take none.
       axis_name: name of the pmapped axis over which a training batch is split; None outside pmap.
         Batch norm averages its statistics over it. Randomness of an example follows from its
         position in the whole batch.
+      mean: of each channel, by which a published architecture normalises images; None: as
+        published.
+      std: standard deviation of each channel, likewise.
+      padding: zeros around the images, for `dm_wideresnet` only; None: no zeros.
 
     Raises:
-      UserError: the name is unknown, or a size, the activation, the dropout rate or the defence is
-        not valid.
+      UserError: the name is unknown, or a size or an option is not valid.
     """
     if activation not in (None, *get_args(Activation)):
-        raise UserError(f"Unknown activation {activation!r}: use relu or gelu.")
+        raise UserError(f"Unknown activation {activation!r}: use relu, gelu or silu.")
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"Impossible dropout {dropout}: use a rate in [0, 1).")
-    options: dict[str, Any] = {"defence": defence, "axis_name": axis_name}
-    if dropout is not None:
-        options["dropout"] = dropout
-    model = _make_architecture(name, num_classes, activation, options)
+    if padding is not None and padding < 0:
+        raise UserError(f"Impossible padding {padding}: use 0 or more zeros.")
+    architecture, attributes = _find_architecture(name)
+    given: dict[str, Any] = {
+        "activation": activation,
+        "dropout": dropout,
+        "defence": defence,
+        **_normalisation(mean, std),
+        "padding": padding,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    _check_options(name, architecture, options)
+    if architecture is ConvNet and activation is not None:
+        options["activations"] = (activation, options.pop("activation"))
+    model = architecture(num_classes=num_classes, axis_name=axis_name, **(attributes | options))
     if defence is not None:
-        check_defence(defence)
+        _check_defence(name, model, defence)
+    return model
+
+
+def _normalisation(
+    mean: Sequence[float | int] | None, std: Sequence[float | int] | None
+) -> dict[str, tuple[float, ...]]:
+    """Return the mean and the standard deviation as attributes of a module."""
+    if mean is None and std is None:
+        return {}
+    if mean is None or std is None:
+        raise UserError(f"mean is {mean} and std is {std}: give both, or neither.")
+    if min(std) <= 0:
+        raise UserError(f"Impossible std {tuple(std)}: use numbers above 0.")
+    return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+
+
+def _check_options(name: str, architecture: type[nn.Module], options: dict[str, Any]) -> None:
+    """Raise a UserError if an architecture lacks one of the options."""
+    attributes = {field.name for field in dataclasses.fields(architecture)}
+    if architecture is ConvNet:
+        attributes.add("activation")
+    for key in options:
+        if key == "defence" and key not in attributes:
+            raise UserError(
+                f"{name} is a published architecture and takes no defence: leave it out, or use "
+                f"{', '.join(CONVNETS)}, a wrn or a vit model."
+            )
+        if key not in attributes:
+            raise UserError(f"{name} has no option {key}: leave it out.")
+
+
+def _check_defence(name: str, model: nn.Module, defence: Defence) -> None:
+    check_defence(defence)
     if isinstance(defence, Dropout) and not model.dropout:
         raise UserError(f"The defence dropout has no effect in {name}: set a dropout rate above 0.")
     if isinstance(defence, SpectralNorm) and not isinstance(model, ConvNet):
@@ -62,37 +140,35 @@ def make_model(
             f"spectral_norm does not bound {name}, whose norm layers or attention it does not "
             f"normalise: use {', '.join(CONVNETS)}."
         )
-    return model
 
 
-def _make_architecture(
-    name: str, num_classes: int, activation: str | None, options: dict[str, Any]
-) -> ConvNet | WideResNet | VisionTransformer:
-    if name in CONVNETS:
-        if activation is not None:
-            options["activations"] = (activation, activation)
-        return ConvNet(num_classes, **(CONVNETS[name] | options))
-    if activation is not None:
-        options["activation"] = activation
-    family, depth, width = _parse_name(name)
-    if family == "wrn":
-        return WideResNet(num_classes, depth, width, **options)
-    return VisionTransformer(num_classes, depth, width, **options)
-
-
-def _parse_name(name: str) -> tuple[str, int, int]:
-    match = re.fullmatch(r"(wrn|vit)_([1-9]\d*)_([1-9]\d*)", name)
+def _find_architecture(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
+    """Return the class of a model and the attributes that follow from its name."""
+    name = name.lower().replace("-", "_")
+    if name in _MODELS:
+        return _MODELS[name]
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})_([1-9]\d*)_([1-9]\d*)", name)
     if match is None:
-        raise UserError(
-            f"Unknown model {name!r}: use net, bignet, biggernet, "
-            "wrn_<depth>_<width> or vit_<depth>_<width>."
-        )
+        *names, last = (*_MODELS, *(f"{family}_<depth>_<width>" for family in _FAMILIES))
+        raise UserError(f"Unknown model {name!r}: use {', '.join(names)} or {last}.")
     family, depth, width = match[1], int(match[2]), int(match[3])
+    _check_sizes(name, family, depth, width)
+    return _FAMILIES[family], {"depth": depth, "width": width}
+
+
+def _check_sizes(name: str, family: str, depth: int, width: int) -> None:
+    """Raise a UserError if a family has no model of this depth and width."""
+    if family == "wrn" and depth >= 10 and depth % 6 == 4:
+        raise UserError(
+            f"Impossible depth in model {name!r}: use 6 n + 1, such as wrn_13_10, or for the "
+            f"published architectures wideresnet_{depth}_{width} or dm_wideresnet_{depth}_{width}."
+        )
     if family == "wrn" and (depth < 7 or depth % 6 != 1):
         raise UserError(f"Impossible depth in model {name!r}: use 6 n + 1, such as wrn_13_10.")
+    if family.endswith("wideresnet") and (depth < 10 or depth % 6 != 4):
+        raise UserError(f"Impossible depth in model {name!r}: use 6 n + 4, such as {family}_28_10.")
     if family == "vit" and width % HEAD_WIDTH:
         raise UserError(
             f"Impossible width in model {name!r}: use a multiple of {HEAD_WIDTH}, "
             "such as vit_3_128."
         )
-    return family, depth, width

@@ -12,6 +12,9 @@ from jaxadv.core.rng import example_keys, normal, uniform
 from jaxadv.core.types import Images, UserError
 from jaxadv.models.ops import Activation, pooled_convolution
 
+# PyTorch's default initialiser of kernels: uniform in [-1, 1] / sqrt(fan_in).
+PYTORCH_KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 class Conv(nn.Module):
     """Convolution; all models use this layer for every convolution.
@@ -54,8 +57,35 @@ class Conv(nn.Module):
         return convolution(images, kernel, strides=self.strides, padding=self.padding) + bias
 
 
-def pytorch_init(fan_in: int) -> Initializer:
-    """Return PyTorch's default initialiser of kernels and biases: U(-1, 1) / sqrt(fan_in)."""
+def batch_norm(
+    train: bool, axis_name: str | None, *, momentum: float = 0.9, name: str | None = None
+) -> nn.BatchNorm:
+    """Return a batch norm with PyTorch's defaults; it uses its running averages unless it trains.
+
+    Args:
+      train: training mode.
+      axis_name: see `make_model`; None in evaluation.
+      momentum: weight of the old running average; one minus the momentum of PyTorch.
+      name: of the submodule.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=momentum,
+        epsilon=1e-5,
+        axis_name=axis_name if train else None,
+        name=name,
+    )
+
+
+def pytorch_dense(features: int, fan_in: int, name: str) -> nn.Dense:
+    """Return a dense layer that is initialised as PyTorch does by default."""
+    return nn.Dense(
+        features, kernel_init=PYTORCH_KERNEL_INIT, bias_init=pytorch_bias_init(fan_in), name=name
+    )
+
+
+def pytorch_bias_init(fan_in: int) -> Initializer:
+    """Return PyTorch's default initialiser of biases, the uniform distribution of the kernel."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -74,11 +104,11 @@ def normalize(
     """
     if mean is None and std is None:
         return images
-    num_channels = images.shape[-1]
-    if mean is None or std is None or {len(mean), len(std)} != {num_channels}:
+    channels = images.shape[-1]
+    if mean is None or std is None or {len(mean), len(std)} != {channels}:
         raise UserError(
-            f"mean {mean} and std {std} do not fit images of {num_channels} channels: give one "
-            "number of each for each channel"
+            f"mean {mean} and std {std} do not fit images with {channels} "
+            f"channel{'s' if channels > 1 else ''}: give both, with one number for each channel"
         )
     return (images - jnp.array(mean, images.dtype)) / jnp.array(std, images.dtype)
 

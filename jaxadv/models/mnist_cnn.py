@@ -3,10 +3,19 @@
 The submodules have the names of those of the PyTorch model, an `nn.Sequential`.
 """
 
+from typing import ClassVar
+
 from flax import linen as nn
 
 from jaxadv.core.types import Images, Logits
-from jaxadv.models.layers import Conv, check_size, normalize, pytorch_init
+from jaxadv.models.layers import (
+    PYTORCH_KERNEL_INIT,
+    Conv,
+    check_size,
+    normalize,
+    pytorch_bias_init,
+    pytorch_dense,
+)
 
 
 class MnistCNN(nn.Module):
@@ -20,7 +29,10 @@ class MnistCNN(nn.Module):
       mean: subtracted from each channel of the images; None: no normalisation.
       std: divides each channel after the mean is subtracted; None: no normalisation.
       axis_name: see `make_model`; unused, since no layer depends on the batch.
+      published_shape: height, width and channels of the images of the published models.
     """
+
+    published_shape: ClassVar[tuple[int, int, int]] = (28, 28, 1)
 
     num_classes: int
     mean: tuple[float, ...] | None = None
@@ -33,16 +45,20 @@ class MnistCNN(nn.Module):
         check_size(self, images, smallest=4)
         hidden = normalize(images, self.mean, self.std)
         for name, features in (("0", 16), ("2", 32)):
-            init = pytorch_init(4 * 4 * hidden.shape[-1])
-            conv = Conv(
-                features, 4, strides=2, padding=1, kernel_init=init, bias_init=init, name=name
-            )
-            hidden = nn.relu(conv(hidden))
+            hidden = nn.relu(_conv(features, hidden.shape[-1], name)(hidden))
         hidden = hidden.transpose(0, 3, 1, 2).reshape(len(hidden), -1)
-        hidden = nn.relu(_dense(100, hidden.shape[-1], name="5")(hidden))
-        return _dense(self.num_classes, 100, name="7")(hidden)
+        hidden = nn.relu(pytorch_dense(100, hidden.shape[-1], "5")(hidden))
+        return pytorch_dense(self.num_classes, 100, "7")(hidden)
 
 
-def _dense(features: int, fan_in: int, name: str) -> nn.Dense:
-    init = pytorch_init(fan_in)
-    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+def _conv(features: int, channels: int, name: str) -> Conv:
+    size = 4
+    return Conv(
+        features,
+        size,
+        strides=2,
+        padding=1,
+        kernel_init=PYTORCH_KERNEL_INIT,
+        bias_init=pytorch_bias_init(size * size * channels),
+        name=name,
+    )

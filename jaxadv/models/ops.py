@@ -26,7 +26,7 @@ from jaxadv.core.convolution import (
 )
 from jaxadv.core.types import Images
 
-Activation = Literal["relu", "gelu"]
+Activation = Literal["relu", "gelu", "silu"]
 # The 2x2 windows of a max pool, with their elements in one axis or left in place.
 Windows = (
     Float[Array, "batch rows columns 4 out_channels"]
@@ -40,7 +40,11 @@ def gelu(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 0.5 * inputs * (1 + lax.erf(inputs * math.sqrt(0.5)))
 
 
-ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"relu": nn.relu, "gelu": gelu}
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "gelu": gelu,
+    "silu": nn.silu,
+}
 
 
 def pooled_convolution(
@@ -49,7 +53,7 @@ def pooled_convolution(
     bias: Float[Array, "out_channels"],
     activation: Activation,
     *,
-    padding: Padding = "SAME",
+    padding: Padding | int = "SAME",
 ) -> Outputs:
     """Compute a convolution of stride 1, add the bias, apply the activation and a 2x2 max pool.
 
@@ -61,7 +65,7 @@ def pooled_convolution(
       kernel: `[size, size, in_channels, out_channels]`.
       bias: of the convolution.
       activation: static.
-      padding: static.
+      padding: as in `convolution`; static.
     """
     size, _, *channels = kernel.shape
     # Measured: forward and backward are 1.2 to 3.6 times as fast for 5x5 kernels with 3 to 12
@@ -102,13 +106,13 @@ def _select_maximum(
 ) -> Outputs:
     """Return the element of each window whose activation, with the bias added, is the largest.
 
-    ReLU only rises; GELU falls and then rises. So this is the largest or the smallest element, and
-    the activation is computed for a quarter or a half of the elements.
+    ReLU only rises; GELU and SiLU fall and then rise. So this is the largest or the smallest
+    element, and the activation is computed for a quarter or a half of the elements.
     """
     axes, activate = _window_axes(windows), ACTIVATIONS[activation]
     fixed, bias = lax.stop_gradient((windows, bias))
     selected = fixed.max(axes)
-    if activation == "gelu":
+    if activation != "relu":
         smallest = fixed.min(axes)
         smaller_wins = activate(selected + bias) < activate(smallest + bias)
         selected = jnp.where(smaller_wins, smallest, selected)

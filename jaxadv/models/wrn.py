@@ -1,4 +1,7 @@
-"""Wide residual networks (Zagoruyko & Komodakis 2016) with pre-activation blocks."""
+"""Wide residual networks (Zagoruyko & Komodakis 2016) as the study built them.
+
+Those of the field are in `wide_resnet.py` and `dm_wide_resnet.py`.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +18,11 @@ from jaxadv.models.defences import (
     defended_norm_input,
     drops_out,
 )
-from jaxadv.models.layers import Conv, Dropout, check_size
+from jaxadv.models.layers import Conv, Dropout, batch_norm, check_size
 from jaxadv.models.ops import ACTIVATIONS, Activation
 
 
-class WideResNet(nn.Module):
+class StudyWideResNet(nn.Module):
     """A 3x3 convolution, three stages of residual blocks, average pool, dense.
 
     Convolutions are initialised He normal, the dense layer LeCun normal, batch norm as the
@@ -49,13 +52,7 @@ class WideResNet(nn.Module):
         check_size(self, images, smallest=1)
         activation = ACTIVATIONS[self.activation]
         axis_name = self.axis_name if train else None
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            axis_name=axis_name,
-        )
+        norm = partial(batch_norm, train, axis_name)
         dropout = partial(Dropout, self.dropout, not drops_out(self.defence, train), axis_name)
         layer = partial(defended, self.defence, train=train, axis_name=axis_name)
         hidden = defended_input(self.defence, images, train=train, axis_name=axis_name)
