@@ -56,8 +56,8 @@ def main() -> None:
         results, robust = {}, {}
         results["jaxadv"], robust["jaxadv"] = _run_jaxadv(model, variables, images, labels, norm)
         for name in options.references:
-            attacks = REFERENCES[name](torch_model, norm)
-            results[name], robust[name] = _run_reference(attacks, torch_model, images, labels)
+            attacks = REFERENCES[name](torch_model, norm, EPS[norm])
+            results[name], robust[name] = run_reference(attacks, torch_model, images, labels)
         result = {
             "checkpoint": str(options.run),
             "model": trained.model.name,
@@ -104,7 +104,7 @@ def _check_same_logits(model, variables, torch_model, images) -> float:
     """Return the largest difference between the logits of the Flax and the PyTorch model."""
     flax_logits = np.asarray(model.apply(variables, images))
     with torch.no_grad():
-        torch_logits = torch_model(_to_torch(images)).numpy()
+        torch_logits = torch_model(to_tensor(images)).numpy()
     difference = float(np.abs(flax_logits - torch_logits).max())
     assert difference < 1e-3, f"the logits of the two models differ by {difference}"
     return difference
@@ -129,10 +129,10 @@ def _run_jaxadv(model, variables, images, labels, norm: str) -> tuple[dict, np.n
     return measured, result.broken_by == -1
 
 
-def _pyautoattack(torch_model: torch.nn.Module, norm: str) -> dict[str, Attack]:
+def _pyautoattack(torch_model: torch.nn.Module, norm: str, eps: float) -> dict[str, Attack]:
     from pyautoattack import AutoAttack
 
-    suite = AutoAttack(torch_model, norm=TORCH_NORMS[norm], eps=EPS[norm], seed=0)
+    suite = AutoAttack(torch_model, norm=TORCH_NORMS[norm], eps=eps, seed=0)
     suite.verbose = False
 
     def single(name: str) -> Attack:
@@ -145,10 +145,10 @@ def _pyautoattack(torch_model: torch.nn.Module, norm: str) -> dict[str, Attack]:
     return {name: single(name) for name in ATTACKS}
 
 
-def _torchattacks(torch_model: torch.nn.Module, norm: str) -> dict[str, Attack]:
+def _torchattacks(torch_model: torch.nn.Module, norm: str, eps: float) -> dict[str, Attack]:
     import torchattacks
 
-    suite = torchattacks.AutoAttack(torch_model, norm=TORCH_NORMS[norm], eps=EPS[norm], seed=0)
+    suite = torchattacks.AutoAttack(torch_model, norm=TORCH_NORMS[norm], eps=eps, seed=0)
 
     def in_batches(attack: Attack) -> Attack:
         def run(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -166,36 +166,44 @@ def _torchattacks(torch_model: torch.nn.Module, norm: str) -> dict[str, Attack]:
 REFERENCES = {"pyautoattack": _pyautoattack, "torchattacks": _torchattacks}
 
 
-def _run_reference(
+def run_reference(
     attacks: dict[str, Attack], torch_model, images, labels
 ) -> tuple[dict, np.ndarray]:
     """Run each attack on the examples that the previous ones left robust.
 
+    Args:
+      attacks: of an entry of `REFERENCES`.
+      torch_model: the model.
+      images: floats in [0, 1], channels last.
+      labels: their classes.
+
     Returns:
       Accuracies after each attack and its seconds, and which examples are robust.
     """
-    images, labels = _to_torch(images), torch.from_numpy(labels).long()
+    images, labels = to_tensor(images), torch.from_numpy(labels).long()
     began = time.monotonic()
-    robust = _is_correct(torch_model, images, labels)
+    robust = is_correct(torch_model, images, labels)
     accuracies, seconds = {"clean": robust.float().mean().item()}, {}
     for name, attack in attacks.items():
         attack_began, rows = time.monotonic(), torch.nonzero(robust)[:, 0]
         if len(rows):
             adversarial = attack(images[rows], labels[rows])
-            robust[rows] = _is_correct(torch_model, adversarial, labels[rows])
+            robust[rows] = is_correct(torch_model, adversarial, labels[rows])
         seconds[name] = time.monotonic() - attack_began
         accuracies[name] = robust.float().mean().item()
     seconds = {"total": time.monotonic() - began, **seconds}
     return {"accuracies": accuracies, "seconds": seconds}, robust.numpy()
 
 
-def _is_correct(torch_model, images, labels) -> torch.Tensor:
+def is_correct(torch_model, images, labels) -> torch.Tensor:
+    """Return whether each image is classified correctly."""
     with torch.no_grad():
         batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
         return torch.cat([torch_model(batch).argmax(1) == classes for batch, classes in batches])
 
 
-def _to_torch(images: np.ndarray) -> torch.Tensor:
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """Return images as PyTorch takes them, with the channels first."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 

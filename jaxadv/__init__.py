@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from jaxadv.evaluation.evaluate import evaluate
     from jaxadv.evaluation.result import EvaluationResult
     from jaxadv.runs.classifier import load_classifier
+    from jaxadv.runs.pretrained import load_pretrained
 
 __version__ = version("jaxadv")
 __all__ = [
     "BlackBox", "Classifier", "EvaluationResult", "UserError", "evaluate", "load_classifier",
-    "set_up_cpu", "wrap",
+    "load_pretrained", "set_up_cpu", "wrap",
 ]  # fmt: skip
 
 _MODULES = {
@@ -31,6 +32,7 @@ _MODULES = {
     "UserError": "core.types",
     "evaluate": "evaluation.evaluate",
     "load_classifier": "runs.classifier",
+    "load_pretrained": "runs.pretrained",
     "set_up_cpu": "core.devices",
     "wrap": "adapters.wrap",
 }

@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -353,6 +353,60 @@ def read(path: Path, targets: dict[str, PyTree]) -> Restored:
             "data set and the JAX settings, such as jax_enable_x64, of its training"
         ) from error
     return Restored(int(path.name), items, metrics, sha256)
+
+
+def read_tree(folder: Path) -> PyTree:
+    """Read variables as NumPy arrays: from a workdir, or from a folder that Orbax wrote.
+
+    Of a workdir, the best checkpoint is read. A folder of `CheckpointManager` is read at its last
+    step.
+
+    Raises:
+      UserError: the folder has no variables, or cannot be read.
+    """
+    try:
+        path = _tree_folder(folder.absolute())
+        checkpointer = ocp.PyTreeCheckpointer()
+        leaves = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), leaves)
+        tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises bare exceptions
+        raise UserError(
+            f"cannot read {folder} ({_first_line(error)}): pass a workdir, or a folder with "
+            "variables that Orbax wrote"
+        ) from None
+    for candidate in (tree, *tree.values()):
+        if isinstance(candidate, Mapping) and "params" in candidate:
+            return {
+                name: candidate[name]
+                for name in candidate
+                if name not in ("opt_state", "step") and isinstance(candidate[name], Mapping)
+            }
+    raise UserError(
+        f"{folder} has {', '.join(map(str, tree))}, but not params: save the variables of the "
+        "module, {'params': ..., 'batch_stats': ...}"
+    )
+
+
+def _tree_folder(folder: Path) -> Path:
+    """Return the folder of the variables within a workdir, or within a folder of Orbax."""
+    if (folder / "checkpoints").is_dir():
+        best = restore(folder, "best", {})
+        if best is None:
+            raise UserError(f"{folder} has no checkpoint: pass the workdir of a run with one")
+        return folder / "checkpoints" / str(best.epoch) / "weights"
+    while not (folder / "_METADATA").exists():
+        steps = sorted((path for path in folder.iterdir() if path.is_dir()), key=_step_number)
+        if not steps:
+            raise FileNotFoundError("it has no file _METADATA")
+        folder = steps[-1]
+    return folder
+
+
+def _step_number(path: Path) -> int:
+    return int(path.name) if _NUMBER.fullmatch(path.name) else -1
 
 
 def read_record(path: Path) -> dict[str, Any]:
