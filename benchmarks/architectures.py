@@ -4,8 +4,10 @@
     python benchmarks/architectures.py --out results/models
 
 Each network gets random weights and random running averages, converted by the names of the state
-dict, and random images. The differences of the logits and of the gradients of a loss with respect
-to the images are relative to the largest logit and the largest gradient, in float32.
+dict, and random images. The differences are relative to the largest logit and to the largest
+gradient. Logits are compared in float32, gradients of a loss with respect to the images in float64:
+in float32, an input of ReLU near zero may be positive in one framework and negative in the other,
+and only the former passes the gradient.
 """
 
 import argparse
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of architectures.json; by default none")
     options = parser.parse_args()
     set_up_cpu()
+    jax.config.update("jax_enable_x64", True)
     began, results = time.monotonic(), []
     for name, image_shape, arguments, millions in CASES:
         model = make_model(name, 10, **arguments)
@@ -93,22 +96,28 @@ def compare(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:
     network = make_torch(model, image_shape)
     randomise(network, seed=0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    variables = to_variables(state_dict(network), shapes)
+    logits = jax.jit(model.apply)(to_variables(state_dict(network), shapes), images)
+    with torch.no_grad():
+        expected_logits = network(_to_nchw(images)).numpy()
 
-    def loss(images: jax.Array, variables: PyTree) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(variables, images)
-        return jax.nn.logsumexp(logits, axis=1).sum(), logits
+    def loss(images: jax.Array, variables: PyTree) -> jax.Array:
+        return jax.nn.logsumexp(model.apply(variables, images), axis=1).sum()
 
-    compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (_, logits), gradients = compute(images, variables)
-    torch_images = torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
-    torch_logits = network(torch_images)
-    torch_logits.logsumexp(1).sum().backward()
+    network, images = network.double(), images.astype(np.float64)
+    doubles = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float64), shapes)
+    variables = to_variables(state_dict(network), doubles)
+    gradients = jax.jit(jax.grad(loss))(images, variables)
+    torch_images = _to_nchw(images).requires_grad_()
+    network(torch_images).logsumexp(1).sum().backward()
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])),
-        "logits": _difference(logits, torch_logits.detach().numpy()),
+        "logits": _difference(logits, expected_logits),
         "gradients": _difference(gradients, torch_images.grad.numpy().transpose(0, 2, 3, 1)),
     }
+
+
+def _to_nchw(images: np.ndarray) -> torch.Tensor:
+    return torch.tensor(images.transpose(0, 3, 1, 2))
 
 
 def _difference(actual: jax.Array, expected: np.ndarray) -> float:

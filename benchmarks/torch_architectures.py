@@ -72,7 +72,9 @@ class _Normalised(nn.Module):
     def __init__(self, network, model):
         super().__init__()
         self.network, self.padding = network, getattr(model, "padding", 0)
-        self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (model.mean, model.std))
+        for name in ("mean", "std"):  # not in the state dict, so that they are not randomised
+            values = torch.tensor(getattr(model, name))[:, None, None]
+            self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         padded = functional.pad(images, (self.padding,) * 4)

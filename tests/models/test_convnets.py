@@ -126,7 +126,7 @@ def test_dropout_acts_on_the_first_pool_in_training_only(name, dropout, expected
         ("wrn_1_10", {}, ["'wrn_1_10'", "6 n + 1"]),
         ("wrn_28_10", {}, ["'wrn_28_10'", "6 n + 1"]),
         ("vit_3_100", {}, ["'vit_3_100'", "multiple of 32"]),
-        ("net", {"activation": "tanh"}, ["'tanh'", "relu or gelu"]),
+        ("net", {"activation": "tanh"}, ["'tanh'", "relu, gelu or silu"]),
         ("net", {"dropout": 1.0}, ["1.0", "[0, 1)"]),
         ("net", {"dropout": -0.1}, ["-0.1", "[0, 1)"]),
     ],

@@ -97,7 +97,7 @@ POOLED = {
 }
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize("case", POOLED.values(), ids=POOLED.keys())
 def test_a_pooled_convolution_matches_separate_operations(case, activation):
     size, height, width, in_channels, out_channels, padding = case
