@@ -10,8 +10,8 @@ and published in their repository, locuslab/fast_adversarial. The data is a file
 jaxadv reads the file with `jaxadv.load_pretrained`. It runs AutoAttack and PGD-40 on all images,
 and its suite "standard" on the first ones. The reference runs on the first ones too:
 `pyautoattack`, which packages the original implementation, and PGD-40 in PyTorch, on a network that
-PyTorch loads from the same file. AutoAttack's attacks run in order, each on the images that are left
-robust.
+PyTorch loads from the same file. AutoAttack's attacks run in order, each on the images that the
+earlier ones left robust.
 `NAME.json` has the accuracies, `NAME_autoattack.json` and `NAME_standard.json` the evaluations.
 """
 
