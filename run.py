@@ -6,6 +6,7 @@ configs/curriculum.py:digits` trains a classifier and evaluates it.
 
 import ast
 import os
+import re
 import shlex
 import signal
 import sys
@@ -140,6 +141,7 @@ def _get_workdir() -> Path:
     if _CONFIG.value.mode == "evaluate" and _CONFIG.value.checkpoint:
         return Path(_CONFIG.value.checkpoint) / "evaluate"
     path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    argument = re.sub(r"[/:]+", "_", argument)  # of a source such as folder:DIR
     return Path("runs") / "_".join(filter(None, (Path(path).stem, argument)))
 
 

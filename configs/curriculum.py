@@ -24,7 +24,7 @@ from configs import default
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Return the config for "cifar10" or, to check the installation, "digits"."""
+    """Return the config for a source of data: "cifar10", "digits" or another."""
     config = default.get_config(data)
     config.data.augmentation = "flip"
     config.train.num_epochs = 30

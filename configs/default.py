@@ -16,15 +16,22 @@ from configs import attack_suites
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Return the config of a training on "cifar10" or "digits"."""
+    """Return the config for a source of data: "cifar10", "digits" or another."""
     config = ConfigDict()
     config.mode = "train"
     config.seed = 0
     config.compilation_cache = True  # of XLA, on disk in ~/.cache/jaxadv
 
     config.data = ConfigDict()
-    config.data.name = data  # cifar10 | digits
+    # digits | a name of TFDS (cifar10, svhn_cropped, imagenette/160px-v2:1.0.0) | folder:DIR |
+    # npz:FILE | huggingface:DIR; see docs/data.md.
+    config.data.source = data
     config.data.data_dir = placeholder(str)  # TFDS directory; None: default of TFDS
+    config.data.size = placeholder(int)  # images are resized and cropped to it; None: as stored
+    config.data.channels = placeholder(int)  # 1 | 3: images are converted; None: as stored
+    # True: images are read during training; None: if they do not fit into the memory of a device.
+    config.data.streaming = placeholder(bool)
+    config.data.test_fraction = 0.2  # share that becomes the test split if the source has none
     config.data.validation_fraction = 0.04  # share of the train split held out for validation
     config.data.augmentation = "none"  # none | flip | flip_crop_jitter
 

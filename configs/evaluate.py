@@ -68,6 +68,7 @@ def get_config(suite: str = "default") -> ConfigDict:
     config.which = "best"  # best (on the held-out images) | last
     config.compilation_cache = True  # of XLA, on disk in ~/.cache/jaxadv
     config.data = ConfigDict()
+    config.data.source = placeholder(str)  # the data at another path; None: as in the training
     config.data.data_dir = placeholder(str)  # TFDS directory; None: as in the training
     config.evaluation = default.get_config().evaluation
     config.evaluation.attacks = SUITES[suite]()

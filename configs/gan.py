@@ -25,7 +25,7 @@ from configs import natural
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Return the config for "cifar10" or "digits"."""
+    """Return the config for a source of data: "cifar10", "digits" or another."""
     config = ConfigDict()
     config.mode = "gan"  # gan | sample
     config.seed = 0

@@ -13,7 +13,7 @@ from configs import default
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Return the config for "cifar10" or "digits"."""
+    """Return the config for a source of data: "cifar10", "digits" or another."""
     config = default.get_config(data)
     config.attack.fraction = 0.0
     config.attack.eps_start = config.attack.eps_end = 0.0

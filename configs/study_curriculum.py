@@ -14,5 +14,5 @@ from configs import default
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Return the defaults, which are the study's values, for "cifar10" or "digits"."""
+    """Return the defaults, which are the study's values, for a source of data."""
     return default.get_config(data)

@@ -12,7 +12,7 @@ from configs import pgd
 
 
 def get_config(data: str = "cifar10") -> ConfigDict:
-    """Return the config for "cifar10" or "digits"."""
+    """Return the config for a source of data: "cifar10", "digits" or another."""
     config = pgd.get_config(data)
     config.train.loss = "trades"
     config.attack.loss = "kl"

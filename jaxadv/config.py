@@ -15,7 +15,7 @@ from jaxadv.attacks.pgd import PGD_LOSSES
 from jaxadv.attacks.threat import THREATS
 from jaxadv.core.types import UserError
 from jaxadv.data.augment import AUGMENTATIONS
-from jaxadv.data.datasets import DATASETS
+from jaxadv.data.sources import parse_source
 from jaxadv.evaluation.attack_suites import check_attack, check_suite, expand_suite
 from jaxadv.gan.sampling import LABELS, SAMPLERS
 from jaxadv.models.classifier import check_certifiable, make_classifier
@@ -25,9 +25,20 @@ from jaxadv.training.step import TRAINING_ATTACKS
 
 Number = int | float
 
+_DATA_RULES = {
+    "data.validation_fraction": Rule(lambda value: 0 < value < 1, "between 0 and 1"),
+    "data.test_fraction": Rule(lambda value: 0 < value < 1, "between 0 and 1"),
+    "data.size": COUNT,
+}
+_DATA_CHOICES = {
+    "data.augmentation": AUGMENTATIONS,
+    "data.channels": (None, 1, 3),
+    "data.streaming": (None, True, False),
+}
+
 CLASSIFIER_RULES: dict[str, Rule] = {
     "seed": STEPS,
-    "data.validation_fraction": Rule(lambda value: 0 < value < 1, "between 0 and 1"),
+    **_DATA_RULES,
     "data.synthetic.share": SHARE,
     "data.synthetic.label_smoothing": SHARE,
     "train.trades_beta": RADIUS,
@@ -60,8 +71,7 @@ CLASSIFIER_RULES: dict[str, Rule] = {
 _PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
 CLASSIFIER_CHOICES = {
-    "data.name": DATASETS,
-    "data.augmentation": AUGMENTATIONS,
+    **_DATA_CHOICES,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "attack.name": TRAINING_ATTACKS,
@@ -80,7 +90,7 @@ _NUM_IMAGES = Rule(
 
 GAN_RULES: dict[str, Rule] = {
     "seed": STEPS,
-    "data.validation_fraction": CLASSIFIER_RULES["data.validation_fraction"],
+    **_DATA_RULES,
     "latent_size": COUNT,
     "generator.features": COUNT,
     "generator.num_blocks": COUNT,
@@ -112,8 +122,7 @@ GAN_RULES: dict[str, Rule] = {
 }
 
 GAN_CHOICES = {
-    "data.name": DATASETS,
-    "data.augmentation": AUGMENTATIONS,
+    **_DATA_CHOICES,
     "sampling.which": ("best", "last"),
     "sampling.sampler": SAMPLERS,
     "sampling.labels": LABELS,
@@ -136,6 +145,8 @@ def check(config: ConfigDict, num_devices: int) -> None:
 
 def _check_classifier(config: ConfigDict, num_devices: int) -> None:
     check_values(flatten(config), CLASSIFIER_RULES, CLASSIFIER_CHOICES)
+    if config.data.source is not None:
+        parse_source(config.data.source)
     if "model" in config:
         _check_model(config.model, config.evaluation)
         _check_training(config, num_devices)
@@ -154,6 +165,7 @@ def _check_classifier(config: ConfigDict, num_devices: int) -> None:
 
 def _check_gan(config: ConfigDict, num_devices: int) -> None:
     check_values(flatten(config), GAN_RULES, GAN_CHOICES)
+    parse_source(config.data.source)
     for key in ("train.batch_size", "sampling.batch_size"):
         _check_divisible(key, flatten(config)[key], num_devices)
     try:

@@ -207,6 +207,20 @@ def test_the_default_workdir_of_an_evaluation_is_inside_that_of_its_run(job, mon
         assert job(config, unset)[1] == Path("/home/me/x/evaluate")
 
 
+@pytest.mark.parametrize(
+    ("argument", "folder"),
+    [
+        ("", "curriculum"),
+        (":digits", "curriculum_digits"),
+        (":folder:../data/pets", "curriculum_folder_.._data_pets"),
+        (":imagenette/160px-v2:1.0.0", "curriculum_imagenette_160px-v2_1.0.0"),
+    ],
+)
+def test_the_default_workdir_of_a_source_of_data_is_one_folder(parse, argument, folder):
+    parse(f"--config=configs/curriculum.py{argument}")
+    assert program._get_workdir() == Path("runs") / folder
+
+
 def test_an_unknown_home_directory_is_reported():
     with pytest.raises(UserError, match="home directory in ~nobody_of_this_name/x is unknown"):
         user_path("~nobody_of_this_name/x")

@@ -36,10 +36,12 @@ def test_every_attack_suite_loads_and_is_valid(suite):
     assert expand_suite(config.evaluation.attacks)
 
 
-def test_digits_are_a_variant_of_curriculum_training():
-    config = importlib.import_module("configs.curriculum").get_config("digits")
+@pytest.mark.parametrize("source", ["digits", "svhn_cropped:3.1.0", "folder:a/b", "npz:x.npz"])
+@pytest.mark.parametrize("name", ["curriculum", "gan", "trades"])
+def test_the_argument_of_a_config_is_any_source_of_data(name, source):
+    config = importlib.import_module(f"configs.{name}").get_config(source)
     configs.check(config, num_devices=2)
-    assert config.data.name == "digits"
+    assert config.data.source == source
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,11 @@ def test_digits_are_a_variant_of_curriculum_training():
         ("attack.norm", "l7", "config.attack.norm is 'l7': it must be one of linf, l2"),
         ("attack.loss", "dlr2", "cross_entropy, margin"),
         ("data.validation_fraction", 0.0, "between 0 and 1"),
-        ("data.name", "cifar11", "cifar10, digits"),
+        ("data.source", "foldr:x", "folder:DIR, npz:FILE or huggingface:DIR"),
+        ("data.size", 0, "config.data.size is 0: it must be an integer from 1"),
+        ("data.channels", 2, "config.data.channels is 2: it must be one of None, 1, 3"),
+        ("data.test_fraction", 1.0, "between 0 and 1"),
+        ("data.streaming", "yes", "it must be one of None, True, False"),
         ("data.augmentation", "mixup", "none, flip, flip_crop_jitter"),
         ("model.name", "bignett", "bignet"),
         ("model.name", "wrn_13", "wrn_"),

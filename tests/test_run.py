@@ -74,7 +74,7 @@ def test_an_unavailable_data_set_is_reported_at_once(tmp_path):
         HTTPS_PROXY="http://127.0.0.1:9",
         no_proxy="",
     )
-    assert f"CIFAR-10 is not prepared in {tmp_path}" in line
+    assert f"cifar10 is not prepared in {tmp_path}" in line
     assert "--config.data.data_dir=DIR" in line
     assert not (tmp_path / "run").exists()
 

@@ -1,250 +1,213 @@
-"""Data sets as arrays in memory: CIFAR-10 from TFDS, and the digits of scikit-learn.
+"""Data sets split for training, validation and test, and the order of the images in an epoch.
 
-To add a data set, write a loader such as `_digits` and add it to `DATASETS`.
+To add a kind of source, write a file with a function that returns an `OpenedSource`, and call it in
+`_open`.
 """
 
-import hashlib
-import io
-import json
+import math
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from jaxtyping import Int
-from PIL import Image
-from tqdm import tqdm
 
-from jaxadv.core.files import atomic_write, cache_folder
 from jaxadv.core.rng import Stream, stream
 from jaxadv.core.types import HostBatch, UserError
+from jaxadv.data import tfds
+from jaxadv.data.decode_cache import read_cache, write_cache
+from jaxadv.data.digits import open_digits
+from jaxadv.data.examples import OpenedSource, StoredExamples, select
+from jaxadv.data.folder import open_folder
+from jaxadv.data.huggingface import open_huggingface
+from jaxadv.data.images import ImageFormat
+from jaxadv.data.npz import open_npz
+from jaxadv.data.sources import Source, parse_source
 
-_Source = tuple[str, tuple[str, ...], HostBatch, HostBatch]  # name, class names, train, test
-_CACHE_PREFIX = "jaxadv-cache-"
+Split = HostBatch | StoredExamples
+
+_SHARE_OF_MEMORY = 0.5  # of a device, for the train split
 
 
 class Dataset(NamedTuple):
-    """A labelled image data set on the host.
+    """A labelled image data set.
 
-    Images are uint8 of shape (n, 32, 32, 3), labels int32. The test split is for the final
-    evaluation only.
+    Images are uint8 of shape (n, height, width, 1 or 3), labels int32. The test split is for the
+    final evaluation only.
+
+    Attributes:
+      name: in reports.
+      class_names: in the order of the labels.
+      train: arrays on the host, or examples that are decoded when they are read.
+      validation: the same.
+      test: the same.
+      source: `config.data.source` without paths and versions: "cifar10", "npz", "folder", "digits".
+      version: of a TFDS or Hugging Face data set; "" otherwise.
     """
 
-    name: str  # in reports
+    name: str
     class_names: tuple[str, ...]
-    train: HostBatch
-    validation: HostBatch
-    test: HostBatch
+    train: Split
+    validation: Split
+    test: Split
+    source: str = ""
+    version: str = ""
 
 
-def load(name: str, *, data_dir: str | None, validation_fraction: float) -> Dataset:
-    """Load a data set; CIFAR-10 is downloaded and prepared if it is missing.
+def load(
+    source: str,
+    *,
+    data_dir: str | None = None,
+    validation_fraction: float,
+    size: int | None = None,
+    channels: int | None = None,
+    test_fraction: float = 0.2,
+    streaming: bool | None = None,
+) -> Dataset:
+    """Load a data set.
+
+    The validation split is a part of the train split. The digits and the splits of TFDS are in
+    random order, and it is their last part. Other sources may be sorted by class, so a fixed
+    permutation chooses it.
 
     Args:
-      name: "cifar10" or "digits".
-      data_dir: TFDS directory of CIFAR-10; None: the default of TFDS. Ignored for the digits, which
-        are part of scikit-learn.
-      validation_fraction: share of the train split, in (0, 1), whose last part becomes the
-        validation split.
+      source: "digits"; a name of TFDS with optional config and version, such as "cifar10" or
+        "imagenette/160px-v2:1.0.0"; "folder:DIR", "npz:FILE" or "huggingface:DIR".
+      data_dir: TFDS directory; None: the default of TFDS. Ignored for other sources.
+      validation_fraction: share of the train split, in (0, 1), that becomes the validation split.
+      size: the shorter side of each image is resized to it, then the centre is cropped to a square;
+        None: as stored.
+      channels: 1 or 3; None: as stored.
+      test_fraction: share in (0, 1) of a source without a test or validation split that becomes the
+        test split.
+      streaming: whether images are decoded when they are read, instead of into memory; None: if the
+        train split does not fit into the memory of a device.
 
     Raises:
-      UserError: unknown name, fraction out of range, or a data set that cannot be loaded.
+      UserError: a value is out of range, or the data set cannot be loaded.
     """
-    if name not in DATASETS:
-        known = ", ".join(DATASETS)
-        raise UserError(f"data.name={name!r} is not a data set: use one of {known}")
-    if not 0 < validation_fraction < 1:
-        raise UserError(
-            f"data.validation_fraction={validation_fraction} must lie between 0 and 1, exclusive"
-        )
-    display_name, class_names, (images, labels), test = DATASETS[name](data_dir)
-    num_validation = round(validation_fraction * len(labels))
-    num_train = len(labels) - min(max(num_validation, 1), len(labels) - 1)
+    parsed = parse_source(source)
+    for name, fraction in (
+        ("validation_fraction", validation_fraction),
+        ("test_fraction", test_fraction),
+    ):
+        if not 0 < fraction < 1:
+            raise UserError(f"data.{name}={fraction} must lie between 0 and 1, exclusive")
+    opened = _open(parsed, data_dir, ImageFormat(size, channels))
+    train, test = _read(opened, streaming)
+    _check(opened, train, test)
+    if test is None:
+        num_test = _num_held_out(test_fraction, train)
+        shuffled = select(train, _permutation(train))
+        test, train = select(shuffled, slice(num_test)), select(shuffled, slice(num_test, None))
+    else:
+        train = select(train, _permutation(train)) if opened.shuffle_train else train
+        test = select(test, _permutation(test)) if opened.shuffle_test else test
+    num_train = len(train.labels) - _num_held_out(validation_fraction, train)
     return Dataset(
-        name=display_name,
-        class_names=class_names,
-        train=HostBatch(images[:num_train], labels[:num_train]),
-        validation=HostBatch(images[num_train:], labels[num_train:]),
+        name=opened.name,
+        class_names=opened.class_names,
+        train=select(train, slice(num_train)),
+        validation=select(train, slice(num_train, None)),
         test=test,
+        source=parsed.location.partition(":")[0] if parsed.kind == "tfds" else parsed.kind,
+        version=opened.version,
     )
 
 
-def _digits(_: str | None) -> _Source:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    grayscale = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    images = np.stack([_to_rgb_32(image) for image in grayscale])
-    labels = digits.target.astype(np.int32)
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        images, labels, test_size=0.2, random_state=0, stratify=labels
-    )
-    return (
-        "digits, not CIFAR",
-        tuple("0123456789"),
-        HostBatch(train_images, train_labels),
-        HostBatch(test_images, test_labels),
-    )
+def is_prepared(source: str, data_dir: str | None) -> bool:
+    """Return whether a source needs no preparation in a TFDS directory."""
+    kind, location = parse_source(source)
+    return kind != "tfds" or tfds.is_prepared(location, data_dir)
 
 
-def _to_rgb_32(grayscale: np.ndarray) -> np.ndarray:
-    resized = Image.fromarray(grayscale).resize((32, 32), Image.Resampling.BILINEAR)
-    return np.asarray(resized.convert("RGB"))
+def _open(source: Source, data_dir: str | None, image_format: ImageFormat) -> OpenedSource:
+    kind, location = source
+    if kind == "digits":
+        return open_digits(image_format)
+    if kind == "tfds":
+        return tfds.open_tfds(location, data_dir, image_format)
+    open_path = {"folder": open_folder, "npz": open_npz, "huggingface": open_huggingface}[kind]
+    return open_path(location, image_format)
 
 
-def is_prepared(data_dir: str | None) -> bool:
-    """Return whether a TFDS directory holds CIFAR-10."""
-    return data_dir is not None and (_directory(Path(data_dir)) / "dataset_info.json").exists()
-
-
-def _directory(root: Path) -> Path:
-    return root.expanduser().absolute() / "cifar10" / "3.0.2"
-
-
-def _cifar10(data_dir: str | None) -> _Source:
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    directory = _directory(root)
-    # TFDS takes seconds to import, and its error for a missing directory is misleading.
-    if not is_prepared(str(root)):
-        from jaxadv.data.cifar10 import prepare
-
-        prepare(root.expanduser().absolute())
-    try:
-        return _read_prepared(directory)
-    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
+def _read(opened: OpenedSource, streaming: bool | None) -> tuple[Split, Split | None]:
+    """Return the splits: decoded into memory, perhaps from the cache, or as they are stored."""
+    splits = {"train": opened.train} | ({"test": opened.test} if opened.test is not None else {})
+    if not streaming and opened.cache and (arrays := read_cache(opened.cache)):
+        decoded = {
+            name: HostBatch(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in splits
+        }
+        if streaming is False or fits_in_memory(decoded["train"].images.nbytes):
+            return decoded["train"], decoded.get("test")
+    shapes = {name: split.image_shape for name, split in splits.items()}
+    if len({*shapes.values()}) > 1:
         raise UserError(
-            f"cannot read {directory} ({reason}): delete it to prepare it again, "
-            "or set --config.data.data_dir=DIR to another directory"
-        ) from error
-
-
-def _read_prepared(directory: Path) -> _Source:
-    description = json.loads((directory / "features.json").read_text(encoding="utf-8"))
-    features = description["featuresDict"]["features"]
-    is_jpeg = features["image"]["image"].get("encodingFormat") == "jpeg"
-    arrays = _cached_arrays(directory)
-    return (
-        "CIFAR-10, JPEG copy" if is_jpeg else "CIFAR-10",
-        tuple((directory / "label.labels.txt").read_text(encoding="utf-8").split()),
-        HostBatch(arrays["train_images"], arrays["train_labels"]),
-        HostBatch(arrays["test_images"], arrays["test_labels"]),
-    )
-
-
-DATASETS: dict[str, Callable[[str | None], _Source]] = {"cifar10": _cifar10, "digits": _digits}
-
-
-def _cached_arrays(directory: Path) -> dict[str, Any]:
-    path = _cache_path(directory)
-    try:
-        # Reading an array verifies its checksum in the file.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
-            return dict(cache)
-    except (OSError, EOFError, ValueError, BadZipFile):
-        arrays = _decode(directory)
-    try:
-        _write_cache(path, arrays)
-    except OSError as error:
-        logging.warning(
-            "Could not cache the decoded images (%s); they will be decoded again on every start",
-            error,
+            f"{opened.name} has train images of shape {shapes['train']} and test images of shape "
+            f"{shapes['test']}: set config.data.size and config.data.channels to convert all images"
         )
-    return arrays
-
-
-def _cache_path(directory: Path) -> Path:
-    files = sorted(f for f in directory.iterdir() if not f.name.startswith(_CACHE_PREFIX))
-    identity = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    name = f"{_CACHE_PREFIX}{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.npz"
-    # `os.access` allows root to write everywhere; the write bits are respected nevertheless.
-    if os.access(directory, os.W_OK) and directory.stat().st_mode & 0o222:
-        return directory / name
-    return cache_folder() / name
-
-
-def _write_cache(path: Path, arrays: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def _decode(directory: Path) -> dict[str, Any]:
-    import tensorflow_datasets as tfds
-
-    read = _reader(directory)
-    builder = tfds.builder_from_directory(directory)
-    arrays: dict[str, Any] = {}
-    for split in ("train", "test"):
-        n = builder.info.splits[split].num_examples
-        images, labels = np.empty((n, 32, 32, 3), np.uint8), np.empty(n, np.int32)
-        examples = tqdm(read(builder, split), f"Decode CIFAR-10 {split}", n, unit=" images")
-        num_read = 0
-        for num_read, example in enumerate(examples, start=1):
-            images[num_read - 1] = np.asarray(Image.open(io.BytesIO(example["image"])))
-            labels[num_read - 1] = example["label"]
-        if num_read < n:
-            raise OSError(f"the {split} split has {num_read} of {n} examples")
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    return arrays
-
-
-def _reader(directory: Path) -> Callable[[Any, str], Iterator[dict[str, Any]]]:
-    """Return a function that reads a split of a prepared directory in order."""
-    # Early versions of TFDS had one format only and did not record it.
-    info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
-    file_format = info.get("fileFormat", "tfrecord")
-    if file_format == "array_record":
-        return _read_by_index
-    if file_format != "tfrecord":
-        raise UserError(
-            f"{directory} has file format {file_format}: prepare it as array_record or tfrecord, "
-            "or set --config.data.data_dir=DIR to another directory"
+    num_bytes = len(opened.train) * math.prod(shapes["train"])
+    if streaming is None and not fits_in_memory(num_bytes):
+        print(
+            f"The {len(opened.train):,} training images of {opened.name} take "
+            f"{num_bytes / 1e9:.1f} GB, more than half of the memory of a device: they are streamed"
         )
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise UserError(
-            f"{directory} has file format tfrecord, which needs TensorFlow once: "
-            "`pip install tensorflow`, or set --config.data.data_dir=DIR to a directory without "
-            "CIFAR-10, to prepare it as array_record there"
-        ) from error
-    return partial(_read_with_tensorflow, tensorflow)
+        streaming = True
+    if streaming:
+        for split in splits.values():
+            split.take(np.arange(min(1, len(split.labels))))  # reports what cannot be read
+        return opened.train, opened.test
+    decoded = {name: split.decode(f"Decode {opened.name} {name}") for name, split in splits.items()}
+    if opened.cache:
+        arrays = {f"{name}_images": split.images for name, split in decoded.items()}
+        arrays |= {f"{name}_labels": split.labels for name, split in decoded.items()}
+        write_cache(opened.cache, arrays)
+    return decoded["train"], decoded.get("test")
 
 
-def _read_by_index(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    source = builder.as_data_source(split, decoders=_encoded_images())
-    for start in range(0, len(source), 1000):
-        yield from source.__getitems__(range(start, min(start + 1000, len(source))))
+def fits_in_memory(num_bytes: int) -> bool:
+    """Return whether the images of a split take at most half of the memory of a device."""
+    return num_bytes <= _SHARE_OF_MEMORY * _device_memory()
 
 
-def _read_with_tensorflow(tf: Any, builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    import tensorflow_datasets as tfds
-
-    tf.config.set_visible_devices([], "GPU")  # otherwise it reserves their memory
-    in_order = tfds.ReadConfig(interleave_cycle_length=1)
-    dataset = builder.as_dataset(split, decoders=_encoded_images(), read_config=in_order)
-    try:
-        yield from tfds.as_numpy(dataset)
-    except tf.errors.OpError as error:
-        raise OSError(error.message) from error
+def _device_memory() -> int:
+    """Return the bytes that a device can use; CPU devices share the memory of the machine."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory // (jax.local_device_count() + 1)
 
 
-def _encoded_images() -> dict[str, Any]:
-    """Return the decoders that keep TFDS from decoding images.
+def _check(opened: OpenedSource, train: Split, test: Split | None) -> None:
+    """Check the number of classes, and the labels."""
+    num_classes = len(opened.class_names)
+    if num_classes < 2:
+        raise UserError(f"{opened.name} has {num_classes} classes: use at least two")
+    for name, split in (("train", train), ("test", test)):
+        if split is None:
+            continue
+        if len(split.labels) < 2:
+            raise UserError(
+                f"the {name} split of {opened.name} has {len(split.labels)} images: use more"
+            )
+        lowest, highest = int(split.labels.min()), int(split.labels.max())
+        if lowest < 0 or highest >= num_classes:
+            raise UserError(
+                f"the {name} split of {opened.name} has labels from {lowest} to {highest}: use "
+                f"labels from 0 to {num_classes - 1}, the number of classes minus 1"
+            )
 
-    TFDS decodes with OpenCV or TensorFlow, depending on what is installed, and their JPEGs differ.
-    PIL gives the same images on all machines.
-    """
-    import tensorflow_datasets as tfds
 
-    return {"image": tfds.decode.SkipDecoding()}
+def _permutation(split: Split) -> Int[np.ndarray, "n"]:
+    """Return the permutation of a split whose images may be sorted by class."""
+    return np.random.RandomState(0).permutation(len(split.labels))  # equal in all NumPy versions
+
+
+def _num_held_out(fraction: float, split: Split) -> int:
+    """Return the number of images in a share of a split, at least one and not all."""
+    num = len(split.labels)
+    return min(max(round(fraction * num), 1), num - 1)
 
 
 def epoch_order(seed: int, name: Stream, epoch: int, num_examples: int) -> Int[np.ndarray, "n"]:

@@ -13,14 +13,12 @@ Opening a file reads it once completely to verify its checksums.
 
 import hashlib
 import json
-import mmap
-import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -28,17 +26,10 @@ from tqdm import tqdm
 
 from jaxadv.core.files import atomic_write, write_json
 from jaxadv.core.types import UserError
+from jaxadv.data.mapped_arrays import CHUNK, MappedArray, map_member, map_npy, member_chunks
 
 _MANIFEST = "manifest.json"
-_CHUNK = 1 << 22  # bytes
 _NUM_PROBED = 1000  # images whose range of values is checked
-
-
-class _MappedImages(NamedTuple):
-    """An array of images that is mapped from a file."""
-
-    file: mmap.mmap
-    images: UInt8[np.ndarray, "n height width channels"]
 
 
 class SyntheticImages:
@@ -46,13 +37,13 @@ class SyntheticImages:
 
     def __init__(
         self,
-        parts: Sequence[_MappedImages],
+        parts: Sequence[MappedArray],
         labels: Int[np.ndarray, "n"],
         image_shape: tuple[int, ...],
     ) -> None:
         """Concatenate the images of all parts."""
         self._parts, self.image_shape = parts, image_shape
-        self._starts = np.cumsum([0, *(len(part.images) for part in parts)])
+        self._starts = np.cumsum([0, *(len(part.array) for part in parts)])
         self.labels = labels
 
     def __len__(self) -> int:
@@ -65,9 +56,7 @@ class SyntheticImages:
         part_numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(part_numbers):
             part, selected = self._parts[number], part_numbers == number
-            images[selected] = part.images[rows[selected] - self._starts[number]]
-            # Otherwise all pages that were ever read count as memory of this process.
-            part.file.madvise(mmap.MADV_DONTNEED)
+            images[selected] = part.take(rows[selected] - self._starts[number])
         return images
 
 
@@ -101,14 +90,18 @@ def open_synthetic(
             "or an .npz"
         )
     for part in parts:
-        if part.images.shape[1:] != image_shape:
+        if part.array.ndim != 4:
             raise UserError(
-                f"{path} has images of shape {part.images.shape[1:]}: use images of shape "
+                f"{path} has images of shape {part.array.shape}: use (n, height, width, channels)"
+            )
+        if part.array.shape[1:] != image_shape:
+            raise UserError(
+                f"{path} has images of shape {part.array.shape[1:]}: use images of shape "
                 f"{image_shape}, as in the data set"
             )
     if not len(labels):
         raise UserError(f"{path} has no images: pass other samples")
-    if sum(len(part.images) for part in parts) != len(labels):
+    if sum(len(part.array) for part in parts) != len(labels):
         raise UserError(f"{path} has different numbers of images and labels: sample it again")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
@@ -122,7 +115,7 @@ def open_synthetic(
     return images
 
 
-def _open_shards(folder: Path) -> tuple[list[_MappedImages], np.ndarray]:
+def _open_shards(folder: Path) -> tuple[list[MappedArray], np.ndarray]:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         digests = manifest["sha256"]
@@ -141,9 +134,9 @@ def _open_shards(folder: Path) -> tuple[list[_MappedImages], np.ndarray]:
                 raise UserError(f"{folder / name} is truncated or damaged: sample it again")
     parts, labels = [], []
     for name in sorted(name for name in digests if name.startswith("images_")):
-        parts.append(_map_npy(folder / name))
+        parts.append(map_npy(folder / name))
         labels.append(_read_labels(folder / name.replace("images_", "labels_")))
-        if len(labels[-1]) != len(parts[-1].images):
+        if len(labels[-1]) != len(parts[-1].array):
             raise UserError(
                 f"{folder / name} has different numbers of images and labels: sample it again"
             )
@@ -170,7 +163,7 @@ def _sha256(path: Path, bar: tqdm) -> str | None:
     sha256 = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
+            while chunk := file.read(CHUNK):
                 sha256.update(chunk)
                 bar.update(len(chunk))
     except OSError:
@@ -178,14 +171,9 @@ def _sha256(path: Path, bar: tqdm) -> str | None:
     return sha256.hexdigest()
 
 
-def _map_npy(path: Path) -> _MappedImages:
-    with path.open("rb") as file:
-        return _map_array(file, path)
-
-
-def _open_npz(path: Path) -> tuple[list[_MappedImages], np.ndarray]:
+def _open_npz(path: Path) -> tuple[list[MappedArray], np.ndarray]:
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
             missing = {"image.npy", "label.npy"} - members.keys()
             if missing:
@@ -196,59 +184,16 @@ def _open_npz(path: Path) -> tuple[list[_MappedImages], np.ndarray]:
             with archive.open("label.npy") as stored:
                 labels = _check_labels(np.lib.format.read_array(stored, allow_pickle=False), path)
             image = members["image.npy"]
-            if image.compress_type != zipfile.ZIP_STORED:
-                return [_map_npy(_unpacked(archive, image, path))], labels
-            for _ in _chunks(archive, image, f"Check {path.name}"):
-                pass
-            # A local header has 30 bytes, the name, and an extra field; bytes 26 to 29 are the
-            # lengths of the last two.
-            file.seek(image.header_offset + 26)
-            file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-            return [_map_array(file, path)], labels
+            if image.compress_type == zipfile.ZIP_STORED:
+                for _ in member_chunks(archive, image, f"Check {path.name}"):
+                    pass
+            unpacked = path.with_name(f"{path.name}.{image.CRC:08x}.npy")
+            return [map_member(archive, image, path, unpacked)], labels
     except UserError:
         raise
     except (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error,
             zipfile.BadZipFile) as error:  # fmt: skip
         raise UserError(f"{path} is truncated or damaged ({error}): download it again") from None
-
-
-def _unpacked(archive: zipfile.ZipFile, image: zipfile.ZipInfo, path: Path) -> Path:
-    """Unpack the images beside a compressed file, if necessary, and return their path."""
-    unpacked = path.with_name(f"{path.name}.{image.CRC:08x}.npy")
-    if unpacked.exists() and unpacked.stat().st_size == image.file_size:
-        return unpacked
-    with atomic_write(unpacked) as partial, partial.open("wb") as file:
-        for chunk in _chunks(archive, image, f"Unpack {path.name}"):
-            file.write(chunk)
-    return unpacked
-
-
-def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, title: str) -> Iterator[bytes]:
-    """Yield a member in chunks. Reading to its end verifies its checksum."""
-    with (
-        archive.open(member) as packed,
-        tqdm(total=member.file_size, desc=title, unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        while chunk := packed.read(_CHUNK):
-            yield chunk
-            bar.update(len(chunk))
-
-
-def _map_array(file: BinaryIO, path: Path) -> _MappedImages:
-    """Map the array of images whose header is at the current position of the file."""
-    version = np.lib.format.read_magic(file)
-    read_header: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
-    shape, fortran, dtype = read_header(file)
-    if dtype != np.uint8 or fortran or len(shape) != 4:
-        raise UserError(
-            f"{path} has images of type {dtype} and shape {shape}: use uint8 of shape "
-            "(n, height, width, channels)"
-        )
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    count = int(np.prod(shape))
-    if file.tell() + count > len(mapped):
-        raise UserError(f"{path} is truncated, it should have {shape[0]:,} images: sample it again")
-    return _MappedImages(mapped, np.frombuffer(mapped, np.uint8, count, file.tell()).reshape(shape))
 
 
 class ShardWriter:
@@ -307,7 +252,7 @@ class ShardWriter:
 def pack(folder: Path, path: Path) -> None:
     """Convert a folder of shards to one `.npz` with arrays `image` and `label`."""
     parts, labels = _open_shards(folder)
-    image_shape = parts[0].images.shape[1:]
+    image_shape = parts[0].array.shape[1:]
     images = SyntheticImages(parts, labels, image_shape)
     shape = (len(images), *image_shape)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}

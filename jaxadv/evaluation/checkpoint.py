@@ -15,7 +15,7 @@ from jaxadv.core.example_results import ExampleResults
 from jaxadv.core.files import atomic_write, write_json
 from jaxadv.core.results import Evaluation
 from jaxadv.core.types import HostBatch, UserError
-from jaxadv.data import Dataset
+from jaxadv.data import Dataset, in_memory
 from jaxadv.evaluation import export
 from jaxadv.evaluation.attack_suites import check_suite, expand_suite
 from jaxadv.evaluation.evaluate import run_evaluation
@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     if not config.checkpoint:
         raise UserError("config.checkpoint is not set: give the workdir of a training run")
     source = Path(config.checkpoint)
-    trained = trained_config(source, "train", config.data.data_dir)
+    trained = trained_config(source, "train", config.data.data_dir, config.data.source)
     if config.evaluation.certification.num_examples:
         check_certifiable(make_classifier(trained.model, num_classes=10))
     dataset = load_dataset(trained.data)
@@ -114,7 +114,7 @@ def evaluate_checkpoint(
     check_dataset(source, dataset)
     classifier = trained_classifier(trained, describe_dataset(dataset), source, which)
     whole_split = {"test": dataset.test, "held_out": dataset.validation}[evaluation.split]
-    split = HostBatch(*(array[: evaluation.num_examples] for array in whole_split))
+    split = in_memory(whole_split, evaluation.num_examples)
     n = len(split.labels)
     attacks = expand_suite(evaluation.attacks)
     check_suite(attacks, len(dataset.class_names))

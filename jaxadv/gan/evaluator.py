@@ -18,7 +18,8 @@ from jaxadv.core.images import to_float
 from jaxadv.core.logits import predicted_class
 from jaxadv.core.sample_quality import SampleEvaluation, SampleQuality
 from jaxadv.core.types import ByteImages, HostBatch, Images, UserError
-from jaxadv.data import Dataset
+from jaxadv.data import Dataset, in_memory
+from jaxadv.data.sources import source_without_path
 from jaxadv.gan.metrics import (
     frechet_distance,
     kernel_distance,
@@ -26,7 +27,7 @@ from jaxadv.gan.metrics import (
     num_duplicates,
     precision_and_recall,
 )
-from jaxadv.runs.workdir import claimed, read, restore_classifier
+from jaxadv.runs.workdir import DATA_KEYS, claimed, read, restore_classifier
 from jaxadv.training.train import train as train_classifier
 
 ImageArray = UInt8[np.ndarray, "n height width channels"]
@@ -58,15 +59,15 @@ def make_sample_evaluator(config: ConfigDict, dataset: Dataset, workdir: Path) -
     if config.evaluator.checkpoint:
         source = Path(config.evaluator.checkpoint)
         trained = read(source, mode="train")
-        if trained.data.name != config.data.name:
+        if source_without_path(trained.data.source) != source_without_path(config.data.source):
             raise UserError(
-                f"config.evaluator.checkpoint is a classifier of {trained.data.name}, "
-                f"config.data.name is {config.data.name}: give a classifier of {config.data.name}"
+                f"config.evaluator.checkpoint is a classifier of {trained.data.source}, "
+                f"config.data.source is {config.data.source}: give a classifier of it"
             )
     else:
         source = evaluator_workdir(workdir)
         trained = config.evaluator.classifier.copy_and_resolve_references()
-        for key in ("name", "data_dir", "validation_fraction"):
+        for key in DATA_KEYS:
             trained.data[key] = config.data[key]
         with claimed(source, trained):
             print(f"Sample evaluator: a classifier in {source}", flush=True)
@@ -139,7 +140,7 @@ def logits_and_features(
 
 def classify_train_split(evaluator: SampleEvaluator, dataset: Dataset) -> ClassifiedImages:
     """Classify the real images that samples are compared with during the training of a GAN."""
-    return classify(evaluator, dataset.train.images[:_MAX_IMAGES])
+    return classify(evaluator, in_memory(dataset.train, _MAX_IMAGES).images)
 
 
 def num_test_images(dataset: Dataset) -> int:
@@ -157,9 +158,9 @@ def evaluate_on_test(
       samples: `num_test_images` samples or fewer, with the classes that they were generated for.
       dataset: of the real images.
     """
-    rows = slice(num_test_images(dataset))
-    real = classify(evaluator, dataset.test.images[rows])
-    correct = real.predictions() == dataset.test.labels[rows]
+    test = in_memory(dataset.test, num_test_images(dataset))
+    real = classify(evaluator, test.images)
+    correct = real.predictions() == test.labels
     return SampleEvaluation(
         num_images=len(samples.labels),
         evaluator_accuracy=float(correct.mean()),
@@ -214,7 +215,7 @@ def write_neighbours(
     path: Path, evaluator: SampleEvaluator, samples: ImageArray, dataset: Dataset
 ) -> None:
     """Write samples and the train images nearest to them, by pixels and by features."""
-    train_images = dataset.train.images
+    train_images = in_memory(dataset.train).images
     by_pixels, _ = nearest(_pixels(samples), _pixels(train_images))
     by_features, _ = nearest(
         classify(evaluator, samples).features, classify(evaluator, train_images).features

@@ -29,6 +29,7 @@ from jaxadv.core.rng import example_keys, stream
 from jaxadv.core.types import DeviceBatch, Images, Labels, PRNGKey, UserError
 from jaxadv.data import Dataset
 from jaxadv.data.augment import AugmentFn, make_augment
+from jaxadv.data.examples import image_shape
 from jaxadv.gan.networks import Discriminator, Generator, Latents
 from jaxadv.runs import checkpoints
 from jaxadv.training.optimizer import moving_average
@@ -306,7 +307,7 @@ def restore(
       UserError: no checkpoint can be restored.
     """
     setup = make_gan_setup(config, len(dataset.class_names))
-    state = init_state(setup, dataset.train.images.shape[1:])
+    state = init_state(setup, image_shape(dataset.train))
     restored = checkpoints.restore(workdir, which, checkpoint_items(state.generator, state))
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: train first, without config.mode=sample")

@@ -16,8 +16,9 @@ from jaxadv.core.files import read_json, write_json
 from jaxadv.core.images import check_images
 from jaxadv.core.sample_quality import GanResult, SampleQuality
 from jaxadv.core.types import UserError
-from jaxadv.data import Dataset
+from jaxadv.data import Dataset, in_memory
 from jaxadv.data.datasets import endless_order
+from jaxadv.data.examples import image_shape
 from jaxadv.gan.evaluator import (
     SampleEvaluator,
     classify_train_split,
@@ -66,7 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     """
     source_version()
     dataset = load_dataset(config.data)
-    check_images(dataset.train.images)
+    check_images(in_memory(dataset.train).images)
     _check_side(config, dataset)
     with claimed(workdir, config):
         claim_dataset(workdir, dataset)
@@ -82,7 +83,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
 
 
 def _check_side(config: ConfigDict, dataset: Dataset) -> None:
-    side, expected = 4 << config.generator.num_blocks, dataset.train.images.shape[1]
+    side, expected = 4 << config.generator.num_blocks, image_shape(dataset.train)[0]
     if side != expected:
         raise UserError(
             f"config.generator.num_blocks is {config.generator.num_blocks}, which gives images of "
@@ -115,7 +116,7 @@ def train(
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1, donate_first=True)
     average = make_averaging(setup)
     sampler = make_sampler(setup, prior_sampling(config.sampling))
-    data = replicate(dataset.train)
+    data = replicate(in_memory(dataset.train))
     real = classify_train_split(evaluator, dataset)
     num_rounds = math.ceil(config.train.num_steps / config.train.steps_per_round)
     started = time.monotonic()
@@ -177,7 +178,7 @@ def _resume(
     setup: GanSetup, dataset: Dataset, workdir: Path
 ) -> tuple[GanState, int, list[Metrics]]:
     """Return the state to start from, its finished rounds, and the metrics of later steps."""
-    state = init_state(setup, dataset.train.images.shape[1:])
+    state = init_state(setup, image_shape(dataset.train))
     resume_point = checkpoints.resume(workdir, checkpoint_items(state.generator, state), "round")
     if resume_point.items:
         state = resume_point.items["training"]

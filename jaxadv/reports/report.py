@@ -76,8 +76,8 @@ def _render(
     return template("report.html").render(
         workdir=workdir,
         config=config and json.dumps(config, indent=2),
-        model=evaluation.model if evaluation else _configured_name(config, "model"),
-        dataset=evaluation.dataset if evaluation else _configured_name(config, "data"),
+        model=evaluation.model if evaluation else config.get("model", {}).get("name", ""),
+        dataset=evaluation.dataset if evaluation else _configured_dataset(config),
         images=_SPLITS[evaluation.split] if evaluation else "",
         evaluation=evaluation,
         checkpoint=checkpoint,
@@ -95,9 +95,10 @@ def _read_evaluation(path: Path) -> Evaluation | None:
     return Evaluation.from_json(content) if content else None
 
 
-def _configured_name(config: Mapping[str, Any], section: str) -> str:
-    name = config.get(section, {}).get("name", "")
-    return _DATASETS.get(name, name)
+def _configured_dataset(config: Mapping[str, Any]) -> str:
+    data = config.get("data", {})
+    source = data.get("source") or data.get("name", "")  # the key of earlier versions
+    return _DATASETS.get(source, source)
 
 
 def _evaluation_sections(

@@ -24,6 +24,8 @@ from jaxadv.core.devices import describe_devices
 from jaxadv.core.files import atomic_write, user_path, write_json
 from jaxadv.core.types import UserError
 from jaxadv.data import Dataset, is_prepared, load
+from jaxadv.data.examples import image_shape
+from jaxadv.data.sources import expand_source, source_without_path
 from jaxadv.models.classifier import make_classifier
 from jaxadv.runs import checkpoints
 from jaxadv.runs.distributed import first_process_first, from_first, is_first
@@ -32,6 +34,7 @@ _LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # by the file 
 # Keys that may differ between machines for the same experiment.
 _MACHINE_KEYS = ("data.data_dir", "compilation_cache")
 # Keys that hold a path, in configs of any mode.
+_SOURCE_KEYS = ("data.source", "evaluator.classifier.data.source")  # `KIND:PATH` has a path
 _PATH_KEYS = (
     "checkpoint",
     "data.data_dir",
@@ -42,9 +45,21 @@ _PATH_KEYS = (
     "sampling.path",
     "study.results",
 )
-# Keys of earlier versions, for `migrate`: dotted key -> new last part, and removed keys with the
-# value that this version still implements.
-_RENAMED_KEYS = {"judge": "evaluator"}
+# Keys of `config.data` that say what is loaded.
+DATA_KEYS = (
+    "source",
+    "data_dir",
+    "size",
+    "channels",
+    "streaming",
+    "test_fraction",
+    "validation_fraction",
+)
+# Keys of earlier versions, for `migrate`: dotted key -> new last part, keys of `config.data` that
+# they lacked with the value that they implied, and removed keys with the value that this version
+# still implements.
+_RENAMED_KEYS = {"judge": "evaluator", "data.name": "source"}
+_ADDED_DATA_KEYS = {"size": None, "channels": None, "streaming": None, "test_fraction": 0.2}
 _REMOVED_KEYS = {
     "model.defence.pni.granularity": "layer",
     "generator.attention": False,
@@ -77,6 +92,9 @@ def expand_paths(config: ConfigDict) -> None:
     for key in _PATH_KEYS:
         if path := flat.get(key):
             config.update_from_flattened_dict({key: str(user_path(path))})
+    for key in _SOURCE_KEYS:
+        if source := flat.get(key):
+            config.update_from_flattened_dict({key: expand_source(source)})
 
 
 def read(workdir: Path, mode: str | None = None) -> ConfigDict:
@@ -133,6 +151,8 @@ def migrate(stored: Mapping[str, Any], section: str = "") -> dict[str, Any]:
             # The classifier in the config of a GAN is a complete config.
             value = migrate(value, "" if key == "classifier" else f"{path}.")
         migrated[_RENAMED_KEYS.get(path, key)] = value
+    if section == "data." and "name" in stored:
+        migrated |= _ADDED_DATA_KEYS
     return migrated
 
 
@@ -238,7 +258,13 @@ def _stored_values(config: ConfigDict) -> dict:
     """Return the values of a config by their dotted keys, as they are read from JSON."""
     plain = ConfigDict(migrate(json.loads(config.to_json())))
     expand_paths(plain)  # earlier versions stored `~` unexpanded
-    return flatten(plain)
+    values = flatten(plain)
+    if values.get("mode") == "evaluate":
+        values.pop("data.source", None)  # it is that of the training, perhaps at another path
+    for key in _SOURCE_KEYS:
+        if values.get(key):
+            values[key] = source_without_path(values[key])
+    return values
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
@@ -287,7 +313,7 @@ def check_dataset(workdir: Path, dataset: Dataset) -> None:
         raise UserError(
             f"the run in {workdir} was trained on {_dataset_text(recorded)}, this is "
             f"{_dataset_text(given)}: use the data set of the run, from Python if it has no "
-            "config.data.name"
+            "config.data.source"
         )
 
 
@@ -319,7 +345,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """Return the record of a data set: name, shape of an image and class names."""
     return {
         "name": dataset.name,
-        "image_shape": [int(size) for size in dataset.train.images.shape[1:]],
+        "image_shape": [int(size) for size in image_shape(dataset.train)],
         "class_names": [str(name) for name in dataset.class_names],
     }
 
@@ -378,7 +404,9 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
-def trained_config(source: Path, mode: str, data_dir: str | None) -> ConfigDict:
+def trained_config(
+    source: Path, mode: str, data_dir: str | None, data_source: str | None = None
+) -> ConfigDict:
     """Return the config of a run. Its file may come from another machine and is not trusted.
 
     Args:
@@ -387,17 +415,21 @@ def trained_config(source: Path, mode: str, data_dir: str | None) -> ConfigDict:
       data_dir: directory of the data set on this machine; None: the directory in the config, if
         it already holds a prepared data set. No data set is prepared in a directory that the
         file names.
+      data_source: `config.data.source` on this machine; None: that of the config.
 
     Raises:
-      UserError: the file is not the config of a run.
+      UserError: the file is not the config of a run, or the run was trained on another kind of
+        data.
     """
     stored = from_first(lambda: read(source, mode).to_json())
     trained = ConfigDict(json.loads(stored))
     try:
-        stored_dir = trained.data.data_dir if is_prepared(trained.data.data_dir) else None
-        trained.data.data_dir = data_dir or stored_dir
-        if None in (trained.seed, trained.data.name, trained.data.validation_fraction):
+        if None in (trained.seed, trained.data.source, trained.data.validation_fraction):
             raise KeyError("a value is missing")
+        trained.data.source = _source_here(source, trained.data.source, data_source)
+        stored_dir = trained.data.data_dir
+        is_stored_dir_prepared = is_prepared(trained.data.source, stored_dir)
+        trained.data.data_dir = data_dir or (stored_dir if is_stored_dir_prepared else None)
         if mode == "train":
             make_classifier(trained.model, num_classes=10)
     except (AttributeError, KeyError, TypeError) as error:
@@ -408,13 +440,19 @@ def trained_config(source: Path, mode: str, data_dir: str | None) -> ConfigDict:
     return trained
 
 
+def _source_here(workdir: Path, stored: str, given: str | None) -> str:
+    """Return the source of data on this machine."""
+    if given and source_without_path(given) != source_without_path(stored):
+        raise UserError(
+            f"config.data.source is {given}, the run in {workdir} was trained on {stored}: give "
+            "another path to the same data, or None"
+        )
+    return given or stored
+
+
 def load_dataset(data: ConfigDict) -> Dataset:
     """Load the data set of `config.data`; of several processes, the first prepares it."""
-    return first_process_first(
-        lambda: load(
-            data.name, data_dir=data.data_dir, validation_fraction=data.validation_fraction
-        )
-    )
+    return first_process_first(lambda: load(**{key: data[key] for key in DATA_KEYS}))
 
 
 def restore_classifier(

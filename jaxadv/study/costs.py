@@ -79,7 +79,7 @@ def cost_in_gradients(run: Run, trained: ConfigDict) -> tuple[int, float]:
 
 def _split_sizes(data: ConfigDict) -> tuple[int, int, int]:
     """Return the number of images to train on, of held-out and of test images."""
-    num_train, num_test = _SIZES[data.name]
+    num_train, num_test = _SIZES[data.source]
     num_held_out = round(data.validation_fraction * num_train)
     return num_train - num_held_out, num_held_out, num_test
 

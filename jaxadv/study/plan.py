@@ -173,7 +173,7 @@ def _scale_training(name: str, config: ConfigDict, scale: str) -> None:
         config.model.name = "wrn_7_1"
         config.train.num_epochs = 2
     if scale == "smoke":
-        config.data.name = "digits"
+        config.data.source = "digits"
         config.update_from_flattened_dict(_smoke_changes(name, config))
     _scale_evaluation(name, config.evaluation, scale)
 

@@ -1,15 +1,12 @@
 """A small archive in the format of CIFAR-10, and the directory prepared from it."""
 
-import hashlib
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorflow_datasets.core.download.checksums import UrlInfo, get_all_url_infos
+from archives import manual_folder, register_archive, write_tar
 
-from jaxadv.data import cifar10
+from jaxadv.data import preparation
 
 CLASS_NAMES = tuple("abcdefghij")
 NUM_PER_BATCH = 4
@@ -34,23 +31,15 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records) -> Path:
 
     The data_dir is three levels above the archive.
     """
-    path = tmp_path / "tfds" / "downloads" / "manual" / "cifar-10-binary.tar.gz"
-    path.parent.mkdir(parents=True)
+    path = manual_folder(tmp_path) / "cifar-10-binary.tar.gz"
     files = {
         f"data_batch_{i + 1}.bin": batch.tobytes()
         for i, batch in enumerate(np.split(records["train"], 5))
     }
     files["test_batch.bin"] = records["test"].tobytes()
     files["batches.meta.txt"] = "\n".join((*CLASS_NAMES, "", "")).encode()
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    content = path.read_bytes()
-    info = UrlInfo(len(content), hashlib.sha256(content).hexdigest(), path.name)
-    monkeypatch.setitem(get_all_url_infos(), cifar10.URL, info)
-    monkeypatch.setattr(cifar10, "_is_online", lambda: True)
+    write_tar(path, {f"cifar-10-batches-bin/{name}": files[name] for name in files})
+    register_archive(monkeypatch, "cifar10", path)
     return path
 
 
@@ -58,5 +47,5 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records) -> Path:
 def data_dir(archive: Path) -> Path:
     """Prepare the archive in a TFDS directory."""
     root = archive.parents[2]
-    cifar10.prepare(root)
+    preparation.prepare("cifar10", "", "", root)
     return root

@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 import types
@@ -28,7 +29,7 @@ def caches(folder):
 
 
 def assert_same(first, second):
-    for one, other in zip(first[2:], second[2:], strict=True):
+    for one, other in zip(first[2:5], second[2:5], strict=True):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
 
@@ -39,7 +40,7 @@ def test_digits_have_the_format_of_cifar10():
     assert dataset.class_names == tuple("0123456789")
     sizes = [len(dataset.train.labels), len(dataset.validation.labels), len(dataset.test.labels)]
     assert sizes == [1293, 144, 360]
-    for images, labels in dataset[2:]:
+    for images, labels in dataset[2:5]:
         assert images.shape == (len(labels), 32, 32, 3)
         assert images.dtype == np.uint8
         assert labels.dtype == np.int32
@@ -53,7 +54,7 @@ def test_digits_have_the_format_of_cifar10():
 def test_every_digit_is_in_exactly_one_split():
     from sklearn.datasets import load_digits as original
 
-    splits = load_digits()[2:]
+    splits = load_digits()[2:5]
     contents = [image.tobytes() for split in splits for image in split.images]
     assert len(contents) == len(set(contents)) == len(original().images)
     labels = np.concatenate([split.labels for split in splits])
@@ -81,18 +82,13 @@ def test_a_fraction_outside_the_unit_interval_is_refused(fraction):
         load_digits(fraction)
 
 
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"'mnist'.*cifar10, digits"):
-        load("mnist", data_dir=None, validation_fraction=0.1)
-
-
 def test_cifar10_has_the_content_of_the_archive(data_dir, records):
     dataset = load_cifar10(data_dir)
     assert "tensorflow" not in sys.modules
     assert dataset.name == "CIFAR-10"
     assert dataset.class_names == tuple("abcdefghij")
-    assert [len(split.labels) for split in dataset[2:]] == [15, 5, 4]
-    for split, parts in (("train", dataset[2:4]), ("test", dataset[4:])):
+    assert [len(split.labels) for split in dataset[2:5]] == [15, 5, 4]
+    for split, parts in (("train", dataset[2:4]), ("test", dataset[4:5])):
         loaded = {
             (int(label), image.transpose(2, 0, 1).tobytes())
             for images, labels in parts
@@ -103,7 +99,9 @@ def test_cifar10_has_the_content_of_the_archive(data_dir, records):
 
 def test_the_name_of_a_jpeg_copy_says_so(data_dir):
     features = prepared(data_dir) / "features.json"
-    features.write_text(features.read_text().replace('"png"', '"jpeg"'))
+    content = json.loads(features.read_text())
+    content["featuresDict"]["features"]["image"]["image"]["encodingFormat"] = "jpeg"
+    features.write_text(json.dumps(content))
     assert load_cifar10(data_dir).name == "CIFAR-10, JPEG copy"
 
 
@@ -294,7 +292,7 @@ def test_the_real_cifar10(tmp_path):
             (prepared(tmp_path) / file.name).symlink_to(file)
     dataset = load("cifar10", data_dir=str(tmp_path), validation_fraction=0.04)
     train_labels = np.concatenate([dataset.train.labels, dataset.validation.labels])
-    assert [len(split.labels) for split in dataset[2:]] == [48000, 2000, 10000]
+    assert [len(split.labels) for split in dataset[2:5]] == [48000, 2000, 10000]
     np.testing.assert_array_equal(np.bincount(train_labels), [5000] * 10)
     np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1000] * 10)
     assert dataset.class_names[:3] == ("airplane", "automobile", "bird")

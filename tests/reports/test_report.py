@@ -344,7 +344,7 @@ def test_digits_are_labelled_as_not_cifar(page, undrawn):
     rewrite(undrawn, lambda evaluation: evaluation.update(dataset="digits, not CIFAR"))
     assert "bignet on digits, not CIFAR" in render(undrawn).text
     (undrawn / "evaluation.json").unlink()
-    rewrite(undrawn, lambda config: config["data"].update(name="digits"), "config.json")
+    rewrite(undrawn, lambda config: config["data"].update(source="digits"), "config.json")
     assert "bignet on digits, not CIFAR" in render(undrawn).text
 
 

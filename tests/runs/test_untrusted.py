@@ -70,8 +70,8 @@ def evaluation_of(tmp_path, change):
         lambda config: config["model"].update(name="__import__('os').system('true')"),
         lambda config: config["model"].update(defence={"name": "rse", "rse": {"x": 1}}),
         lambda config: config.pop("model"),
-        lambda config: config["data"].pop("name"),
-        lambda config: config["data"].update(name="../../etc"),
+        lambda config: config["data"].pop("source"),
+        lambda config: config["data"].update(source="../../etc"),
         lambda config: config.update(data=[]),
     ],
 )
@@ -84,11 +84,11 @@ def test_an_invalid_stored_config_is_refused_in_one_line(tmp_path, change):
 
 def test_no_data_set_is_prepared_in_a_directory_of_a_stored_config(tmp_path, monkeypatch):
     def change(config):
-        config["data"] |= {"name": "cifar10", "data_dir": str(tmp_path / "elsewhere")}
+        config["data"] |= {"source": "cifar10", "data_dir": str(tmp_path / "elsewhere")}
 
     config = evaluation_of(tmp_path, change)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "own"))
-    monkeypatch.setattr("jaxadv.data.cifar10._is_online", lambda: False)
+    monkeypatch.setattr("jaxadv.data.preparation._is_online", lambda url: False)
     with pytest.raises(UserError, match=f"not prepared in {tmp_path / 'own'}"):
         evaluation.run(config, tmp_path / "out")
     assert not (tmp_path / "elsewhere").exists()
