@@ -121,11 +121,13 @@ def _run_job() -> int:
     # These imports take seconds, so they come after the flags are checked.
     import jax
 
-    from jaxadv.config import check
+    from jaxadv.config import check, set_defaults
     from jaxadv.runs.workdir import expand_paths
 
     job = import_module(f"jaxadv.{_JOBS[config.mode]}")
     expand_paths(config)
+    for line in set_defaults(config):
+        print(line, flush=True)
     check(config, jax.device_count())
     raised_warnings = job.run(config, _get_workdir())
     failed = raised_warnings and config.evaluation.fail_on_warnings

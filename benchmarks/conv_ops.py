@@ -22,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 
 from configs import curriculum
+from jaxadv.config import set_defaults
 from jaxadv.core.devices import pmap_batches, replicate, set_up_cpu
 from jaxadv.core.types import HostBatch
 from jaxadv.models import layers
@@ -85,6 +86,7 @@ def measure(job: str, ops: str) -> dict:
         layers.convolution = _plain_convolution
         layers.pooled_convolution = _plain_pooled_convolution
     config = curriculum.get_config(job)
+    set_defaults(config)
     size, num_epochs = config.train.batch_size, config.train.num_epochs
     setup = make_training_setup(config, 10, lambda step: config.optimizer.learning_rate)
     step = pmap_batches(make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True)

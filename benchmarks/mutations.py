@@ -781,6 +781,8 @@ MUTATIONS = [
         ),
         (
             "label smoothing of real images instead of synthetic ones",
+            "mix(jnp.zeros(num_real), jnp.full(setup.num_synthetic, setup.label_smoothing))",
+            "mix(jnp.full(num_real, setup.label_smoothing), jnp.zeros(setup.num_synthetic))",
             "mix(jnp.zeros(len(indices)), jnp.full(setup.num_synthetic, setup.label_smoothing))",
             "mix(jnp.full(len(indices), setup.label_smoothing), jnp.zeros(setup.num_synthetic))",
             "mix(jnp.zeros(len(indices)), jnp.full(recipe.num_synthetic, recipe.label_smoothing))",

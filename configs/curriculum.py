@@ -19,6 +19,7 @@ above.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import default
 
@@ -26,7 +27,7 @@ from configs import default
 def get_config(data: str = "cifar10") -> ConfigDict:
     """Return the config for a source of data: "cifar10", "digits" or another."""
     config = default.get_config(data)
-    config.data.augmentation = "flip"
+    config.data.augmentation = placeholder(str)  # None: the default of the data set
     config.train.num_epochs = 30
     config.train.batch_size = 128
     config.train.ema_decay = 0.999

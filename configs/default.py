@@ -33,7 +33,8 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.data.streaming = placeholder(bool)
     config.data.test_fraction = 0.2  # share that becomes the test split if the source has none
     config.data.validation_fraction = 0.04  # share of the train split held out for validation
-    config.data.augmentation = "none"  # none | flip | flip_crop_jitter
+    # none | flip | flip_crop_jitter; None: flip if a mirrored image of the data set has its class.
+    config.data.augmentation = "none"
 
     # Synthetic images that replace a share of each batch: those that `config.mode=sample` of
     # configs/gan.py writes, or an .npz with the arrays image and label.

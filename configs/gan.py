@@ -33,7 +33,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
 
     config.data = natural.get_config(data).data
     del config.data.synthetic
-    config.data.augmentation = "none" if data == "digits" else "flip"
+    config.data.augmentation = placeholder(str)  # None: the default of the data set
     config.latent_size = 128
 
     config.generator = ConfigDict()

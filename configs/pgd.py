@@ -10,6 +10,7 @@ results/pgd/evaluation.json.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import default
 
@@ -17,7 +18,7 @@ from configs import default
 def get_config(data: str = "cifar10") -> ConfigDict:
     """Return the config for a source of data: "cifar10", "digits" or another."""
     config = default.get_config(data)
-    config.data.augmentation = "flip"
+    config.data.augmentation = placeholder(str)  # None: the default of the data set
     config.train.num_epochs = 30
     config.train.batch_size = 128
     config.optimizer.schedule = "cosine"

@@ -14,7 +14,7 @@ from jaxadv.attacks.checks import COUNT, DECAY, POSITIVE, RADIUS, SHARE, STEPS, 
 from jaxadv.attacks.pgd import PGD_LOSSES
 from jaxadv.attacks.threat import THREATS
 from jaxadv.core.types import UserError
-from jaxadv.data.augment import AUGMENTATIONS
+from jaxadv.data.augment import AUGMENTATIONS, default_augmentation
 from jaxadv.data.sources import parse_source
 from jaxadv.evaluation.attack_suites import check_attack, check_suite, expand_suite
 from jaxadv.gan.sampling import LABELS, SAMPLERS
@@ -31,7 +31,7 @@ _DATA_RULES = {
     "data.size": COUNT,
 }
 _DATA_CHOICES = {
-    "data.augmentation": AUGMENTATIONS,
+    "data.augmentation": (None, *AUGMENTATIONS),
     "data.channels": (None, 1, 3),
     "data.streaming": (None, True, False),
 }
@@ -129,6 +129,21 @@ GAN_CHOICES = {
     "sampling.format": ("shards", "npz"),
 }
 _NUM_CLASSES = 10  # of all data sets that a config can name
+
+
+def set_defaults(config: ConfigDict) -> list[str]:
+    """Set the values that follow from other keys, in place: the augmentation from the data set.
+
+    Returns:
+      A line for each value, to be printed.
+    """
+    if config.mode not in ("train", "gan") or config.data.augmentation is not None:
+        return []
+    config.data.augmentation = default_augmentation(config.data.source)
+    return [
+        f"config.data.augmentation is {config.data.augmentation!r}, the default of "
+        f"{config.data.source}; the others are {', '.join(AUGMENTATIONS)}"
+    ]
 
 
 def check(config: ConfigDict, num_devices: int) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from tiny_config import tiny_config
 
 import run as program
 from configs import curriculum, default, evaluate, gan, study
@@ -335,8 +336,8 @@ def test_evaluating_a_run_on_another_data_set_raises_an_error(tmp_path, other, d
 
 def test_a_failed_evaluation_on_another_data_set_creates_no_workdir(tmp_path):
     trained = curriculum.get_config("digits")
-    claim_dataset(tmp_path, dataset())
     (tmp_path / "config.json").write_text(trained.to_json())
+    claim_dataset(tmp_path, dataset())
     config = evaluate.get_config()
     config.checkpoint = str(tmp_path)
     with pytest.raises(UserError, match=r"was trained on 'My scans, copy 1'.*this is 'digits, not"):
@@ -366,8 +367,8 @@ def start(tmp_path, monkeypatch):
 
     def started(data):
         with pytest.raises(StopError):
-            train.train(curriculum.get_config("digits"), data, tmp_path)
-        return json.loads((tmp_path / "dataset.json").read_text())
+            train.train(tiny_config(), data, tmp_path)
+        return json.loads((tmp_path / "config.json").read_text())["dataset"]
 
     return started
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default, evaluate
+from configs import curriculum, default, evaluate
 from jaxadv import config as configs
+from jaxadv.config import set_defaults
 from jaxadv.core.types import UserError
 from jaxadv.evaluation.attack_suites import expand_suite
 from jaxadv.runs.workdir import claimed, read
@@ -318,3 +319,14 @@ def test_what_an_attack_refuses_its_config_refuses_at_once(attack, changes, mess
         configs.check(config, num_devices=2)
     assert str(raised.value).startswith("config.evaluation.attacks.mine.")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("data", "name"), [("cifar10", "flip"), ("digits", "none")])
+def test_the_augmentation_follows_from_the_data_set(data, name):
+    config = curriculum.get_config(data)
+    (line,) = set_defaults(config)
+    assert config.data.augmentation == name
+    assert line.startswith(f"config.data.augmentation is '{name}', the default of {data}; the")
+    config.data.augmentation = "flip_crop_jitter"
+    assert set_defaults(config) == []
+    assert config.data.augmentation == "flip_crop_jitter"

@@ -1,5 +1,6 @@
 """Random data augmentation on the device."""
 
+import re
 from collections.abc import Callable
 
 import dm_pix as pix
@@ -13,8 +14,34 @@ Image = Float[Array, "height width channels"]
 AugmentFn = Callable[[Key[Array, "batch"], Images], Images]
 """`(keys, images) -> images` in [0, 1], with one key for each example."""
 
-_CROP_PADDING = 4  # pixels on each side
+_CROP_PADDING = 1 / 8  # of each side, on both of its ends: 4 of 32 pixels
 _JITTER = 0.2  # a common strength; the study does not state its own
+
+
+_FLIPPED_SOURCES = frozenset(
+    {
+        "cifar10",
+        "cifar100",
+        "imagenet2012",
+        "imagenet_resized",
+        "imagenette",
+        "imagewang",
+        "stl10",
+    }
+)
+"""Data sets whose mirrored images keep their class, by the first part of `config.data.source`."""
+
+
+def default_augmentation(source: str) -> str:
+    """Return the augmentation of a data source: "flip" where it is known to keep the classes.
+
+    >>> default_augmentation("imagenette/160px-v2:1.0.0"), default_augmentation("mnist")
+    ('flip', 'none')
+
+    Args:
+      source: value of `config.data.source`.
+    """
+    return "flip" if re.split("[/:]", source)[0] in _FLIPPED_SOURCES else "none"
 
 
 def make_augment(name: str) -> AugmentFn:
@@ -22,9 +49,10 @@ def make_augment(name: str) -> AugmentFn:
 
     - "none": no augmentation.
     - "flip": horizontal flip with probability 1/2.
-    - "flip_crop_jitter": flip; a random crop of the original size from the image padded with 4
-      black pixels per side; brightness shifted by up to 0.2, contrast and saturation multiplied by
-      a factor in [0.8, 1.2]; clipping to [0, 1]. Saturation is changed in RGB images only.
+    - "flip_crop_jitter": flip; a random crop of the original size from the image padded with black
+      pixels, on each side an eighth of its length; brightness shifted by up to 0.2, contrast and
+      saturation multiplied by a factor in [0.8, 1.2]; clipping to [0, 1]. Saturation is changed in
+      RGB images only.
 
     The augmentation of an example depends on its key only, not on the rest of the batch.
 
@@ -51,8 +79,9 @@ def _flip_crop_jitter(key: PRNGKey, image: Image) -> Image:
 
 
 def _crop(key: PRNGKey, image: Image) -> Image:
-    padding = (_CROP_PADDING, _CROP_PADDING)
-    return pix.random_crop(key, jnp.pad(image, (padding, padding, (0, 0))), image.shape)
+    height, width = (round(_CROP_PADDING * side) for side in image.shape[:2])
+    padded = jnp.pad(image, ((height, height), (width, width), (0, 0)))
+    return pix.random_crop(key, padded, image.shape)
 
 
 def _jitter(key: PRNGKey, image: Image) -> Image:

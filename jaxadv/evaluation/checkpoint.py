@@ -30,7 +30,6 @@ from jaxadv.runs.resume_cache import open_resume_cache
 from jaxadv.runs.workdir import (
     check_dataset,
     claimed,
-    describe_dataset,
     load_dataset,
     source_version,
     trained_config,
@@ -111,8 +110,7 @@ def evaluate_checkpoint(
     Raises:
       UserError: no checkpoint can be restored, or the run was trained on another data set.
     """
-    check_dataset(source, dataset)
-    classifier = trained_classifier(trained, describe_dataset(dataset), source, which)
+    classifier = trained_classifier(trained, check_dataset(source, dataset), source, which)
     whole_split = {"test": dataset.test, "held_out": dataset.validation}[evaluation.split]
     split = in_memory(whole_split, evaluation.num_examples)
     n = len(split.labels)

@@ -138,9 +138,23 @@ def logits_and_features(
     return logits, dense_inputs[-1].reshape(len(images), -1)
 
 
+def train_images(dataset: Dataset) -> ImageArray:
+    """Return the images of the train split, which a GAN needs in memory.
+
+    Raises:
+      UserError: the split is streamed.
+    """
+    if not isinstance(dataset.train, HostBatch):
+        raise UserError(
+            "a GAN needs the train split in memory, but it is streamed: set "
+            "config.data.streaming=False, or a smaller config.data.size"
+        )
+    return dataset.train.images
+
+
 def classify_train_split(evaluator: SampleEvaluator, dataset: Dataset) -> ClassifiedImages:
     """Classify the real images that samples are compared with during the training of a GAN."""
-    return classify(evaluator, in_memory(dataset.train, _MAX_IMAGES).images)
+    return classify(evaluator, train_images(dataset)[:_MAX_IMAGES])
 
 
 def num_test_images(dataset: Dataset) -> int:
@@ -215,17 +229,17 @@ def write_neighbours(
     path: Path, evaluator: SampleEvaluator, samples: ImageArray, dataset: Dataset
 ) -> None:
     """Write samples and the train images nearest to them, by pixels and by features."""
-    train_images = in_memory(dataset.train).images
-    by_pixels, _ = nearest(_pixels(samples), _pixels(train_images))
+    real = train_images(dataset)
+    by_pixels, _ = nearest(_pixels(samples), _pixels(real))
     by_features, _ = nearest(
-        classify(evaluator, samples).features, classify(evaluator, train_images).features
+        classify(evaluator, samples).features, classify(evaluator, real).features
     )
     with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
             samples=samples,
-            by_pixels=train_images[by_pixels],
-            by_features=train_images[by_features],
+            by_pixels=real[by_pixels],
+            by_features=real[by_features],
         )
 
 

@@ -30,7 +30,6 @@ from jaxadv.gan.evaluator import (
 from jaxadv.gan.networks import Latents
 from jaxadv.gan.step import GanSetup, restore, sample_latents
 from jaxadv.runs.workdir import (
-    check_dataset,
     load_dataset,
     provenance,
     source_version,
@@ -60,7 +59,6 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     stored_checkpoint = trained.evaluator.checkpoint or str(evaluator_workdir(workdir))
     trained.evaluator.checkpoint = config.evaluator.checkpoint or stored_checkpoint
     dataset = load_dataset(trained.data)
-    check_dataset(workdir, dataset)
     setup, networks, number = restore(trained, dataset, workdir, sampling.which)
     folder = Path(sampling.path or workdir / "synthetic")
     writer = ShardWriter(folder, sampling.shard_size)

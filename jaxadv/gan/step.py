@@ -32,6 +32,7 @@ from jaxadv.data.augment import AugmentFn, make_augment
 from jaxadv.data.examples import image_shape
 from jaxadv.gan.networks import Discriminator, Generator, Latents
 from jaxadv.runs import checkpoints
+from jaxadv.runs.workdir import check_dataset
 from jaxadv.training.optimizer import moving_average
 
 
@@ -304,11 +305,12 @@ def restore(
       which: "best" by the Fréchet distance to the train split, or "last".
 
     Raises:
-      UserError: no checkpoint can be restored.
+      UserError: no checkpoint can be restored, or the run was trained on another data set.
     """
     setup = make_gan_setup(config, len(dataset.class_names))
     state = init_state(setup, image_shape(dataset.train))
-    restored = checkpoints.restore(workdir, which, checkpoint_items(state.generator, state))
+    items = checkpoint_items(state.generator, state)
+    restored = checkpoints.restore(workdir, which, items, check_dataset(workdir, dataset))
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: train first, without config.mode=sample")
     discriminator = restored.items["training"].discriminator

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from jaxadv.gan.evaluator import (
     make_sample_evaluator,
     num_test_images,
     summary,
+    train_images,
     write_neighbours,
 )
 from jaxadv.gan.sampling import concatenate, make_sampler, prior_sampling, sample_batches
@@ -67,10 +68,10 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     """
     source_version()
     dataset = load_dataset(config.data)
-    check_images(in_memory(dataset.train).images)
+    check_images(train_images(dataset))
     _check_side(config, dataset)
     with claimed(workdir, config):
-        claim_dataset(workdir, dataset)
+        claim_dataset(workdir, dataset)  # also in `train`, but the evaluator takes long
         evaluator = make_sample_evaluator(config, dataset, workdir)
         train(config, dataset, evaluator, workdir)
         if not (workdir / "gan.json").exists():
@@ -112,7 +113,8 @@ def train(
     num_classes = len(dataset.class_names)
     images_per_step = config.train.num_discriminator_steps * config.train.batch_size
     setup = make_gan_setup(config, num_classes)
-    state, first_round, history = _resume(setup, dataset, workdir)
+    record = claim_dataset(workdir, dataset)
+    state, first_round, history = _resume(setup, dataset, record, workdir)
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1, donate_first=True)
     average = make_averaging(setup)
     sampler = make_sampler(setup, prior_sampling(config.sampling))
@@ -138,7 +140,7 @@ def train(
             generator = average(state)
             if stopped:
                 items = checkpoint_items(generator, state)
-                checkpoints.save_interrupted(workdir, number, items, history)
+                checkpoints.save_interrupted(workdir, number, items, history, record)
                 signals.raise_stopped()
             seconds = time.monotonic() - round_started
             samples = concatenate(
@@ -165,7 +167,7 @@ def train(
             log(line, {"samples": grid})
             # The checkpoint comes last, so that each has its line. A line too many is dropped on
             # resume.
-            checkpoints.save(workdir, number + 1, checkpoint_items(generator, state), line)
+            checkpoints.save(workdir, number + 1, checkpoint_items(generator, state), line, record)
             seconds_per_round = (time.monotonic() - started) / (number + 1 - first_round)
             seconds_left = seconds_per_round * (num_rounds - number - 1)
             print(_summary(line, quality, num_rounds, seconds_left), flush=True)
@@ -175,11 +177,12 @@ def train(
 
 
 def _resume(
-    setup: GanSetup, dataset: Dataset, workdir: Path
+    setup: GanSetup, dataset: Dataset, record: Mapping[str, Any], workdir: Path
 ) -> tuple[GanState, int, list[Metrics]]:
     """Return the state to start from, its finished rounds, and the metrics of later steps."""
     state = init_state(setup, image_shape(dataset.train))
-    resume_point = checkpoints.resume(workdir, checkpoint_items(state.generator, state), "round")
+    items = checkpoint_items(state.generator, state)
+    resume_point = checkpoints.resume(workdir, items, "round", record)
     if resume_point.items:
         state = resume_point.items["training"]
     return replicate(state), resume_point.epoch, resume_point.history

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,11 @@ from absl import logging
 from jaxtyping import PyTree
 
 from jaxadv.core.types import UserError
+from jaxadv.runs.dataset_record import check_same_dataset, is_record
 from jaxadv.runs.distributed import from_first, is_first
+
+DatasetRecord = Mapping[str, Any]
+DatasetCheck = Callable[..., None]  # `(recorded, what)`, see `check_same_dataset`
 
 
 class Restored(NamedTuple):
@@ -71,7 +76,13 @@ class ResumePoint(NamedTuple):
     items: dict[str, PyTree] | None
 
 
-def save(workdir: Path, epoch: int, items: dict[str, PyTree], metrics: dict[str, Any]) -> None:
+def save(
+    workdir: Path,
+    epoch: int,
+    items: dict[str, PyTree],
+    metrics: dict[str, Any],
+    dataset: DatasetRecord | None = None,
+) -> None:
     """Save a checkpoint, and delete all others but the previous and the best.
 
     Arrays are saved from the host, so that any number of devices can restore them. The function
@@ -82,6 +93,7 @@ def save(workdir: Path, epoch: int, items: dict[str, PyTree], metrics: dict[str,
       epoch: number of finished epochs; also the name of the checkpoint.
       items: trees of arrays by name. Each can be restored without the others.
       metrics: plain numbers, including one of `METRICS`.
+      dataset: record of the data set of the run.
 
     Raises:
       UserError: the checkpoint cannot be written.
@@ -89,7 +101,7 @@ def save(workdir: Path, epoch: int, items: dict[str, PyTree], metrics: dict[str,
     items = jax.device_get(items)
 
     def save_here() -> None:
-        write(_directory(workdir), epoch, items, metrics)
+        write(_directory(workdir), epoch, items, metrics, dataset)
         for old in _superseded(_directory(workdir)):
             delete(old)
         delete(_interrupted(workdir))
@@ -98,7 +110,11 @@ def save(workdir: Path, epoch: int, items: dict[str, PyTree], metrics: dict[str,
 
 
 def save_interrupted(
-    workdir: Path, epoch: int, items: dict[str, PyTree], history: list[dict[str, float]]
+    workdir: Path,
+    epoch: int,
+    items: dict[str, PyTree],
+    history: list[dict[str, float]],
+    dataset: DatasetRecord | None = None,
 ) -> None:
     """Save the state in the middle of an epoch. The next `save` deletes it.
 
@@ -107,12 +123,15 @@ def save_interrupted(
       epoch: number of finished epochs.
       items: see `save`.
       history: metrics of the finished steps of the next epoch.
+      dataset: record of the data set of the run.
     """
     items = jax.device_get(items)
-    from_first(lambda: write(_interrupted(workdir), epoch, items, {"history": history}))
+    from_first(lambda: write(_interrupted(workdir), epoch, items, {"history": history}, dataset))
 
 
-def restore(workdir: Path, which: str, targets: dict[str, PyTree]) -> Restored | None:
+def restore(
+    workdir: Path, which: str, targets: dict[str, PyTree], dataset: DatasetRecord | None = None
+) -> Restored | None:
     """Restore the best or the last checkpoint; return None without a checkpoint.
 
     Corrupt checkpoints are reported in a warning and skipped.
@@ -121,14 +140,22 @@ def restore(workdir: Path, which: str, targets: dict[str, PyTree]) -> Restored |
       workdir: of the run.
       which: "best" by its metric of `METRICS`, or "last".
       targets: trees of arrays or of `jax.ShapeDtypeStruct`, by the names of the items to restore.
+      dataset: record of the data set, or a copy of it, that the checkpoint must be trained on.
 
     Raises:
-      UserError: all checkpoints are corrupt, or the items do not match the targets.
+      UserError: all checkpoints are corrupt, the items do not match the targets, or the checkpoint
+        was trained on another data set.
     """
-    return _from_first(lambda: _restore(_directory(workdir), which, targets), targets)
+    check = partial(check_same_dataset, given=dataset, copies=True)
+    return _from_first(lambda: _restore(_directory(workdir), which, targets, check), targets)
 
 
-def resume(workdir: Path, targets: dict[str, PyTree], unit: str = "epoch") -> ResumePoint:
+def resume(
+    workdir: Path,
+    targets: dict[str, PyTree],
+    unit: str = "epoch",
+    dataset: DatasetRecord | None = None,
+) -> ResumePoint:
     """Restore the newest state of a run and print where the run resumes.
 
     Corrupt checkpoints are moved to the folder `damaged_checkpoints`.
@@ -137,13 +164,16 @@ def resume(workdir: Path, targets: dict[str, PyTree], unit: str = "epoch") -> Re
       workdir: of the run.
       targets: see `restore`; all items.
       unit: what the numbers of the checkpoints count, for messages.
+      dataset: record of the data set that the checkpoints must be trained on.
 
     Raises:
-      UserError: all checkpoints are corrupt, or the items do not match the targets.
+      UserError: all checkpoints are corrupt, the items do not match the targets, or a checkpoint
+        was trained on another data set.
     """
-    last = restore(workdir, "last", targets)
+    check = partial(check_same_dataset, given=dataset)
+    last = _from_first(lambda: _restore(_directory(workdir), "last", targets, check), targets)
     epoch = last.epoch if last else 0
-    interrupted = _restore_interrupted(workdir, epoch, targets)
+    interrupted = _restore_interrupted(workdir, epoch, targets, check)
     _move_unusable(workdir, epoch)
     newest = interrupted or last
     if newest is None:
@@ -154,13 +184,15 @@ def resume(workdir: Path, targets: dict[str, PyTree], unit: str = "epoch") -> Re
     return ResumePoint(epoch, history, newest.items)
 
 
-def _restore_interrupted(workdir: Path, epoch: int, targets: dict[str, PyTree]) -> Restored | None:
+def _restore_interrupted(
+    workdir: Path, epoch: int, targets: dict[str, PyTree], check: DatasetCheck
+) -> Restored | None:
     """Restore the state in the middle of the epoch after `epoch`, if it exists and is intact."""
 
     def restore_here() -> Restored | None:
         path = _interrupted(workdir) / str(epoch)
         try:
-            return read(path, targets) if path.exists() else None
+            return read(path, targets, check) if path.exists() else None
         except CorruptCheckpointError as error:
             warnings.warn(
                 f"{path} is corrupt ({_first_line(error)}); epoch {epoch + 1} starts again",
@@ -196,7 +228,9 @@ def _move_unusable(workdir: Path, epoch: int) -> None:
             path.rename(next(name for name in names if not name.exists()))
 
 
-def _restore(directory: Path, which: str, targets: dict[str, PyTree]) -> Restored | None:
+def _restore(
+    directory: Path, which: str, targets: dict[str, PyTree], check: DatasetCheck
+) -> Restored | None:
     epochs = _epochs(directory)
     if which == "best":
         # Corrupt checkpoints come first, so that they are reported: one may have been the best.
@@ -208,7 +242,7 @@ def _restore(directory: Path, which: str, targets: dict[str, PyTree]) -> Restore
     corrupt: list[str] = []
     for epoch in epochs:
         try:
-            restored = read(directory / str(epoch), targets)
+            restored = read(directory / str(epoch), targets, check)
         except CorruptCheckpointError as error:
             corrupt.append(f"epoch {epoch} is corrupt ({_first_line(error)})")
             continue
@@ -275,7 +309,13 @@ def _interrupted(workdir: Path) -> Path:
     return (workdir / "interrupted").absolute()
 
 
-def write(directory: Path, epoch: int, items: dict[str, PyTree], metrics: dict[str, Any]) -> None:
+def write(
+    directory: Path,
+    epoch: int,
+    items: dict[str, PyTree],
+    metrics: dict[str, Any],
+    dataset: DatasetRecord | None,
+) -> None:
     """Write the checkpoint `directory/<epoch>`, replacing an older one.
 
     Args:
@@ -283,11 +323,13 @@ def write(directory: Path, epoch: int, items: dict[str, PyTree], metrics: dict[s
       epoch: number of the checkpoint.
       items: trees of host arrays by name. Each can be read without the others.
       metrics: plain numbers, and lists and dicts of them.
+      dataset: record of the data set of the run.
 
     Raises:
       UserError: the checkpoint cannot be written.
     """
-    record = {"metrics": metrics, "sha256": {name: _digest(tree) for name, tree in items.items()}}
+    sha256 = {name: _digest(tree) for name, tree in items.items()}
+    record = {"metrics": metrics, "sha256": sha256, "dataset": dataset}
     partial = directory / f"{epoch}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -315,7 +357,7 @@ def write(directory: Path, epoch: int, items: dict[str, PyTree], metrics: dict[s
         ) from error
 
 
-def read(path: Path, targets: dict[str, PyTree]) -> Restored:
+def read(path: Path, targets: dict[str, PyTree], check: DatasetCheck) -> Restored:
     """Read and verify one checkpoint.
 
     Orbax alone does not detect changed numbers, nor shapes that differ from the targets.
@@ -323,13 +365,16 @@ def read(path: Path, targets: dict[str, PyTree]) -> Restored:
     Args:
       path: folder of the checkpoint.
       targets: trees of arrays or of `jax.ShapeDtypeStruct`, by the names of the items to read.
+      check: of the record of its data set.
 
     Raises:
       CorruptCheckpointError: a file is missing or changed.
-      UserError: the files are intact, but the items do not match the targets.
+      UserError: the files are intact, but the items do not match the targets, or the data set is
+        another.
     """
     if corruption := find_corruption(path):
         raise CorruptCheckpointError(corruption)
+    check(_recorded_dataset(path), what=f"the checkpoint {path}")
     targets = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), targets)
     try:
         with _checkpointer(targets) as checkpointer:
@@ -410,8 +455,16 @@ def _step_number(path: Path) -> int:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint: a dict with `metrics` and `sha256`."""
+    """Return the record of a checkpoint: a dict with `metrics`, `sha256` and `dataset`."""
     return json.loads((path / _RECORD).read_text(encoding="utf-8"))
+
+
+def _recorded_dataset(path: Path) -> DatasetRecord | None:
+    """Return the record of the data set; None in checkpoints of earlier versions."""
+    recorded = read_record(path).get("dataset")
+    if recorded is not None and not is_record(recorded):
+        raise CorruptCheckpointError("the record of its data set is not valid")
+    return recorded
 
 
 def find_corruption(path: Path) -> str | None:

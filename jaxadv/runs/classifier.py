@@ -19,8 +19,8 @@ from jaxadv.core.files import user_path
 from jaxadv.core.results import CheckpointSource
 from jaxadv.core.types import Images, Logits, UserError
 from jaxadv.models.classifier import is_declared_stochastic, make_logits_fn
+from jaxadv.runs.dataset_record import describe_dataset
 from jaxadv.runs.workdir import (
-    describe_dataset,
     load_dataset,
     recorded_dataset,
     restore_module,

@@ -21,13 +21,14 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxadv.core.devices import describe_devices
-from jaxadv.core.files import atomic_write, user_path, write_json
+from jaxadv.core.files import atomic_write, read_json, user_path, write_json
 from jaxadv.core.types import UserError
 from jaxadv.data import Dataset, is_prepared, load
 from jaxadv.data.examples import image_shape
 from jaxadv.data.sources import expand_source, source_without_path
 from jaxadv.models.classifier import make_classifier
 from jaxadv.runs import checkpoints
+from jaxadv.runs.dataset_record import check_same_dataset, describe_dataset, is_record
 from jaxadv.runs.distributed import first_process_first, from_first, is_first
 
 _LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # by the file system
@@ -78,7 +79,8 @@ _RESULTS = (
     "gan.json",
     "synthetic/manifest.json",
 )
-_DATASET = "dataset.json"
+_DATASET_KEY = "dataset"  # of config.json: the record of the data set
+_DATASET_FILE = "dataset.json"  # with that record, in earlier versions
 _SOURCE_PATHS = (":/", ":(top,exclude)results")  # git pathspecs: the checkout without `results`
 
 
@@ -112,6 +114,7 @@ def read(workdir: Path, mode: str | None = None) -> ConfigDict:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
+        content.pop(_DATASET_KEY, None)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(_describe_missing_workdir(workdir)) from None
     except (OSError, ValueError) as error:
@@ -278,43 +281,43 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict:
     return flat
 
 
-def claim_dataset(workdir: Path, dataset: Dataset) -> None:
+def claim_dataset(workdir: Path, dataset: Dataset) -> dict[str, Any]:
     """Record the data set of a run in its workdir, or check it if the run has results.
+
+    Returns:
+      The record of the data set, for the checkpoints of the run.
 
     Raises:
       UserError: the run has results on another data set.
     """
+    described = describe_dataset(dataset)
     if from_first(lambda: has_results(workdir)):
-        check_dataset(workdir, dataset)
-        return
-
-    def write_here() -> None:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / _DATASET, describe_dataset(dataset))
-
-    from_first(write_here)
+        check_same_dataset(recorded_dataset(workdir), described, f"the run in {workdir}")
+    else:
+        from_first(lambda: _write_record(workdir, described))
+    return described
 
 
-def check_dataset(workdir: Path, dataset: Dataset) -> None:
-    """Check that a data set is the one that the run of a workdir was trained on.
+def _write_record(workdir: Path, described: Mapping[str, Any]) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    write_json(path, {**read_json(path), _DATASET_KEY: described})
+
+
+def check_dataset(workdir: Path, dataset: Dataset) -> dict[str, Any]:
+    """Check that a data set, or a copy of it, is the one that a run was trained on.
 
     Runs of earlier versions, which have no record of their data set, are accepted.
+
+    Returns:
+      The record of the data set.
 
     Raises:
       UserError: it is another data set.
     """
-    given = describe_dataset(dataset)
-    recorded = recorded_dataset(workdir)
-    if recorded is None:
-        return
-    # The part after a comma names a copy of the data set, as in "CIFAR-10, JPEG copy".
-    names = {described["name"].partition(",")[0] for described in (recorded, given)}
-    if len(names) > 1 or {**recorded, "name": ""} != {**given, "name": ""}:
-        raise UserError(
-            f"the run in {workdir} was trained on {_dataset_text(recorded)}, this is "
-            f"{_dataset_text(given)}: use the data set of the run, from Python if it has no "
-            "config.data.source"
-        )
+    described = describe_dataset(dataset)
+    check_same_dataset(recorded_dataset(workdir), described, f"the run in {workdir}", copies=True)
+    return described
 
 
 def recorded_dataset(workdir: Path) -> dict[str, Any] | None:
@@ -323,36 +326,35 @@ def recorded_dataset(workdir: Path) -> dict[str, Any] | None:
     Raises:
       UserError: the file is damaged.
     """
-    return from_first(lambda: _read_record(workdir / _DATASET))
+    return from_first(lambda: _read_record(workdir))
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
-    kinds = {"name": str, "image_shape": list, "class_names": list}
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        if {key: type(value) for key, value in recorded.items()} != kinds:
-            raise ValueError("its keys or types are wrong")
-    except FileNotFoundError:
-        return None
-    except (AttributeError, ValueError) as error:
+def _read_record(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "config.json"
+    content = _parse(path)
+    if isinstance(content, dict) and _DATASET_KEY in content:
+        recorded = content[_DATASET_KEY]
+    else:
+        path = workdir / _DATASET_FILE
+        recorded = _parse(path)
+    if recorded is not None and not is_record(recorded):
         raise UserError(
-            f"{path} is damaged ({error}): delete it if the run used the data set of its config"
-        ) from None
+            f"{path} is damaged (it has no valid record of the data set): restore the file, or "
+            "train in another --workdir"
+        )
     return recorded
 
 
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Return the record of a data set: name, shape of an image and class names."""
-    return {
-        "name": dataset.name,
-        "image_shape": [int(size) for size in image_shape(dataset.train)],
-        "class_names": [str(name) for name in dataset.class_names],
-    }
-
-
-def _dataset_text(described: dict[str, Any]) -> str:
-    shape = " x ".join(map(str, described["image_shape"]))
-    return f"{described['name']!r} ({len(described['class_names'])} classes, images of {shape})"
+def _parse(path: Path) -> Any:
+    """Return the content of a JSON file, which may be of any type; None if it does not exist."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): restore the file, or train in another --workdir"
+        ) from None
 
 
 def provenance(seconds: float) -> dict:
@@ -463,8 +465,7 @@ def restore_classifier(
     Raises:
       UserError: no checkpoint can be restored, or the run was trained on another data set.
     """
-    check_dataset(source, dataset)
-    return restore_module(trained, describe_dataset(dataset), source, which)
+    return restore_module(trained, check_dataset(source, dataset), source, which)
 
 
 def restore_module(
@@ -473,12 +474,12 @@ def restore_module(
     """Return what `restore_classifier` does, given the record of the data set alone.
 
     Raises:
-      UserError: no checkpoint can be restored.
+      UserError: no checkpoint can be restored, or it was trained on another data set.
     """
     model = make_classifier(trained.model, len(described["class_names"]))
     image = jax.ShapeDtypeStruct((1, *described["image_shape"]), np.float32)
     target = jax.eval_shape(model.init, jax.random.key(0), image)
-    restored = checkpoints.restore(source, which, {"weights": target})
+    restored = checkpoints.restore(source, which, {"weights": target}, described)
     if restored is None:
         raise UserError(
             f"{source} has no checkpoint: its run has not finished an epoch. Continue the run first"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from jaxadv.config import set_defaults
 from jaxadv.core.types import UserError
 from jaxadv.study import protocols
 from jaxadv.study.protocols import Protocol
@@ -124,6 +125,7 @@ def _run_configs(name: str, seed: int, study: ConfigDict) -> dict[str, ConfigDic
     """Return the configs of a training with one seed and of all that starts from it."""
     scale, run = study.study.scale, f"{name}/{seed}"
     config = study.trainings[name].copy_and_resolve_references()
+    set_defaults(config)
     _scale_training(name, config, scale)
     config.seed = seed
     configs = {run: config}

@@ -19,9 +19,19 @@ from jaxadv.core.devices import AXIS, jit_once, positions
 from jaxadv.core.images import to_float
 from jaxadv.core.losses import cross_entropy, kl_divergence, smoothed_cross_entropy
 from jaxadv.core.rng import example_keys, stream
-from jaxadv.core.types import ByteImages, DeviceBatch, Images, Labels, Logits, PerExample, UserError
+from jaxadv.core.types import (
+    ByteImages,
+    DeviceBatch,
+    HostBatch,
+    Images,
+    Labels,
+    Logits,
+    PerExample,
+    UserError,
+)
 from jaxadv.data.augment import AugmentFn, make_augment
-from jaxadv.data.pca import Pixels, principal_components
+from jaxadv.data.examples import StoredExamples
+from jaxadv.data.pca import principal_components
 from jaxadv.models.classifier import make_classifier, make_logits_fn, noise_keys, without_noise
 from jaxadv.models.defences import InputNoise
 from jaxadv.training.curriculum import Budget
@@ -143,14 +153,21 @@ def init_state(setup: TrainingSetup, image_shape: tuple[int, ...]) -> TrainState
     return jit_once(init)()
 
 
-def fit_projection(state: TrainState, images: Pixels) -> TrainState:
+def fit_projection(state: TrainState, train: HostBatch | StoredExamples) -> TrainState:
     """Fit the fixed low-rank projection, if the model has one, to the principal components.
 
     Raises:
-      UserError: the rank exceeds the number of images.
+      UserError: the rank exceeds the number of images, or the train split is not in memory.
     """
     if "pca" not in state.variables:
         return state
+    if not isinstance(train, HostBatch):
+        raise UserError(
+            "config.model.defence.low_rank needs the whole train split in memory, which is "
+            "streamed: set config.data.streaming=False, or config.model.defence.low_rank.learned"
+            "=True"
+        )
+    images = train.images
     ((name, projection),) = state.variables["pca"].items()
     rank = len(projection["components"])
     if rank > len(images):
@@ -168,9 +185,10 @@ def fit_projection(state: TrainState, images: Pixels) -> TrainState:
 def make_train_step(setup: TrainingSetup) -> Callable:
     """Return the training step, to be mapped over devices by `pmap_batches`.
 
-    The step is `(state, data, budget, indices, synthetic) -> (state, metrics)`. `data` is the whole
-    train split as uint8. `indices` select the real images in the batch of this device, and
-    `synthetic` contains the others, as uint8.
+    The step is `(state, data, budget, real, synthetic) -> (state, metrics)`. `data` is the whole
+    train split as uint8, and `real` selects the real images in the batch of this device. Without
+    the train split on the devices, `data` is None and `real` contains these images. `synthetic`
+    contains the others, as uint8.
 
     The step attacks `num_attacked` examples, with the same share of real and synthetic ones as far
     as the batch size allows. The loss is the mean over the mixed batch of adversarial and clean
@@ -183,12 +201,12 @@ def make_train_step(setup: TrainingSetup) -> Callable:
 
     def train_step(
         state: TrainState,
-        data: DeviceBatch,
+        data: DeviceBatch | None,
         budget: Budget,
-        indices: Int[Array, "real"],
+        real: Int[Array, "real"] | DeviceBatch,
         synthetic: DeviceBatch,
     ) -> tuple[TrainState, Metrics]:
-        images, labels, smoothing = _mix_batch(setup, data, indices, synthetic)
+        images, labels, smoothing = _mix_batch(setup, _select(data, real), synthetic)
         example_ids = positions(len(labels))
         keys = example_keys(stream(setup.seed, "augment", state.step), example_ids)
         clean = setup.augment(keys, to_float(images))
@@ -224,11 +242,20 @@ class Examples(NamedTuple):
     smoothing: PerExample
 
 
+def _select(data: DeviceBatch | None, real: Int[Array, "real"] | DeviceBatch) -> DeviceBatch:
+    """Return the real examples of a batch, from the train split if it is on the devices."""
+    if isinstance(real, DeviceBatch):
+        return real
+    assert data is not None
+    return DeviceBatch(data.images[real], data.labels[real])
+
+
 def _mix_batch(
-    setup: TrainingSetup, data: DeviceBatch, indices: Int[Array, "real"], synthetic: DeviceBatch
+    setup: TrainingSetup, real: DeviceBatch, synthetic: DeviceBatch
 ) -> tuple[ByteImages | Images, Labels, PerExample]:
     """Return images, labels and label smoothing of a batch; the examples to attack come first."""
-    num_examples = len(indices) + setup.num_synthetic
+    num_real = len(real.labels)
+    num_examples = num_real + setup.num_synthetic
     num_attacked_synthetic = round(setup.num_attacked * setup.num_synthetic / num_examples)
     num_attacked_real = setup.num_attacked - num_attacked_synthetic
 
@@ -242,10 +269,10 @@ def _mix_batch(
             ]
         )
 
-    smoothing = mix(jnp.zeros(len(indices)), jnp.full(setup.num_synthetic, setup.label_smoothing))
+    smoothing = mix(jnp.zeros(num_real), jnp.full(setup.num_synthetic, setup.label_smoothing))
     return (
-        mix(data.images[indices], synthetic.images),
-        mix(data.labels[indices], synthetic.labels),
+        mix(real.images, synthetic.images),
+        mix(real.labels, synthetic.labels),
         smoothing,
     )
 

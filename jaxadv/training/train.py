@@ -1,7 +1,8 @@
 """Adversarial training: the job, the epoch loop, and what each epoch consists of."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,9 @@ from jaxadv.core.files import read_json
 from jaxadv.core.images import check_images
 from jaxadv.core.types import DeviceBatch, HostBatch, UserError
 from jaxadv.data import Dataset
-from jaxadv.data.datasets import endless_order, epoch_order
+from jaxadv.data.datasets import endless_order
+from jaxadv.data.examples import StoredExamples, image_shape, in_memory
+from jaxadv.data.loader import BatchRows, streamed_batches
 from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
 from jaxadv.evaluation.attack_runner import Scores, run_attack, score_images
 from jaxadv.evaluation.attack_suites import ConfiguredAttack
@@ -39,6 +42,9 @@ from jaxadv.training.step import (
     make_train_step,
     make_training_setup,
 )
+
+RealBatch = Int[np.ndarray, "real"] | HostBatch
+"""Positions in the train split on the devices, or images that are not there."""
 
 
 def run(config: ConfigDict, workdir: Path) -> list[str]:
@@ -116,21 +122,35 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
     steps_per_epoch = _steps_per_epoch(batch_size, dataset)
     schedule = make_schedule(config.optimizer, num_epochs, steps_per_epoch)
     setup = make_training_setup(config, len(dataset.class_names), schedule)
-    state, first_epoch, history = _resume(setup, dataset, workdir)
+    if isinstance(dataset.train, HostBatch):
+        check_images(dataset.train.images)
+    record = claim_dataset(workdir, dataset)
+    state, first_epoch, history = _resume(setup, dataset, record, workdir)
     train_step = pmap_batches(
         make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True
     )
     synthetic = _open_synthetic(config, dataset)
-    data = replicate(dataset.train)
+    rows = BatchRows(
+        seed=config.seed,
+        num_examples=len(dataset.train.labels),
+        batch_size=batch_size - setup.num_synthetic * jax.device_count(),
+        batches_per_epoch=steps_per_epoch,
+        num_epochs=num_epochs,
+    )
+    validation = in_memory(dataset.validation)
     started = time.monotonic()
-    with signals.defer_stop(), open_metrics_log(workdir, first_epoch) as log:
+    with (
+        signals.defer_stop(),
+        open_metrics_log(workdir, first_epoch) as log,
+        _real_batches(dataset.train, rows, int(state.step)) as (data, real),
+    ):
         for epoch in range(first_epoch, num_epochs):
             epoch_started, first_step = time.monotonic(), len(history)
             budget = linear_budget(config.attack, epoch, num_epochs)
             state, history, stopped = run_steps(
                 partial(_step, train_step, data, budget),
                 state,
-                _batches(config, setup, dataset, synthetic, epoch, first_step),
+                _batches(config, setup, rows, real, synthetic, epoch, first_step),
                 earlier=history,
                 num_steps=steps_per_epoch,
                 num_images=batch_size,
@@ -138,7 +158,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
                 advice="Lower config.optimizer.learning_rate, in a new --workdir",
             )
             if stopped:
-                checkpoints.save_interrupted(workdir, epoch, _to_items(state), history)
+                checkpoints.save_interrupted(workdir, epoch, _to_items(state), history, record)
                 signals.raise_stopped()
             seconds = time.monotonic() - epoch_started
             line = {
@@ -147,7 +167,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
                 **budget._asdict(),
                 "learning_rate": float(schedule(int(state.step) - 1)),
                 **_mean_metrics(history),
-                **_validate(setup, state.weights, dataset.validation, config),
+                **_validate(setup, state.weights, validation, config),
                 "seconds": seconds,
                 "images_per_second": (len(history) - first_step) * batch_size / seconds,
             }
@@ -155,7 +175,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
             log(line)
             # The checkpoint comes last, so that each has its line. A line too many is dropped on
             # resume.
-            checkpoints.save(workdir, epoch + 1, _to_items(state), line)
+            checkpoints.save(workdir, epoch + 1, _to_items(state), line, record)
             seconds_left = _seconds_left(config, first_epoch, epoch + 1, started)
             print(_summary(line, num_epochs, seconds_left), flush=True)
             if any_process(signals.stop_requested()):
@@ -173,17 +193,15 @@ def _steps_per_epoch(batch_size: int, dataset: Dataset) -> int:
 
 
 def _resume(
-    setup: TrainingSetup, dataset: Dataset, workdir: Path
+    setup: TrainingSetup, dataset: Dataset, record: Mapping[str, Any], workdir: Path
 ) -> tuple[TrainState, int, list[Metrics]]:
     """Return the state to start from, its finished epochs, and the metrics of later steps."""
-    check_images(dataset.train.images)
-    claim_dataset(workdir, dataset)
-    state = init_state(setup, dataset.train.images.shape[1:])
-    resume_point = checkpoints.resume(workdir, _to_items(state))
+    state = init_state(setup, image_shape(dataset.train))
+    resume_point = checkpoints.resume(workdir, _to_items(state), dataset=record)
     if resume_point.items:
         state = _from_items(resume_point.items, state)
     else:
-        state = fit_projection(state, dataset.train.images)
+        state = fit_projection(state, dataset.train)
     return replicate(state), resume_point.epoch, resume_point.history
 
 
@@ -202,30 +220,45 @@ def _from_items(items: dict[str, PyTree], like: TrainState) -> TrainState:
 
 def _open_synthetic(config: ConfigDict, dataset: Dataset) -> SyntheticImages:
     """Return the images of `config.data.synthetic`; none if its share is 0."""
-    image_shape = dataset.train.images.shape[1:]
+    shape = image_shape(dataset.train)
     if not config.data.synthetic.share:
-        return no_images(image_shape)
-    return open_synthetic(config.data.synthetic.path, image_shape, len(dataset.class_names))
+        return no_images(shape)
+    return open_synthetic(config.data.synthetic.path, shape, len(dataset.class_names))
+
+
+@contextmanager
+def _real_batches(
+    train: HostBatch | StoredExamples, rows: BatchRows, first: int
+) -> Iterator[tuple[DeviceBatch | None, Iterator[RealBatch]]]:
+    """Yield the train split on the devices, if it is in memory, and the remaining batches of it.
+
+    Args:
+      train: the train split.
+      rows: of all batches.
+      first: step of the first batch.
+    """
+    if isinstance(train, HostBatch):
+        yield replicate(train), (rows[step] for step in range(first, len(rows)))
+        return
+    with streamed_batches(train, rows, first, local_rows(rows.batch_size)) as batches:
+        yield None, batches
 
 
 def _batches(
     config: ConfigDict,
     setup: TrainingSetup,
-    dataset: Dataset,
+    rows: BatchRows,
+    real: Iterator[RealBatch],
     synthetic: SyntheticImages,
     epoch: int,
     first_step: int,
-) -> Iterator[tuple[Int[np.ndarray, "real"], HostBatch]]:
-    """Yield the positions of the real images and the synthetic images of each remaining step.
+) -> Iterator[tuple[RealBatch, HostBatch]]:
+    """Yield the real and the synthetic images of each remaining step of an epoch.
 
     Each process reads the synthetic images of its devices only.
     """
-    num_images, batch_size = len(dataset.train.labels), config.train.batch_size
-    num_steps = num_images // batch_size
+    num_steps = rows.batches_per_epoch
     num_synthetic = setup.num_synthetic * jax.device_count()
-    num_real = batch_size - num_synthetic
-    order = epoch_order(config.seed, "shuffle", epoch, num_images)
-    real = order[: num_steps * num_real].reshape(num_steps, num_real)
     made = endless_order(
         config.seed,
         "synthetic",
@@ -234,21 +267,21 @@ def _batches(
         len(synthetic),
     ).reshape(num_steps, num_synthetic)
     local = local_rows(num_synthetic)
-    for indices, rows in zip(real[first_step:], made[first_step:], strict=True):
-        images = np.zeros((len(rows), *synthetic.image_shape), np.uint8)
-        images[local] = synthetic.take(rows[local])
-        yield indices, HostBatch(images, synthetic.labels[rows])
+    for selected in made[first_step:]:
+        images = np.zeros((len(selected), *synthetic.image_shape), np.uint8)
+        images[local] = synthetic.take(selected[local])
+        yield next(real), HostBatch(images, synthetic.labels[selected])
 
 
 def _step(
     train_step: Callable,
-    data: DeviceBatch,
+    data: DeviceBatch | None,
     budget: Budget,
     state: TrainState,
-    indices: Int[np.ndarray, "real"],
+    real: RealBatch,
     synthetic: HostBatch,
 ) -> tuple[TrainState, Metrics]:
-    return train_step(state, data, budget, indices, synthetic)
+    return train_step(state, data, budget, real, synthetic)
 
 
 def _mean_metrics(history: list[Metrics]) -> dict[str, float | None]:

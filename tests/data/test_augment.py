@@ -8,7 +8,7 @@ import pytest
 from jaxadv.core.rng import example_keys
 from jaxadv.core.types import UserError
 from jaxadv.data import augment
-from jaxadv.data.augment import make_augment
+from jaxadv.data.augment import default_augmentation, make_augment
 
 NAMES = ("none", "flip", "flip_crop_jitter")
 NUM = 64
@@ -46,14 +46,18 @@ def test_flip_mirrors_about_half_of_the_examples():
     assert 16 < mirrored.sum() < 48
 
 
-def test_crop_shifts_by_all_offsets_up_to_the_padding_only():
-    image = random_images()[0]
-    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
-    windows = np.stack([padded[y : y + 8, x : x + 8] for y in range(9) for x in range(9)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 24)])
+def test_crop_shifts_by_all_offsets_up_to_an_eighth_of_each_side_only(height, width):
+    y, x = height // 8, width // 8
+    image = jnp.asarray(np.random.default_rng(0).random((height, width, 3), np.float32))
+    padded = np.pad(image, ((y, y), (x, x), (0, 0)))
+    windows = {
+        padded[i : i + height, j : j + width].tobytes()
+        for i in range(2 * y + 1)
+        for j in range(2 * x + 1)
+    }
     crops = np.asarray(jax.jit(jax.vmap(augment._crop, in_axes=(0, None)))(keys(1000), image))
-    matches = np.all(crops[:, None] == windows, axis=(2, 3, 4))
-    assert np.all(matches.sum(axis=1) == 1)
-    assert np.all(matches.any(axis=0)), "one of the 9 x 9 shifts is missing"
+    assert {crop.tobytes() for crop in crops} == windows
 
 
 def jittered_copies(image, num=500):
@@ -128,3 +132,20 @@ def test_equal_examples_of_one_batch_are_augmented_differently():
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match=r"'mixup'.*none, flip, flip_crop_jitter"):
         make_augment("mixup")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("cifar10", "flip"),
+        ("imagenette/160px-v2:1.0.0", "flip"),
+        ("cifar100:3.0.2", "flip"),
+        ("digits", "none"),
+        ("mnist", "none"),
+        ("svhn_cropped", "none"),
+        ("folder:cifar10", "none"),
+        ("npz:/data/cifar10.npz", "none"),
+    ],
+)
+def test_images_are_mirrored_by_default_where_that_is_known_to_keep_their_class(source, name):
+    assert default_augmentation(source) == name

@@ -16,7 +16,7 @@ from jaxadv.attacks import pgd
 from jaxadv.core.devices import AXIS, pmap_batches, replicate
 from jaxadv.core.losses import cross_entropy
 from jaxadv.core.rng import stream
-from jaxadv.core.types import DeviceBatch
+from jaxadv.core.types import DeviceBatch, HostBatch
 from jaxadv.data.augment import make_augment
 from jaxadv.data.pca import principal_components
 from jaxadv.models import make_model
@@ -202,9 +202,8 @@ def test_trades_is_cross_entropy_plus_divergence(data):
 def test_synthetic_images_have_their_share_of_the_batch_and_of_the_attack(data):
     setup = make_setup(num_synthetic=2, label_smoothing=0.3)  # of 4 on a device, 2 attacked
     made = DeviceBatch(jnp.full((2, 4, 4, 3), 255, jnp.uint8), jnp.full(2, 7, jnp.int32))
-    images, labels, smoothing = _mix_batch(
-        setup, jax.tree.map(jnp.asarray, data), jnp.arange(2), made
-    )
+    real = DeviceBatch(jnp.asarray(data.images[:2]), jnp.asarray(data.labels[:2]))
+    images, labels, smoothing = _mix_batch(setup, real, made)
     np.testing.assert_array_equal(images[0], data.images[0])
     assert (images[1] == 255).all()  # among the attacked ones, as is the first
     np.testing.assert_array_equal(images[2], data.images[1])
@@ -318,7 +317,9 @@ def test_the_low_rank_projection_is_fitted_to_the_images(data):
     setup = make_setup(ema_decay=0.5)._replace(model=make_model("net", 10, defence=LowRank(rank=3)))
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    state = fit_projection(init_state(setup, images.shape[1:]), images)
+    state = fit_projection(
+        init_state(setup, images.shape[1:]), HostBatch(images, np.zeros(20, np.int32))
+    )
     mean, components = principal_components(images, 3)
     for variables in (state.variables, state.ema):
         (projection,) = variables["pca"].values()

@@ -98,8 +98,8 @@ def kill_in_the_middle_of_epoch_2(patch):
 def kill_after_the_save_of_epoch_3(patch):
     save = checkpoints.save
 
-    def killed(workdir, epoch, items, metrics):
-        save(workdir, epoch, items, metrics)
+    def killed(workdir, epoch, *rest):
+        save(workdir, epoch, *rest)
         if epoch == 3:
             raise Killed
 
