@@ -24,9 +24,15 @@ from absl import app, flags, logging
 from ml_collections import FieldReference, config_flags
 from ml_collections.config_flags import config_path, tuple_parser
 
+_ARGUMENTS: list[str] = []  # of the command line, without those of `_MODEL_OPTION`
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, such as configs/curriculum.py or configs/curriculum.py:digits."
+    "config",
+    None,
+    "Config file, such as configs/curriculum.py or configs/curriculum.py:digits.",
+    sys_argv=_ARGUMENTS,
 )
+# Options of a user's module, which no config declares.
+_MODEL_OPTION = re.compile(r"--?config\.((?:\w+\.)*model\.options)\.(\w+)(?:=(.*))?", re.DOTALL)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -150,7 +156,11 @@ def _get_workdir() -> Path:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parse the flags and load the config. An error ends the program with a message of one line."""
     try:
-        arguments = flags.FLAGS([_expand_home(argument) for argument in argv])
+        model_options = [match for match in map(_MODEL_OPTION.fullmatch, argv) if match]
+        _ARGUMENTS[:] = [
+            _expand_home(argument) for argument in argv if not _MODEL_OPTION.fullmatch(argument)
+        ]
+        arguments = flags.FLAGS(_ARGUMENTS)
         if len(arguments) > 1:
             raise ValueError(f"unknown argument {arguments[1]!r}: flags begin with --")
         if _WORKDIR.value == "":
@@ -167,6 +177,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             )
         for key, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
             _check_override(key, value)
+        for match in model_options:
+            _set_model_option(*match.groups())
         return arguments
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # ml_collections nests errors, and puts whole tracebacks into their messages.
@@ -176,6 +188,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise SystemExit(f"error: {' '.join(' '.join(message).split())}") from None
     except Exception as error:  # raised by the code of the config file
         raise SystemExit(f"error: the config: {type(error).__name__}: {error}") from None
+
+
+def _set_model_option(section: str, name: str, text: str | None) -> None:
+    """Set an option of a model to a Python literal, or to a string if the text is none."""
+    if text is None:
+        raise ValueError(f"--config.{section}.{name} has no value: write it after =, without space")
+    try:
+        value = _parse_literal(text)
+    except ValueError:
+        value = text
+    parent = reduce(getitem, section.split("."), _CONFIG.value)
+    with parent.unlocked(), parent.ignore_type():
+        parent[name] = value
 
 
 def _expand_home(argument: str) -> str:

@@ -44,9 +44,12 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.data.synthetic.label_smoothing = 0.0  # of synthetic labels
 
     config.model = ConfigDict()
-    config.model.name = "bignet"  # net | bignet | biggernet | wrn_<depth>_<width> | vit_<...>
+    # net | bignet | biggernet | wrn_<depth>_<width> | vit_<depth>_<width>, or the import path of a
+    # module of your own, such as my_models:SmallCNN; see docs/training.md.
+    config.model.name = "bignet"
     config.model.activation = placeholder(str)  # relu | gelu; None: default of the architecture
     config.model.dropout = placeholder(float)  # rate in [0, 1); None: default of the architecture
+    config.model.options = ConfigDict()  # further keyword arguments of a module of your own
 
     # none | pni | rse | input_noise | low_rank | dropout | spectral_norm. Only the options of the
     # named defence are used; see jaxadv/models/defences.py.

@@ -1,5 +1,7 @@
 """Validation of configs: the values that each key may have, checked before a job starts.
 
+What depends on the data set is checked once it is loaded: `jaxadv/evaluation/dataset_checks.py`.
+
 A new key gets its default in `configs/default.py` (or `evaluate.py`, `gan.py`, `study.py` there)
 and its rule here: a range in `CLASSIFIER_RULES` or `GAN_RULES`, or names in `CLASSIFIER_CHOICES`
 or `GAN_CHOICES`.
@@ -18,7 +20,7 @@ from jaxadv.data.augment import AUGMENTATIONS, default_augmentation
 from jaxadv.data.sources import parse_source
 from jaxadv.evaluation.attack_suites import check_attack, check_suite, expand_suite
 from jaxadv.gan.sampling import LABELS, SAMPLERS
-from jaxadv.models.classifier import check_certifiable, make_classifier
+from jaxadv.models.classifier import check_certifiable, check_model_config
 from jaxadv.runs.workdir import flatten
 from jaxadv.training.optimizer import OPTIMIZERS, SCHEDULES
 from jaxadv.training.step import TRAINING_ATTACKS
@@ -108,10 +110,7 @@ GAN_RULES: dict[str, Rule] = {
     "optimizer.discriminator_learning_rate": POSITIVE,
     "optimizer.beta1": DECAY,
     "optimizer.beta2": DECAY,
-    "evaluator.num_samples": Rule(
-        lambda value: isinstance(value, int) and value >= 80,
-        "an integer, at least 80, the number of samples that the image grids show",
-    ),
+    "evaluator.num_samples": _NUM_IMAGES,
     "sampling.num_images": _NUM_IMAGES,
     "sampling.ddls.step_size": POSITIVE,
     "sampling.ddls.num_steps": STEPS,
@@ -128,7 +127,6 @@ GAN_CHOICES = {
     "sampling.labels": LABELS,
     "sampling.format": ("shards", "npz"),
 }
-_NUM_CLASSES = 10  # of all data sets that a config can name
 
 
 def set_defaults(config: ConfigDict) -> list[str]:
@@ -165,7 +163,7 @@ def _check_classifier(config: ConfigDict, num_devices: int) -> None:
     if "model" in config:
         _check_model(config.model, config.evaluation)
         _check_training(config, num_devices)
-    check_suite(expand_suite(config.evaluation.attacks), _NUM_CLASSES)
+    check_suite(expand_suite(config.evaluation.attacks), num_classes=None)
     for name in config.evaluation.export:
         if name not in config.evaluation.attacks:
             raise UserError(
@@ -190,7 +188,7 @@ def _check_gan(config: ConfigDict, num_devices: int) -> None:
 
 
 def _check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
-    classifier = make_classifier(model, num_classes=_NUM_CLASSES)
+    classifier = check_model_config(model)
     if evaluation.certification.num_examples:
         check_certifiable(classifier)
 
@@ -223,9 +221,9 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
             raise UserError("config.attack.name n_fgsm does not support config.attack.loss kl")
     if attack.fraction > 0:
         choices = {key: attack[key] for key in ("norm", "loss", "random_start")}
-        check_attack("config.attack", "pgd", choices, _NUM_CLASSES)
+        check_attack("config.attack", "pgd", choices, num_classes=None)
     validation = {**config.validation, "norm": attack.norm, "random_start": False}
-    check_attack("config.validation", "pgd", validation, _NUM_CLASSES)
+    check_attack("config.validation", "pgd", validation, num_classes=None)
 
 
 def _check_divisible(key: str, batch_size: int, num_devices: int) -> None:

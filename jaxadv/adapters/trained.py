@@ -8,18 +8,21 @@ from jaxtyping import Array, Int, PyTree
 
 from jaxadv.attacks.batching import Model
 from jaxadv.core.types import LogitsFn
-from jaxadv.models.classifier import NOISES, make_noisy_logits_fn
+from jaxadv.models.classifier import make_noisy_logits_fn, noise_modes
 
 
 def noise_models(module: nn.Module, weights: PyTree, seed: int) -> dict[str, Model]:
-    """Return a classifier with its noise on, off, fixed and as in training.
+    """Return a classifier with its noise on, off, fixed and as in training, as far as it has them.
 
     Args:
       module: of `make_classifier`.
       weights: its variables, replicated or on the host.
       seed: of the noise sample of "fixed".
     """
-    return {noise: Model(_logits_fn_maker(module, noise), (weights, seed)) for noise in NOISES}
+    return {
+        noise: Model(_logits_fn_maker(module, noise), (weights, seed))
+        for noise in noise_modes(module)
+    }
 
 
 @cache

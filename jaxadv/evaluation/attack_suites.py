@@ -135,9 +135,14 @@ def check_radii(key: str, eps: Any, norm: str) -> Sequence[int | float]:
 
 
 def check_suite(
-    attacks: Iterable[ConfiguredAttack], num_classes: int, prefix: str = _CONFIG_KEY
+    attacks: Iterable[ConfiguredAttack], num_classes: int | None, prefix: str = _CONFIG_KEY
 ) -> None:
     """Check the arguments of all attacks of a suite.
+
+    Args:
+      attacks: the suite.
+      num_classes: of the model; None: unknown, and what depends on it is not checked.
+      prefix: what the messages of errors call the suite.
 
     Raises:
       UserError: names the invalid argument, after the prefix.
@@ -147,8 +152,10 @@ def check_suite(
         check_attack(f"{prefix}.{attack.name}", attack.attack, arguments, num_classes)
 
 
-def check_attack(key: str, attack: str, arguments: Mapping[str, Any], num_classes: int) -> None:
-    """Check the arguments of an attack.
+def check_attack(
+    key: str, attack: str, arguments: Mapping[str, Any], num_classes: int | None
+) -> None:
+    """Check the arguments of an attack; see `check_suite`.
 
     Raises:
       UserError: names the invalid argument, after `key`.

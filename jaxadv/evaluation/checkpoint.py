@@ -17,12 +17,13 @@ from jaxadv.core.results import Evaluation
 from jaxadv.core.types import HostBatch, UserError
 from jaxadv.data import Dataset, in_memory
 from jaxadv.evaluation import export
-from jaxadv.evaluation.attack_suites import check_suite, expand_suite
+from jaxadv.evaluation.attack_suites import expand_suite
+from jaxadv.evaluation.dataset_checks import check_with_dataset
 from jaxadv.evaluation.evaluate import run_evaluation
 from jaxadv.evaluation.gradient_masking import certificate_warnings
 from jaxadv.evaluation.result import EvaluationResult
 from jaxadv.evaluation.smoothing import certify_split
-from jaxadv.models.classifier import check_certifiable, make_classifier
+from jaxadv.models.classifier import check_certifiable, check_model_config
 from jaxadv.reports import tables
 from jaxadv.runs.classifier import TrainedClassifier, trained_classifier
 from jaxadv.runs.distributed import from_first, is_first
@@ -57,9 +58,10 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     source = Path(config.checkpoint)
     trained = trained_config(source, "train", config.data.data_dir, config.data.source)
     if config.evaluation.certification.num_examples:
-        check_certifiable(make_classifier(trained.model, num_classes=10))
+        check_certifiable(check_model_config(trained.model))
     dataset = load_dataset(trained.data)
     check_dataset(source, dataset)  # before the workdir is created
+    check_with_dataset(trained, config.evaluation, dataset)
     with claimed(workdir, config):
         warnings = evaluate_checkpoint(
             trained, dataset, config.evaluation, source=source, which=config.which, workdir=workdir
@@ -115,7 +117,6 @@ def evaluate_checkpoint(
     split = in_memory(whole_split, evaluation.num_examples)
     n = len(split.labels)
     attacks = expand_suite(evaluation.attacks)
-    check_suite(attacks, len(dataset.class_names))
     task = [classifier.sha256, dataset.name, n, trained.seed, evaluation.to_dict()]
     cache = open_resume_cache(workdir, suffix, task)
     if len(cache):

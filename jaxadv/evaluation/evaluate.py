@@ -292,10 +292,12 @@ def _choose_attacks(
     if not suite:
         raise UserError("attacks is empty: pass at least one attack, or the name of a suite")
     for attack in suite:
-        if attack.noise not in (classifier.noises or ("on",)):
+        noises = classifier.noises or ("on",)
+        if attack.noise not in noises:
             raise UserError(
-                f"attacks.{attack.name}.noise is {attack.noise!r}: only models of "
-                "jaxadv.load_classifier have other noises than 'on'"
+                f"attacks.{attack.name}.noise is {attack.noise!r}: {classifier.name} has "
+                f"{', '.join(map(repr, noises))}; only models of jaxadv.load_classifier have other "
+                "noises than 'on'"
             )
     return suite
 

@@ -1,7 +1,7 @@
 """Sample evaluation: a classifier of real images, and the quality of samples by its features."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from jaxadv.core.logits import predicted_class
 from jaxadv.core.sample_quality import SampleEvaluation, SampleQuality
 from jaxadv.core.types import ByteImages, HostBatch, Images, UserError
 from jaxadv.data import Dataset, in_memory
+from jaxadv.data.examples import image_shape
 from jaxadv.data.sources import source_without_path
 from jaxadv.gan.metrics import (
     frechet_distance,
@@ -27,6 +28,8 @@ from jaxadv.gan.metrics import (
     num_duplicates,
     precision_and_recall,
 )
+from jaxadv.models.checks import variable_shapes
+from jaxadv.models.classifier import is_declared_stochastic
 from jaxadv.runs.workdir import DATA_KEYS, claimed, read, restore_classifier
 from jaxadv.training.train import train as train_classifier
 
@@ -73,7 +76,24 @@ def make_sample_evaluator(config: ConfigDict, dataset: Dataset, workdir: Path) -
             print(f"Sample evaluator: a classifier in {source}", flush=True)
             train_classifier(trained, dataset, source)
     model, restored = restore_classifier(trained, dataset, source, "best")
+    check_evaluator(model, image_shape(dataset.train))
     return SampleEvaluator(model, replicate(restored.items["weights"]))
+
+
+def check_evaluator(model: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Check that a classifier can evaluate samples of a shape (height, width, channels).
+
+    Raises:
+      UserError: it is stochastic, or has no dense layer, whose inputs are the features.
+    """
+    if is_declared_stochastic(model):
+        raise UserError(
+            "config.evaluator: the classifier is stochastic, and samples are evaluated by one "
+            "forward pass: use a deterministic classifier"
+        )
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = variable_shapes(model, image_shape)
+    jax.eval_shape(partial(logits_and_features, model), variables, images)
 
 
 def evaluator_workdir(workdir: Path) -> Path:
@@ -134,7 +154,12 @@ def logits_and_features(
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        logits: Any = model.apply(weights, images)
+        logits: Any = model.apply(weights, images, train=False)
+    if not dense_inputs:
+        raise UserError(
+            "config.evaluator: the classifier has no flax.linen.Dense layer, whose inputs are the "
+            "features of samples: use another classifier"
+        )
     return logits, dense_inputs[-1].reshape(len(images), -1)
 
 

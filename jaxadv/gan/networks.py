@@ -30,6 +30,7 @@ class Generator(nn.Module):
 
     Attributes:
       num_classes: number of classes.
+      num_channels: of the images.
       features: channels of the last block; each earlier block has twice as many as the next.
       num_blocks: number of blocks.
       momentum: of the running statistics; 0: those of the last batch.
@@ -37,6 +38,7 @@ class Generator(nn.Module):
     """
 
     num_classes: int
+    num_channels: int = 3
     features: int = 64
     num_blocks: int = 3
     momentum: float = 0.9
@@ -59,7 +61,7 @@ class Generator(nn.Module):
         for width in widths:
             maps = UpBlock(self.num_classes, width, norm)(maps, labels)
         maps = nn.relu(norm()(maps))
-        return (nn.tanh(Conv(3, size=3)(maps).astype(jnp.float32)) + 1) / 2
+        return (nn.tanh(Conv(self.num_channels, size=3)(maps).astype(jnp.float32)) + 1) / 2
 
 
 class Discriminator(nn.Module):

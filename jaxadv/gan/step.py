@@ -63,10 +63,15 @@ class GanSetup(NamedTuple):
     seed: int
 
 
-def make_gan_setup(config: ConfigDict, num_classes: int) -> GanSetup:
+def make_gan_setup(config: ConfigDict, num_classes: int, num_channels: int) -> GanSetup:
     """Return the static configuration for a config of configs/gan.py.
 
     With `config.train.mixed_precision` the networks compute in bfloat16, except on a CPU.
+
+    Args:
+      config: of the run.
+      num_classes: of its data set.
+      num_channels: of its images.
     """
     half = config.train.mixed_precision and jax.default_backend() != "cpu"
 
@@ -74,7 +79,7 @@ def make_gan_setup(config: ConfigDict, num_classes: int) -> GanSetup:
         return optax.adam(learning_rate, b1=config.optimizer.beta1, b2=config.optimizer.beta2)
 
     return GanSetup(
-        generator=Generator(num_classes, axis_name=AXIS, **config.generator),
+        generator=Generator(num_classes, num_channels, axis_name=AXIS, **config.generator),
         discriminator=Discriminator(num_classes, **config.discriminator),
         generator_optimizer=adam(config.optimizer.generator_learning_rate),
         discriminator_optimizer=adam(config.optimizer.discriminator_learning_rate),
@@ -307,8 +312,9 @@ def restore(
     Raises:
       UserError: no checkpoint can be restored, or the run was trained on another data set.
     """
-    setup = make_gan_setup(config, len(dataset.class_names))
-    state = init_state(setup, image_shape(dataset.train))
+    shape = image_shape(dataset.train)
+    setup = make_gan_setup(config, len(dataset.class_names), shape[-1])
+    state = init_state(setup, shape)
     items = checkpoint_items(state.generator, state)
     restored = checkpoints.restore(workdir, which, items, check_dataset(workdir, dataset))
     if restored is None:

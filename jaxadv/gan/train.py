@@ -19,8 +19,10 @@ from jaxadv.core.types import UserError
 from jaxadv.data import Dataset, in_memory
 from jaxadv.data.datasets import endless_order
 from jaxadv.data.examples import image_shape
+from jaxadv.evaluation.dataset_checks import check_with_dataset
 from jaxadv.gan.evaluator import (
     SampleEvaluator,
+    check_evaluator,
     classify_train_split,
     evaluate_on_test,
     evaluate_samples,
@@ -41,6 +43,7 @@ from jaxadv.gan.step import (
     make_gan_step,
     restore,
 )
+from jaxadv.models.classifier import make_classifier
 from jaxadv.reports.images import mosaic
 from jaxadv.runs import checkpoints, signals
 from jaxadv.runs.metrics_log import open_metrics_log
@@ -70,6 +73,12 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     dataset = load_dataset(config.data)
     check_images(train_images(dataset))
     _check_side(config, dataset)
+    _check_grid(config, dataset)
+    if not config.evaluator.checkpoint:
+        classifier = config.evaluator.classifier
+        check_with_dataset(classifier, classifier.evaluation, dataset)
+        model = make_classifier(classifier.model, len(dataset.class_names))
+        check_evaluator(model, image_shape(dataset.train))
     with claimed(workdir, config):
         claim_dataset(workdir, dataset)  # also in `train`, but the evaluator takes long
         evaluator = make_sample_evaluator(config, dataset, workdir)
@@ -83,13 +92,32 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     return []
 
 
-def _check_side(config: ConfigDict, dataset: Dataset) -> None:
-    side, expected = 4 << config.generator.num_blocks, image_shape(dataset.train)[0]
-    if side != expected:
+def _check_grid(config: ConfigDict, dataset: Dataset) -> None:
+    """Check that there are enough samples for the image grids, which show some of each class."""
+    num_shown = _GRID_ROWS * len(dataset.class_names)
+    if config.evaluator.num_samples < num_shown:
         raise UserError(
-            f"config.generator.num_blocks is {config.generator.num_blocks}, which gives images of "
-            f"side {side}: those of the data set have {expected}"
+            f"config.evaluator.num_samples is {config.evaluator.num_samples}: use at least "
+            f"{num_shown}, the number of samples that the image grids show"
         )
+
+
+def _check_side(config: ConfigDict, dataset: Dataset) -> None:
+    """Check that the generator's images, of side 4 * 2 ** num_blocks, have the size of the data."""
+    num_blocks = config.generator.num_blocks
+    side, (height, width) = 4 << num_blocks, image_shape(dataset.train)[:2]
+    if (height, width) == (side, side):
+        return
+    fitting = (height // 4).bit_length() - 1  # number of blocks for images of this height
+    remedy = (
+        f"set config.generator.num_blocks={fitting}"
+        if height == width and fitting > 0 and 4 << fitting == height
+        else f"resize them with config.data.size={side}"
+    )
+    raise UserError(
+        f"config.generator.num_blocks is {num_blocks}, which gives images of {side} x {side} "
+        f"pixels, and those of the data set have {height} x {width}: {remedy}"
+    )
 
 
 def train(
@@ -112,7 +140,7 @@ def train(
     """
     num_classes = len(dataset.class_names)
     images_per_step = config.train.num_discriminator_steps * config.train.batch_size
-    setup = make_gan_setup(config, num_classes)
+    setup = make_gan_setup(config, num_classes, image_shape(dataset.train)[-1])
     record = claim_dataset(workdir, dataset)
     state, first_round, history = _resume(setup, dataset, record, workdir)
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1, donate_first=True)

@@ -1,7 +1,12 @@
 """The classifier described by a config, and the functions `(key, images) -> logits` for attacks."""
 
+from collections.abc import Iterable, Mapping
+from inspect import signature
+from typing import Any
+
 import jax
 from flax import linen as nn
+from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
@@ -9,21 +14,70 @@ from jaxadv.core.devices import AXIS
 from jaxadv.core.rng import stream
 from jaxadv.core.types import Images, Logits, LogitsFn, PRNGKey, UserError
 from jaxadv.models import make_model
+from jaxadv.models.custom import is_import_path, make_custom
 from jaxadv.models.defences import DEFENCES, Defence, is_stochastic, smoothing_sigma
 
 NOISES = ("on", "off", "fixed", "training")
+FIXED_COLLECTIONS = ("pca", "frozen")  # variables of our defences that no training step changes
+_DECLARED_KEYS = ("name", "activation", "dropout", "defence")  # of config.model, besides options
 
 
 def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
     """Return the module of `config.model`, with batch norm synchronised over the devices.
 
     Raises:
-      UserError: the name of the model or of its defence is unknown, or an option is out of range.
+      UserError: the name of the model or of its defence is unknown, an option is out of range, or a
+        module of the user cannot be imported or constructed.
     """
-    options = dict(model)
-    # Configs from before there were defences lack the key.
-    defence = make_defence(options.pop("defence", ConfigDict({"name": "none"})))
-    return make_model(num_classes=num_classes, axis_name=AXIS, defence=defence, **options)
+    arguments = dict(model)
+    # Configs of earlier versions lack these keys.
+    defence = make_defence(arguments.pop("defence", ConfigDict({"name": "none"})))
+    options = _as_hashable(dict(arguments.pop("options", {})))
+    if is_import_path(model.name):
+        _refuse_own_options(model)
+        return make_custom(model.name, num_classes, options, AXIS)
+    known = signature(make_model).parameters.keys() - {*_DECLARED_KEYS, "num_classes", "axis_name"}
+    for key in options.keys() - known:
+        raise UserError(
+            f"config.model.options.{key} is not an option of {model.name}: "
+            f"use {', '.join(sorted(known)) or 'no options, which are for a module of your own'}"
+        )
+    return make_model(
+        num_classes=num_classes, axis_name=AXIS, defence=defence, **arguments, **options
+    )
+
+
+def check_model_config(model: ConfigDict) -> nn.Module:
+    """Return the module of `config.model` for any number of classes, to check the config.
+
+    Raises:
+      UserError: see `make_classifier`.
+    """
+    return make_classifier(model, num_classes=10)
+
+
+def _as_hashable(value: Any) -> Any:
+    """Return an option of a model, with lists, which JSON has for tuples, and dicts frozen."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_hashable, value))
+    if isinstance(value, Mapping | ConfigDict):
+        return FrozenDict({key: _as_hashable(item) for key, item in value.items()})
+    return value
+
+
+def _refuse_own_options(model: ConfigDict) -> None:
+    """Raise a UserError if a key is set that has an effect on our own models only."""
+    for key in ("activation", "dropout"):
+        if model.get(key) is not None:
+            raise UserError(
+                f"config.model.{key} is {model[key]!r}, which has no effect on {model.name}: set "
+                "config.model.options, if its constructor has such an argument"
+            )
+    if (defence := model.get("defence", {}).get("name", "none")) != "none":
+        raise UserError(
+            f"config.model.defence.name is {defence!r}, which has no effect on {model.name}: set "
+            "it to none, and implement the defence in that module"
+        )
 
 
 def make_defence(defence: ConfigDict) -> Defence | None:
@@ -36,9 +90,15 @@ def make_defence(defence: ConfigDict) -> Defence | None:
     return DEFENCES[defence.name](**defence.get(defence.name, {}))
 
 
+def has_defence(model: nn.Module) -> bool:
+    """Return whether a model has the option `defence`, as ours do and modules of users do not."""
+    return hasattr(model, "defence")
+
+
 def is_declared_stochastic(model: nn.Module) -> bool:
-    """Return whether the defence of the model makes two forward passes differ."""
-    return is_stochastic(getattr(model, "defence", None))
+    """Return whether two forward passes differ: by a defence, or as a module of a user declares."""
+    declared = not has_defence(model) and getattr(model, "stochastic", False)
+    return bool(declared) or is_stochastic(getattr(model, "defence", None))
 
 
 def check_certifiable(model: nn.Module) -> float:
@@ -56,9 +116,23 @@ def check_certifiable(model: nn.Module) -> float:
     return sigma
 
 
+def noise_modes(model: nn.Module) -> tuple[str, ...]:
+    """Return the modes of the noise that a model has.
+
+    A module of a user that is stochastic by itself cannot be used without its noise.
+    """
+    has_own_noise = is_declared_stochastic(model) and not has_defence(model)
+    return tuple(noise for noise in NOISES if noise != "off" or not has_own_noise)
+
+
 def without_noise(model: nn.Module) -> nn.Module:
     """Return the model without its random defence, if it has one."""
     return model.clone(defence=None) if is_declared_stochastic(model) else model
+
+
+def state_collections(variables: Iterable[str]) -> list[str]:
+    """Return the names of the collections that forward passes of training change."""
+    return [name for name in variables if name not in ("params", *FIXED_COLLECTIONS)]
 
 
 def make_logits_fn(model: nn.Module, weights: PyTree, example_ids: Int[Array, "batch"]) -> LogitsFn:
@@ -70,7 +144,8 @@ def make_logits_fn(model: nn.Module, weights: PyTree, example_ids: Int[Array, "b
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
         def one(example_id: Int[Array, ""], image: Float[Array, "..."]) -> Float[Array, "classes"]:
-            return model.apply(weights, image[None], rngs=noise_keys(key, example_id))[0]
+            rngs = noise_keys(key, example_id)
+            return model.apply(weights, image[None], train=False, rngs=rngs)[0]
 
         return jax.vmap(one)(example_ids, images)
 
@@ -108,11 +183,13 @@ def make_training_logits_fn(
     of its batch. The noise follows from the number of the first example, so that it differs between
     devices.
     """
-    local_model = model.clone(axis_name=None)  # each device uses the statistics of its share
+    # Each device uses the statistics of its share.
+    local_model = model.clone(axis_name=None) if hasattr(model, "axis_name") else model
+    mutable = state_collections(weights)
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
         rngs = noise_keys(key, example_ids[0])
-        return local_model.apply(weights, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+        return local_model.apply(weights, images, train=True, rngs=rngs, mutable=mutable)[0]
 
     return logits_fn
 

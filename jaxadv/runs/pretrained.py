@@ -19,6 +19,7 @@ from jaxadv.core.devices import replicate, set_up_cpu
 from jaxadv.core.files import user_path
 from jaxadv.core.types import Images, Logits, UserError
 from jaxadv.models import make_model
+from jaxadv.models.checks import variable_shapes
 from jaxadv.models.classifier import make_logits_fn
 from jaxadv.models.state_dicts import state_dict_key, to_state_dict, to_variables, without_prefixes
 from jaxadv.models.weight_files import read_state_dict
@@ -90,9 +91,9 @@ def load_pretrained(
         std=buffers.get("std") if std is None else tuple(map(float, std)),
     )
     published: Sequence[int] = getattr(module, "published_shape", _DEFAULT_SHAPE)
-    shape = image_shape or published
+    shape = tuple(image_shape or published)
     module = module.clone(num_classes=_num_classes(arrays, module, shape))
-    variables = jax.tree.map(jnp.asarray, _fit(module, arrays, init_shapes(module, shape), path))
+    variables = jax.tree.map(jnp.asarray, _fit(module, arrays, variable_shapes(module, shape), path))
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
         return make_logits_fn(module, variables, jnp.arange(len(images)))(key, images)
@@ -110,7 +111,7 @@ def load_pretrained(
 
 
 def initial_variables(
-    module: nn.Module, initial: PyTree, image_shape: Sequence[int], source: str
+    module: nn.Module, initial: PyTree, image_shape: tuple[int, ...], source: str
 ) -> PyTree:
     """Return the variables of a module with the weights of a file, for fine-tuning.
 
@@ -141,12 +142,6 @@ def initial_variables(
     else:
         print(f"Initial weights from {path}", flush=True)
     return variables
-
-
-def init_shapes(module: nn.Module, image_shape: Sequence[int]) -> PyTree:
-    """Return the shapes and types of the variables of a module for images of a shape."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    return jax.eval_shape(module.init, jax.random.key(0), image)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -190,19 +185,19 @@ def _buffers(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float, ...]]:
     }
 
 
-def _head(module: nn.Module, image_shape: Sequence[int]) -> list[str]:
+def _head(module: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
     """Return the keys of the last layer: those whose shapes depend on the number of classes."""
     if not hasattr(module, "num_classes"):
         return []
     more = module.clone(num_classes=module.num_classes + 1)
     shapes, others = (
-        traverse_util.flatten_dict(init_shapes(one, image_shape)) for one in (module, more)
+        traverse_util.flatten_dict(variable_shapes(one, image_shape)) for one in (module, more)
     )
     return [state_dict_key(path) for path in shapes if shapes[path].shape != others[path].shape]
 
 
 def _num_classes(
-    arrays: Mapping[str, np.ndarray], module: nn.Module, image_shape: Sequence[int]
+    arrays: Mapping[str, np.ndarray], module: nn.Module, image_shape: tuple[int, ...]
 ) -> int:
     """Return the number of classes of a file: the length of the bias of the last layer."""
     stripped = without_prefixes(arrays)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from filelock import FileLock, Timeout
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -24,9 +23,9 @@ from jaxadv.core.devices import describe_devices
 from jaxadv.core.files import atomic_write, read_json, user_path, write_json
 from jaxadv.core.types import UserError
 from jaxadv.data import Dataset, is_prepared, load
-from jaxadv.data.examples import image_shape
 from jaxadv.data.sources import expand_source, source_without_path
-from jaxadv.models.classifier import make_classifier
+from jaxadv.models.checks import variable_shapes
+from jaxadv.models.classifier import check_model_config, make_classifier
 from jaxadv.runs import checkpoints
 from jaxadv.runs.dataset_record import check_same_dataset, describe_dataset, is_record
 from jaxadv.runs.distributed import first_process_first, from_first, is_first
@@ -433,7 +432,8 @@ def trained_config(
         is_stored_dir_prepared = is_prepared(trained.data.source, stored_dir)
         trained.data.data_dir = data_dir or (stored_dir if is_stored_dir_prepared else None)
         if mode == "train":
-            make_classifier(trained.model, num_classes=10)
+            _refuse_code_of_run(source, trained.model.name)
+            check_model_config(trained.model)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{source / 'config.json'} is not the config of a run of mode {mode} ({error}): pass "
@@ -450,6 +450,18 @@ def _source_here(workdir: Path, stored: str, given: str | None) -> str:
             "another path to the same data, or None"
         )
     return given or stored
+
+
+def _refuse_code_of_run(source: Path, model: str) -> None:
+    """Raise a UserError if a model is a Python module inside of its run, which is not trusted."""
+    path, is_module, _ = model.partition(":")
+    for folder in (Path.cwd(), *map(Path, sys.path)) if is_module else ():
+        file = folder.joinpath(*path.split(".")).resolve()
+        if file.is_relative_to(source.resolve()) and any(file.parent.glob(f"{file.name}*")):
+            raise UserError(
+                f"{source / 'config.json'} names the model {model!r}, which is a file of that run: "
+                "move the file out of the run if you trust it"
+            )
 
 
 def load_dataset(data: ConfigDict) -> Dataset:
@@ -477,8 +489,7 @@ def restore_module(
       UserError: no checkpoint can be restored, or it was trained on another data set.
     """
     model = make_classifier(trained.model, len(described["class_names"]))
-    image = jax.ShapeDtypeStruct((1, *described["image_shape"]), np.float32)
-    target = jax.eval_shape(model.init, jax.random.key(0), image)
+    target = variable_shapes(model, tuple(described["image_shape"]))
     restored = checkpoints.restore(source, which, {"weights": target}, described)
     if restored is None:
         raise UserError(

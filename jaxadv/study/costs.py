@@ -176,7 +176,7 @@ def seconds_per_gan_step(config: ConfigDict) -> float:
     Args:
       config: of configs/gan.py.
     """
-    setup = make_gan_setup(config, _NUM_CLASSES)
+    setup = make_gan_setup(config, _NUM_CLASSES, _SHAPE[-1])
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1)
     indices = np.arange(config.train.num_discriminator_steps * config.train.batch_size)
     state, data = replicate((init_state(setup, _SHAPE), _images(len(indices))))
@@ -189,7 +189,7 @@ def seconds_per_sample(config: ConfigDict) -> float:
     Args:
       config: of configs/gan.py.
     """
-    setup, size = make_gan_setup(config, _NUM_CLASSES), config.sampling.batch_size
+    setup, size = make_gan_setup(config, _NUM_CLASSES, _SHAPE[-1]), config.sampling.batch_size
     state = replicate(init_state(setup, _SHAPE))
     networks = make_averaging(setup, num_samples=size, batch_size=size)(state), state.discriminator
     sampler = make_sampler(setup, config.sampling)

@@ -1,5 +1,7 @@
 """Optimizers, learning-rate schedules and the moving average of the weights."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -47,8 +49,12 @@ def _sgd(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTrans
 
 
 def _decay_mask(params: PyTree) -> PyTree:
-    """Return for each parameter whether it decays: all except the alpha of PNI."""
-    return tree_map_with_path(lambda path, _: not keystr(path).endswith("['alpha']"), params)
+    """Return for each parameter whether it decays: all except the alpha of PNI.
+
+    `WeightNoise` of `jaxadv.models.defences` has that parameter.
+    """
+    alpha = re.compile(r"\['WeightNoise_\d+'\]\['alpha'\]$")
+    return tree_map_with_path(lambda path, _: not alpha.search(keystr(path)), params)
 
 
 OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
@@ -57,10 +63,16 @@ OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
 def moving_average(
     average: PyTree, new: PyTree, decay: float, step: int | Int[Array, ""]
 ) -> PyTree:
-    """Return the exponential moving average after `step` steps.
+    """Return the exponential moving average after `step` steps; integers are not averaged.
 
     The decay grows from 1/11 in the first step to its value, so that the first averages depend
     little on the initial tree.
     """
     decay_now = jnp.minimum(decay, step / (step + 10))
-    return jax.tree.map(lambda old, new: decay_now * old + (1 - decay_now) * new, average, new)
+
+    def of_leaf(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return decay_now * old + (1 - decay_now) * new
+
+    return jax.tree.map(of_leaf, average, new)

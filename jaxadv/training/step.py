@@ -32,7 +32,14 @@ from jaxadv.core.types import (
 from jaxadv.data.augment import AugmentFn, make_augment
 from jaxadv.data.examples import StoredExamples
 from jaxadv.data.pca import principal_components
-from jaxadv.models.classifier import make_classifier, make_logits_fn, noise_keys, without_noise
+from jaxadv.models.classifier import (
+    has_defence,
+    make_classifier,
+    make_logits_fn,
+    noise_keys,
+    state_collections,
+    without_noise,
+)
 from jaxadv.models.defences import InputNoise
 from jaxadv.training.curriculum import Budget
 from jaxadv.training.optimizer import make_optimizer, moving_average
@@ -121,7 +128,7 @@ class TrainState:
     Attributes:
       step: number of updates, an int32 scalar.
       variables: `params` and the other collections of the model: `batch_stats` of batch norm and
-        spectral norm, the fixed `pca` and `frozen` of defences.
+        spectral norm, the fixed `pca` and `frozen` of defences, and those of a user's module.
       ema: moving average of the variables; None without an average.
       opt_state: state of the optax chain.
     """
@@ -142,7 +149,7 @@ def init_state(setup: TrainingSetup, image_shape: tuple[int, ...]) -> TrainState
 
     def init() -> TrainState:
         image = jnp.zeros((1, *image_shape))
-        variables = setup.model.init(stream(setup.seed, "init"), image)
+        variables = setup.model.init(stream(setup.seed, "init"), image, train=False)
         return TrainState(
             step=jnp.int32(0),
             variables=variables,
@@ -213,11 +220,11 @@ def make_train_step(setup: TrainingSetup) -> Callable:
         adversarial = _attack(setup, state, budget, clean, labels, example_ids)
         examples = Examples(clean, adversarial, labels, smoothing)
         loss_fn = _cross_entropy_loss if setup.trades_beta is None else _trades_loss
-        (_, (metrics, batch_stats)), gradients = jax.value_and_grad(
+        (_, (metrics, model_state)), gradients = jax.value_and_grad(
             lambda params: loss_fn(setup, state, params, examples), has_aux=True
         )(state.variables["params"])
-        gradients, batch_stats, metrics = lax.pmean((gradients, batch_stats, metrics), AXIS)
-        return _update(setup, state, gradients, batch_stats), metrics
+        gradients, metrics = lax.pmean((gradients, metrics), AXIS)
+        return _update(setup, state, gradients, _average_floats(model_state)), metrics
 
     def at_precision(*args: Any) -> tuple[TrainState, Metrics]:
         with jax.default_matmul_precision(setup.precision):
@@ -313,52 +320,62 @@ LossAndAux = tuple[Float[Array, ""], tuple[Metrics, PyTree]]
 def _cross_entropy_loss(
     setup: TrainingSetup, state: TrainState, params: PyTree, examples: Examples
 ) -> LossAndAux:
-    """Return the cross entropy of the mixed batch, its metrics and the new batch statistics."""
+    """Return the cross entropy of the mixed batch, its metrics and the new model state."""
     clean, adversarial, labels, smoothing = examples
     n = len(adversarial)
     images = jnp.concatenate([adversarial, clean[n:]])
-    logits, batch_stats = _train_logits(setup, state, params, images)
+    logits, model_state = _train_logits(setup, state, params, images)
     loss = smoothed_cross_entropy(logits, labels, smoothing).mean()
     metrics = _metrics("adversarial", logits[:n], labels[:n])
     metrics = {"loss": loss, **metrics, **_metrics("clean", logits[n:], labels[n:])}
-    return loss, (metrics, batch_stats)
+    return loss, (metrics, model_state)
 
 
 def _trades_loss(
     setup: TrainingSetup, state: TrainState, params: PyTree, examples: Examples
 ) -> LossAndAux:
-    """Return the loss of TRADES (equation 5), its metrics and the new batch statistics.
+    """Return the loss of TRADES (equation 5), its metrics and the new model state.
 
     The loss is the cross entropy of the clean batch plus beta times the divergence.
     """
     clean, adversarial, labels, smoothing = examples
     n = len(adversarial)
     images = jnp.concatenate([clean, adversarial])
-    all_logits, batch_stats = _train_logits(setup, state, params, images)
+    all_logits, model_state = _train_logits(setup, state, params, images)
     logits, adversarial_logits = all_logits[: len(labels)], all_logits[len(labels) :]
     natural = smoothed_cross_entropy(logits, labels, smoothing).mean()
     divergences = kl_divergence(logits[:n], adversarial_logits)
     loss = natural + (setup.trades_beta or 0.0) * divergences.sum() / len(labels)
     metrics = _metrics("adversarial", adversarial_logits, labels[:n])
     metrics = {"loss": loss, **metrics, **_metrics("clean", logits, labels)}
-    return loss, (metrics, batch_stats)
+    return loss, (metrics, model_state)
 
 
 def _train_logits(
     setup: TrainingSetup, state: TrainState, params: PyTree, images: Images
 ) -> tuple[Logits, PyTree]:
-    """Return the logits in training mode and the new batch statistics.
+    """Return the logits in training mode and the new state of the model, such as batch statistics.
 
-    All devices use the same keys: layers derive the key of an example from its position in the
-    whole batch.
+    Our layers derive the key of an example from its position in the whole batch, so all devices use
+    the same keys. A module of a user may not: its keys for examples differ between devices.
     """
+    first_example = 0 if has_defence(setup.model) else positions(len(images))[0]
     return setup.model.apply(
         {**state.variables, "params": params},
         images,
         train=True,
-        rngs=noise_keys(stream(setup.seed, "noise", state.step), 0),
-        mutable=["batch_stats"],
+        rngs=noise_keys(stream(setup.seed, "noise", state.step), first_example),
+        mutable=state_collections(state.variables),
     )
+
+
+def _average_floats(model_state: PyTree) -> PyTree:
+    """Average over the devices; integers, such as counters, are the same on all of them."""
+
+    def average(leaf: Array) -> Array:
+        return lax.pmean(leaf, AXIS) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(average, model_state)
 
 
 def _metrics(name: str, logits: Logits, labels: Labels) -> Metrics:
@@ -371,11 +388,11 @@ def _metrics(name: str, logits: Logits, labels: Labels) -> Metrics:
 
 
 def _update(
-    setup: TrainingSetup, state: TrainState, gradients: PyTree, batch_stats: PyTree
+    setup: TrainingSetup, state: TrainState, gradients: PyTree, model_state: PyTree
 ) -> TrainState:
     params = state.variables["params"]
     updates, opt_state = setup.optimizer.update(gradients, state.opt_state, params)
-    variables = {**state.variables, **batch_stats, "params": optax.apply_updates(params, updates)}
+    variables = {**state.variables, **model_state, "params": optax.apply_updates(params, updates)}
     step = state.step + 1
     ema = state.ema
     if ema is not None:

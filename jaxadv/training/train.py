@@ -26,6 +26,7 @@ from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
 from jaxadv.evaluation.attack_runner import Scores, run_attack, score_images
 from jaxadv.evaluation.attack_suites import ConfiguredAttack
 from jaxadv.evaluation.checkpoint import evaluate_checkpoint, report
+from jaxadv.evaluation.dataset_checks import check_with_dataset
 from jaxadv.models.classifier import is_declared_stochastic
 from jaxadv.runs import checkpoints, signals
 from jaxadv.runs.distributed import any_process, from_first
@@ -64,6 +65,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     """
     source_version()
     dataset = load_dataset(config.data)
+    check_with_dataset(config, config.evaluation, dataset)
     with claimed(workdir, config):
         train(config, dataset, workdir)
         warnings = []

@@ -77,7 +77,7 @@ def digits():
 def setup():
     """A GAN for images of side 8, which compiles faster than one of side 32."""
     changes = {"train.num_discriminator_steps": 2, "generator.num_blocks": 1}
-    return make_gan_setup(tiny_config(**changes), 10)
+    return make_gan_setup(tiny_config(**changes), 10, 3)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ class ByClass(nn.Module):
 def test_a_step_of_gradient_descent_on_both_losses():
     """Compare with the gradients of the hinge loss (Lim & Ye 2017), derived by hand."""
     rates = {"discriminator": 0.5, "generator": 0.1}
-    setup = make_gan_setup(tiny_config(**{"train.num_discriminator_steps": 1}), 3)._replace(
+    setup = make_gan_setup(tiny_config(**{"train.num_discriminator_steps": 1}), 3, 3)._replace(
         generator=OneValue(),
         discriminator=ByClass(),
         **{f"{name}_optimizer": optax.sgd(rate) for name, rate in rates.items()},
@@ -192,7 +192,7 @@ def test_each_network_has_its_own_learning_rate():
     """Without a first moment, the first step of Adam is the rate times the sign of the gradient."""
     changes = {"generator": 0.01, "discriminator": 0.03}
     rates = {f"optimizer.{name}_learning_rate": rate for name, rate in changes.items()}
-    setup = make_gan_setup(tiny_config(**rates), 10)
+    setup = make_gan_setup(tiny_config(**rates), 10, 3)
     gradient = jnp.array([-2.0, 5.0])
     for name, rate in changes.items():
         optimizer = getattr(setup, f"{name}_optimizer")
@@ -286,7 +286,7 @@ def test_ddls_samples_the_density_of_its_energy(sampler):
         "sampling.ddls.num_steps": 40,
     }
     config = tiny_config(**changes)
-    setup = make_gan_setup(config, 3)._replace(generator=LatentsAsPixels(), discriminator=Pull())
+    setup = make_gan_setup(config, 3, 3)._replace(generator=LatentsAsPixels(), discriminator=Pull())
     numbers, labels = np.arange(n), np.arange(n, dtype=np.int32) % 3
     images = make_sampler(setup, config.sampling)(({}, {}), numbers, labels)
     latents = (np.asarray(images) / 255 - 0.5) / 0.08
@@ -299,7 +299,7 @@ def test_ddls_samples_the_density_of_its_energy(sampler):
 
 def test_pixels_are_rounded_to_the_nearest_integer():
     config = tiny_config()
-    setup = make_gan_setup(config, 3)._replace(generator=OneValue())
+    setup = make_gan_setup(config, 3, 3)._replace(generator=OneValue())
     weights = {"params": {"value": jnp.float32(0.999)}}  # 254.7 of 255
     sampler = make_sampler(setup, config.sampling)
     images = sampler((weights, {}), np.arange(4), np.zeros(4, np.int32))
@@ -459,7 +459,7 @@ def test_samples_in_another_folder_with_predicted_labels(finished, tmp_path, cap
         ("discriminator.num_blocks", 1, "at least 2"),
         ("sampling.sampler", "mala", "must be one of prior, ddls"),
         ("sampling.truncation", -1.0, "above 0"),
-        ("evaluator.num_samples", 10, "at least 80"),
+        ("evaluator.num_samples", 9, "at least 10"),
         ("evaluator.classifier.model.name", "nett", "config.evaluator.classifier: Unknown model"),
     ],
 )
@@ -471,7 +471,10 @@ def test_an_invalid_value_is_named(key, value, message):
 
 def test_a_run_that_cannot_be_restored_is_named(tmp_path, digits):
     config = tiny_config(**{"generator.num_blocks": 2})
-    with pytest.raises(UserError, match="images of side 16: those of the data set have 32"):
+    with pytest.raises(
+        UserError,
+        match=r"16 x 16 pixels, and those .* have 32 x 32: set config\.generator\.num_blocks=3",
+    ):
         train.run(config, tmp_path / "small")
     with claimed(tmp_path / "classifier", tiny_config().evaluator.classifier):
         pass

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxadv.core.devices import AXIS
 from jaxadv.core.types import UserError
-from jaxadv.gan.networks import Discriminator
+from jaxadv.gan.networks import Discriminator, Generator
 from jaxadv.models import make_model
+from jaxadv.models.checks import check_model
 
 SMALLEST = {"net": 16, "bignet": 16, "biggernet": 16, "wrn_7_1": 1, "vit_1_32": 4}
 
@@ -76,3 +78,18 @@ def discriminate(image_shape):
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     logits, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), images, labels)
     return logits
+
+
+@pytest.mark.parametrize(("shape", "num_classes"), [((28, 28, 1), 10), ((64, 64, 3), 100)])
+@pytest.mark.parametrize("name", [*SMALLEST, "wrn_25_2"])
+def test_other_data_sets_are_accepted(name, shape, num_classes):
+    check_model(make_model(name, num_classes, axis_name=AXIS), shape, num_classes)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_the_generator_makes_images_of_the_channels_of_the_data(num_channels):
+    module = Generator(num_classes=3, num_channels=num_channels, features=2, num_blocks=1)
+    latents = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    images, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), latents, labels)
+    assert images.shape == (2, 8, 8, num_channels)

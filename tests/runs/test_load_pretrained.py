@@ -14,8 +14,9 @@ import jaxadv
 from jaxadv.attacks import pgd
 from jaxadv.core.types import UserError
 from jaxadv.models import make_model
+from jaxadv.models.checks import variable_shapes
 from jaxadv.models.state_dicts import to_state_dict
-from jaxadv.runs.pretrained import init_shapes, initial_variables
+from jaxadv.runs.pretrained import initial_variables
 
 SHAPE = (28, 28, 1)
 
@@ -24,7 +25,7 @@ def variables_of(module):
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32),
-        init_shapes(module, SHAPE),
+        variable_shapes(module, SHAPE),
     )
 
 

@@ -5,7 +5,13 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxadv.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from jaxadv.training.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    make_optimizer,
+    make_schedule,
+    moving_average,
+)
 
 GRADIENTS = [np.array([0.5, -2.0, 0.0]), np.array([0.1, 1.0, 3.0])]
 START = np.array([1.0, -1.0, 2.0])
@@ -88,14 +94,17 @@ def test_adamw_decouples_weight_decay_from_the_moments():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_alpha_of_pni_does_not_decay(name):
-    """Compare with a kernel and with a parameter of a similar name (He, Rakin & Fan 2019)."""
+    """Compare with parameters of the same and of a similar name (He, Rakin & Fan 2019)."""
     optimizer = make_optimizer(config(name=name), lambda step: PEAK)
-    params = {"layer": {"alpha": jnp.ones(2), "kernel": jnp.ones(2)}, "decayed_alpha": jnp.ones(2)}
+    params = {
+        "WeightNoise_0": {"alpha": jnp.ones(2), "decayed_alpha": jnp.ones(2)},
+        "layer": {"alpha": jnp.ones(2), "kernel": jnp.ones(2)},
+    }
     gradients = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    np.testing.assert_array_equal(updates["layer"]["alpha"], 0)
-    np.testing.assert_allclose(updates["layer"]["kernel"], -PEAK * 0.01, rtol=1e-6)
-    np.testing.assert_allclose(updates["decayed_alpha"], -PEAK * 0.01, rtol=1e-6)
+    np.testing.assert_array_equal(updates["WeightNoise_0"].pop("alpha"), 0)
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(update, -PEAK * 0.01, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -103,3 +112,11 @@ def test_learning_rate_follows_the_schedule(name):
     after = weights_after_each_step(name, schedule=lambda step: PEAK * (step > 0))
     np.testing.assert_array_equal(after[0], START.astype(np.float32))
     assert (after[1] != after[0]).all()
+
+
+def test_the_moving_average_keeps_integers():
+    old = {"mean": jnp.zeros(2), "count": jnp.int32(3)}
+    new = {"mean": jnp.ones(2), "count": jnp.int32(4)}
+    found = moving_average(old, new, 0.5, 90)
+    np.testing.assert_array_equal(found["mean"], 0.5)
+    assert found["count"] == 4
