@@ -24,6 +24,7 @@ from jaxadv.core.convolution import (
     grouped_convolution,
     max_pool,
 )
+from jaxadv.core.devices import platform
 
 # Primitives whose inner operations are rewritten: jitted functions, rematerialisation and loops.
 _WITH_OPERATIONS = ("jit", "pjit", "closed_call", "checkpoint", "remat2", "scan", "while", "cond")
@@ -63,7 +64,7 @@ def plain_convolutions() -> AbstractContextManager[None]:
 
 def uses_fast_convolutions() -> bool:
     """Return whether models that are traced now get fast convolutions and max pools."""
-    return _is_on.value and jax.default_backend() == "cpu"
+    return _is_on.value and platform() == "cpu"
 
 
 def with_fast_convolutions(operations: ClosedJaxpr) -> ClosedJaxpr:

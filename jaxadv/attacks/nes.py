@@ -35,6 +35,7 @@ from jaxadv.attacks.search import (
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS, perturb
 from jaxadv.attacks.tracing import TracedModel
+from jaxadv.core.devices import platform
 from jaxadv.core.images import is_concrete
 from jaxadv.core.losses import make_objective
 from jaxadv.core.rng import example_keys, normal, rademacher
@@ -359,7 +360,7 @@ def choose_chunk_size(
     if limit is None and getattr(model, "calls_host", False):
         limit = _MAX_IMAGES_ON_HOST // max(batch_size, 1)
     if limit is None:
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = platform() == "cpu"
         limit = 2 if on_cpu else _MAX_IMAGES_AT_ONCE // max(batch_size, 1)
     divisors = (size for size in range(2, num_samples + 1, 2) if num_samples % size == 0)
     return max(size for size in divisors if size <= max(limit, 2))

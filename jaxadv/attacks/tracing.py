@@ -29,7 +29,7 @@ from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.fast_convolutions import uses_fast_convolutions, with_fast_convolutions
 from jaxadv.attacks.host_calls import contains_host_calls
 from jaxadv.attacks.snapshot import take_snapshot
-from jaxadv.core.devices import match_varying_axes
+from jaxadv.core.devices import match_varying_axes, platform
 from jaxadv.core.logits import finite_logits
 from jaxadv.core.types import Images, Logits, LogitsFn, PRNGKey
 
@@ -207,6 +207,7 @@ def _context() -> Hashable:
         config.jax_numpy_dtype_promotion,
         config.jax_threefry_partitionable,
         jax.sharding.get_abstract_mesh(),
+        platform(),
         uses_fast_convolutions(),
         tuple(getattr(linen.module, "_global_interceptor_stack", ())),
     )

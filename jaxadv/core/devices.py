@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -22,6 +23,28 @@ _ARITHMETIC = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
 }
+# Part of JAX's own cache keys, so that functions are traced again when it changes.
+_platform = jax.make_user_context(default_value=None)
+
+
+def platform() -> str:
+    """Return the platform that programs are traced for: "cpu", "gpu" or "tpu".
+
+    It is JAX's default backend, except in `traced_for`. Modules that choose a form of an operation
+    ask this function.
+    """
+    return _platform.value or jax.default_backend()
+
+
+def traced_for(name: str) -> AbstractContextManager[None]:
+    """Return a context in which programs are traced for a platform that need not be present.
+
+    Ahead-of-time compilation needs it, as in benchmarks/compilation.py.
+
+    Args:
+      name: "cpu", "gpu" or "tpu".
+    """
+    return _platform(name)
 
 
 def set_up_arithmetic() -> None:
@@ -102,7 +125,7 @@ def jit_once(fn: Callable) -> Callable:
 
     Each output is a separate array, also where `fn` returns an array twice.
     """
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    options = {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
     return jax.jit(fn, compiler_options=options)
 
 

@@ -20,6 +20,7 @@ from jaxadv.core.devices import (
     divisible_size,
     jit_once,
     padded_batches,
+    platform,
     pmap_batches,
     positions,
     replicate,
@@ -73,7 +74,7 @@ def make_gan_setup(config: ConfigDict, num_classes: int, num_channels: int) -> G
       num_classes: of its data set.
       num_channels: of its images.
     """
-    half = config.train.mixed_precision and jax.default_backend() != "cpu"
+    half = config.train.mixed_precision and platform() != "cpu"
 
     def adam(learning_rate: float) -> optax.GradientTransformation:
         return optax.adam(learning_rate, b1=config.optimizer.beta1, b2=config.optimizer.beta2)

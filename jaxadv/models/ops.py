@@ -24,6 +24,7 @@ from jaxadv.core.convolution import (
     convolution_with_pads,
     pads_of,
 )
+from jaxadv.core.devices import platform
 from jaxadv.core.types import Images
 
 Activation = Literal["relu", "gelu", "silu"]
@@ -71,7 +72,7 @@ def pooled_convolution(
     # Measured: forward and backward are 1.2 to 3.6 times as fast for 5x5 kernels with 3 to 12
     # channels. They are slower from 32 channels on, and for 3x3, where the wider kernel has more
     # zeros.
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = platform() == "cpu"
     if on_cpu and size >= 5 and min(channels) < 16:
         outputs = _convolution_windows(images, kernel, pads_of(images, size, 1, padding))
     else:

@@ -14,6 +14,7 @@ from jaxadv.attacks.nes import (
     choose_chunk_size,
     estimate_gradient,
 )
+from jaxadv.core.devices import traced_for
 from jaxadv.core.losses import make_objective, margin
 
 KEY = jax.random.key(0)
@@ -162,15 +163,15 @@ def test_step_size_is_halved_where_the_loss_has_fallen():
     np.testing.assert_allclose(step_size[1], 0.015)
 
 
-def test_chunk_size_divides_the_number_of_samples(monkeypatch):
+def test_chunk_size_divides_the_number_of_samples():
     assert choose_chunk_size(LOGITS_FN, 100, None, 512) == 2
     assert choose_chunk_size(LOGITS_FN, 100, 7, 512) == 4
     assert choose_chunk_size(LOGITS_FN, 100, 1000, 512) == 100
     assert choose_chunk_size(BlackBox(len), 100, None, 20) == 100
     assert choose_chunk_size(BlackBox(len), 100, None, 128) == 10  # 2048 images, 16 each
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert choose_chunk_size(LOGITS_FN, 100, None, 512) == 10  # 16 fit, 10 divide
-    assert choose_chunk_size(LOGITS_FN, 100, None, 10**6) == 2
+    with traced_for("gpu"):
+        assert choose_chunk_size(LOGITS_FN, 100, None, 512) == 10  # 16 fit, 10 divide
+        assert choose_chunk_size(LOGITS_FN, 100, None, 10**6) == 2
 
 
 def test_results_without_early_stop_cannot_be_resumed():

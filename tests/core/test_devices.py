@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxadv.core.devices import AXIS, enable_compilation_cache, pmap_batches, positions, replicate
+from jaxadv.core.devices import (
+    AXIS,
+    enable_compilation_cache,
+    platform,
+    pmap_batches,
+    positions,
+    replicate,
+    traced_for,
+)
 
 SET_UP = """
 import jax, os
@@ -45,6 +53,14 @@ def test_cpu_devices_and_ynnpack_follow_xla_flags_or_the_defaults(
 
 def test_the_tests_have_two_devices():
     assert jax.device_count() == 2
+
+
+def test_a_function_is_traced_again_for_another_platform():
+    scale = jax.jit(lambda x: {"cpu": 1, "tpu": 2}[platform()] * x)
+    assert scale(3) == 3
+    with traced_for("tpu"):
+        assert scale(3) == 6
+    assert scale(3) == 3
 
 
 def test_sharded_outputs_are_merged_in_order():
