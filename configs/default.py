@@ -44,12 +44,13 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.data.synthetic.label_smoothing = 0.0  # of synthetic labels
 
     config.model = ConfigDict()
-    # net | bignet | biggernet | wrn_<depth>_<width> | vit_<depth>_<width>, or the import path of a
-    # module of your own, such as my_models:SmallCNN; see docs/training.md.
+    # net | bignet | biggernet | wrn_<depth>_<width> | vit_<depth>_<width>, a published architecture
+    # of docs/models.md, or the import path of a module of your own, such as my_models:SmallCNN; see
+    # docs/training.md.
     config.model.name = "bignet"
     config.model.activation = placeholder(str)  # relu | gelu; None: default of the architecture
     config.model.dropout = placeholder(float)  # rate in [0, 1); None: default of the architecture
-    config.model.options = ConfigDict()  # further keyword arguments of a module of your own
+    config.model.options = ConfigDict()  # further keyword arguments of the module
 
     # none | pni | rse | input_noise | low_rank | dropout | spectral_norm. Only the options of the
     # named defence are used; see jaxadv/models/defences.py.
@@ -62,6 +63,10 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.model.defence.rse.before_norm = False  # wide ResNet: as in the study
     config.model.defence.input_noise = ConfigDict({"sigma": 0.1, "train": True})
     config.model.defence.low_rank = ConfigDict({"rank": 625, "learned": False})
+
+    # Weights to start from: a file of PyTorch, safetensors or DeepMind, a folder of Orbax, or the
+    # workdir of a run; see docs/models.md. None: random weights.
+    config.init_from = placeholder(str)
 
     config.train = ConfigDict()
     config.train.num_epochs = 10

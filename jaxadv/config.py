@@ -8,6 +8,7 @@ or `GAN_CHOICES`.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -158,7 +159,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
 
 def _check_classifier(config: ConfigDict, num_devices: int) -> None:
     check_values(flatten(config), CLASSIFIER_RULES, CLASSIFIER_CHOICES)
-    if config.data.source is not None:
+    if config.data.get("source") is not None:  # in an evaluation None: as in the training
         parse_source(config.data.source)
     if "model" in config:
         _check_model(config.model, config.evaluation)
@@ -194,7 +195,9 @@ def _check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
 
 
 def _check_training(config: ConfigDict, num_devices: int) -> None:
-    """Check combinations of keys."""
+    """Check combinations of keys, and that the file of initial weights exists."""
+    if config.init_from and not Path(config.init_from).exists():
+        raise UserError(f"config.init_from is {config.init_from}, which does not exist")
     synthetic, attack = config.data.synthetic, config.attack
     if synthetic.share > 0 and not synthetic.path:
         raise UserError(

@@ -82,6 +82,18 @@ def test_numbers_can_be_fractions_and_names_can_have_slashes(parse):
     assert config.evaluation.export == ("a/b",)
 
 
+def test_options_of_a_model_need_no_declaration(parse):
+    options = {"width": "3", "rate": "1/4", "sizes": "(3, 4)", "norm": "batch"}
+    flags_of_options = [f"--config.model.options.{key}={text}" for key, text in options.items()]
+    config = parse(*CURRICULUM, *flags_of_options, "--config.seed=7")
+    expected = {"width": 3, "rate": 0.25, "sizes": (3, 4), "norm": "batch"}
+    assert config.model.options.to_dict() == expected
+    assert config.seed == 7
+    nested = "evaluator.classifier.model.options"
+    config = parse("--config", "configs/gan.py:digits", f"--config.{nested}.width=3")
+    assert config.evaluator.classifier.model.options.width == 3
+
+
 def test_none_unsets_an_optional_key(parse):
     optional = ("data.data_dir", "data.synthetic.path", "model.activation", "model.dropout")
     changed = [f"--config.{key}=None" for key in (*optional, "evaluation.num_examples")]
@@ -107,6 +119,8 @@ def test_none_overrides_the_value_of_a_config(parse):
             "--config.evaluation.attacks.fgsm.eps=8/0",
             "eps=8/0 is not a tuple of numbers: write 8/255",
         ),
+        ("--config.model.options.width", "options.width has no value: write it after ="),
+        ("--config.modl.options.width=3", "modl"),
         ("--config.evaluation.attacks.fgsm.eps=(8/255", "is not a tuple of numbers: write 8/255"),
         ("--config.evaluation.attacks.fgsm.eps=", "is not a tuple of numbers: write 8/255"),
         ("--config.attack.eps_end=8/0", "it is not a number, nor a fraction such as 8/255"),

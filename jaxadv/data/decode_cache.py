@@ -27,8 +27,11 @@ def cache_path(
       beside: folder for the cache if it can be written; otherwise, and for None, the cache is in
         the user's cache folder.
     """
-    files = sorted(file for file in files if not file.name.startswith(_PREFIX))
-    identity = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    files = sorted(file.absolute() for file in files if not file.name.startswith(_PREFIX))
+    stats = [file.stat() for file in files]
+    identity = [
+        (str(f), stat.st_size, stat.st_mtime_ns) for f, stat in zip(files, stats, strict=True)
+    ]
     digest = hashlib.sha256(repr((identity, *image_format)).encode()).hexdigest()
     return (beside if beside and _is_writable(beside) else cache_folder()) / (
         f"{_PREFIX}{digest[:16]}.npz"

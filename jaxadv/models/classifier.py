@@ -91,8 +91,13 @@ def make_defence(defence: ConfigDict) -> Defence | None:
 
 
 def has_defence(model: nn.Module) -> bool:
-    """Return whether a model has the option `defence`, as ours do and modules of users do not."""
+    """Return whether a model has the option `defence`, which modules of users do not have."""
     return hasattr(model, "defence")
+
+
+def has_own_layers(model: nn.Module) -> bool:
+    """Return whether a model is made of the layers of this package, as published ones are too."""
+    return has_defence(model) or type(model).__module__.startswith(f"{__package__}.")
 
 
 def is_declared_stochastic(model: nn.Module) -> bool:

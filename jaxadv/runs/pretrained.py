@@ -93,7 +93,9 @@ def load_pretrained(
     published: Sequence[int] = getattr(module, "published_shape", _DEFAULT_SHAPE)
     shape = tuple(image_shape or published)
     module = module.clone(num_classes=_num_classes(arrays, module, shape))
-    variables = jax.tree.map(jnp.asarray, _fit(module, arrays, variable_shapes(module, shape), path))
+    variables = jax.tree.map(
+        jnp.asarray, _fit(module, arrays, variable_shapes(module, shape), path)
+    )
 
     def logits_fn(key: jax.Array, images: Images) -> Logits:
         return make_logits_fn(module, variables, jnp.arange(len(images)))(key, images)

@@ -42,6 +42,8 @@ _PATH_KEYS = (
     "evaluator.checkpoint",
     "evaluator.classifier.data.data_dir",
     "evaluator.classifier.data.synthetic.path",
+    "evaluator.classifier.init_from",
+    "init_from",
     "sampling.path",
     "study.results",
 )
@@ -427,6 +429,8 @@ def trained_config(
     try:
         if None in (trained.seed, trained.data.source, trained.data.validation_fraction):
             raise KeyError("a value is missing")
+        if missing := {*DATA_KEYS} - {*trained.data}:
+            raise KeyError(f"data.{min(missing)}")
         trained.data.source = _source_here(source, trained.data.source, data_source)
         stored_dir = trained.data.data_dir
         is_stored_dir_prepared = is_prepared(trained.data.source, stored_dir)

@@ -33,7 +33,7 @@ from jaxadv.data.augment import AugmentFn, make_augment
 from jaxadv.data.examples import StoredExamples
 from jaxadv.data.pca import principal_components
 from jaxadv.models.classifier import (
-    has_defence,
+    has_own_layers,
     make_classifier,
     make_logits_fn,
     noise_keys,
@@ -185,8 +185,12 @@ def fit_projection(state: TrainState, train: HostBatch | StoredExamples) -> Trai
     print("Computing the principal components of the train split", flush=True)
     mean, components = principal_components(images, rank)
     fitted = {"pca": {name: {"mean": mean, "components": components}}}
-    ema = state.ema and {**state.ema, **fitted}
-    return replace(state, variables={**state.variables, **fitted}, ema=ema)
+    return with_variables(state, {**state.variables, **fitted})
+
+
+def with_variables(state: TrainState, variables: PyTree) -> TrainState:
+    """Return a state whose variables and their moving average are the given ones."""
+    return replace(state, variables=variables, ema=None if state.ema is None else variables)
 
 
 def make_train_step(setup: TrainingSetup) -> Callable:
@@ -359,7 +363,7 @@ def _train_logits(
     Our layers derive the key of an example from its position in the whole batch, so all devices use
     the same keys. A module of a user may not: its keys for examples differ between devices.
     """
-    first_example = 0 if has_defence(setup.model) else positions(len(images))[0]
+    first_example = 0 if has_own_layers(setup.model) else positions(len(images))[0]
     return setup.model.apply(
         {**state.variables, "params": params},
         images,

@@ -31,6 +31,7 @@ from jaxadv.models.classifier import is_declared_stochastic
 from jaxadv.runs import checkpoints, signals
 from jaxadv.runs.distributed import any_process, from_first
 from jaxadv.runs.metrics_log import open_metrics_log
+from jaxadv.runs.pretrained import initial_variables
 from jaxadv.runs.workdir import claim_dataset, claimed, load_dataset, source_version
 from jaxadv.training.curriculum import Budget, durations, linear_budget
 from jaxadv.training.loop import Metrics, run_steps
@@ -42,6 +43,7 @@ from jaxadv.training.step import (
     init_state,
     make_train_step,
     make_training_setup,
+    with_variables,
 )
 
 RealBatch = Int[np.ndarray, "real"] | HostBatch
@@ -127,7 +129,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
     if isinstance(dataset.train, HostBatch):
         check_images(dataset.train.images)
     record = claim_dataset(workdir, dataset)
-    state, first_epoch, history = _resume(setup, dataset, record, workdir)
+    state, first_epoch, history = _resume(setup, dataset, record, workdir, config.init_from)
     train_step = pmap_batches(
         make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True
     )
@@ -195,7 +197,11 @@ def _steps_per_epoch(batch_size: int, dataset: Dataset) -> int:
 
 
 def _resume(
-    setup: TrainingSetup, dataset: Dataset, record: Mapping[str, Any], workdir: Path
+    setup: TrainingSetup,
+    dataset: Dataset,
+    record: Mapping[str, Any],
+    workdir: Path,
+    init_from: str | None,
 ) -> tuple[TrainState, int, list[Metrics]]:
     """Return the state to start from, its finished epochs, and the metrics of later steps."""
     state = init_state(setup, image_shape(dataset.train))
@@ -204,6 +210,11 @@ def _resume(
         state = _from_items(resume_point.items, state)
     else:
         state = fit_projection(state, dataset.train)
+        if init_from:
+            shape = image_shape(dataset.train)
+            state = with_variables(
+                state, initial_variables(setup.model, state.variables, shape, init_from)
+            )
     return replicate(state), resume_point.epoch, resume_point.history
 
 

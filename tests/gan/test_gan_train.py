@@ -48,6 +48,7 @@ pytestmark = pytest.mark.slow  # compiles much
 
 def tiny_config(**changes):
     config = gan_config.get_config("digits")
+    config.data.augmentation = "none"
     config.update_from_flattened_dict(
         {
             "latent_size": 4,

@@ -30,10 +30,14 @@ CASES = {
     "1x1": (1, 6, 5, 3, 4, 1, "SAME"),
     "1x1, stride 2, even": (1, 6, 8, 3, 4, 2, "SAME"),
     "1x1, stride 2, odd": (1, 7, 5, 3, 4, 2, "VALID"),
+    "1x1, padded": (1, 6, 5, 3, 4, 1, 1),
+    "stride 2, padded as in PyTorch": (3, 8, 7, 5, 7, 2, 1),
 }
 
 
 def _reference(images, kernel, strides, padding):
+    if isinstance(padding, int):
+        padding = [(padding, padding)] * 2
     return lax.conv_general_dilated(
         images, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

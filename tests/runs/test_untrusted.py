@@ -71,6 +71,7 @@ def evaluation_of(tmp_path, change):
         lambda config: config["model"].update(defence={"name": "rse", "rse": {"x": 1}}),
         lambda config: config.pop("model"),
         lambda config: config["data"].pop("source"),
+        lambda config: config["data"].pop("size"),
         lambda config: config["data"].update(source="../../etc"),
         lambda config: config.update(data=[]),
     ],

@@ -53,7 +53,9 @@ class Tiny(nn.Module):
 
 
 class Noisy(nn.Module):
-    """A model that returns its random numbers as logits."""
+    """A model with the layers of ours that returns its random numbers as logits."""
+
+    defence: None = None
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -61,6 +63,17 @@ class Noisy(nn.Module):
         samples = [GaussianNoise(1.0, AXIS)(ones), Dropout(0.5, False, AXIS)(ones)]
         weights = jax.random.normal(self.make_rng("weight_noise"), (64,))
         return jnp.concatenate([*samples, jnp.broadcast_to(weights, ones.shape)], axis=1)
+
+
+class OwnNoisy(nn.Module):
+    """A module of a user that returns its random numbers as logits."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        shape = (len(images), 64)
+        names = ("noise", "dropout", "weight_noise")
+        samples = [jax.random.normal(self.make_rng(name), shape) for name in names]
+        return jnp.concatenate(samples, axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -291,26 +304,36 @@ def test_one_compilation_serves_a_whole_curriculum(data):
         state, _ = step(state, arrays, budget, np.arange(8), NO_SYNTHETIC)
 
 
+def sampled(num_devices, step, model):
+    """Return the logits of 8 examples in training, for a model that returns its random numbers."""
+    setup = make_setup()._replace(model=model)
+    state = TrainState(step=jnp.int32(step), variables={}, ema=None, opt_state=None)
+    shares = jnp.zeros((num_devices, 8 // num_devices, 2, 2, 1))
+    of_share = jax.pmap(
+        lambda images: _train_logits(setup, state, {}, images)[0],
+        axis_name=AXIS,
+        devices=jax.devices()[:num_devices],
+    )
+    return np.asarray(of_share(shares)).swapaxes(0, 1).reshape(8, 3, 64)
+
+
+def test_random_numbers_of_an_own_module_differ_between_devices():
+    noise, dropped, weights = sampled(2, 1, OwnNoisy()).swapaxes(0, 1)
+    assert len(np.unique(noise, axis=0)) == len(np.unique(dropped, axis=0)) == 8
+    assert len(np.unique(weights, axis=0)) == 4  # all devices have the same noisy weights
+
+
 def test_training_noise_differs_between_examples_on_any_number_of_devices():
-    setup = make_setup()._replace(model=Noisy())
+    def sample(num_devices, step):
+        return sampled(num_devices, step, Noisy())
 
-    def sampled(num_devices, step):
-        state = TrainState(step=jnp.int32(step), variables={}, ema=None, opt_state=None)
-        shares = jnp.zeros((num_devices, 8 // num_devices, 2, 2, 1))
-        of_share = jax.pmap(
-            lambda images: _train_logits(setup, state, {}, images)[0],
-            axis_name=AXIS,
-            devices=jax.devices()[:num_devices],
-        )
-        return np.asarray(of_share(shares)).swapaxes(0, 1).reshape(8, 3, 64)
-
-    noise, dropped, weights = sampled(2, step=1).swapaxes(0, 1)
-    np.testing.assert_array_equal(sampled(1, step=1), sampled(2, step=1))
+    noise, dropped, weights = sample(2, step=1).swapaxes(0, 1)
+    np.testing.assert_array_equal(sample(1, step=1), sample(2, step=1))
     assert len(np.unique(noise, axis=0)) == len(np.unique(dropped, axis=0)) == 8
     assert len(np.unique(weights, axis=0)) == 1
     assert set(np.unique(dropped)) == {0, 2}
     assert abs((dropped > 0).mean() - 0.5) < 0.1
-    assert (sampled(2, step=2) != sampled(2, step=1)).any(axis=(0, 2)).all()
+    assert (sample(2, step=2) != sample(2, step=1)).any(axis=(0, 2)).all()
 
 
 def test_the_low_rank_projection_is_fitted_to_the_images(data):

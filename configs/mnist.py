@@ -1,0 +1,40 @@
+"""MNIST in the L-inf ball of eps 0.1: PGD under a linear curriculum, on a small network.
+
+    python run.py --config configs/mnist.py
+
+TFDS's MNIST, which the first start downloads and prepares. For MNIST in an `.npz` file, such as the
+one of Keras:
+
+    python run.py --config configs/mnist.py:npz:mnist.npz
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+EPS = 0.1
+
+
+def get_config(data: str = "mnist") -> ConfigDict:
+    """Return the config for MNIST, or for another source of grayscale images."""
+    config = default.get_config(data)
+    config.model.name = "mnist_cnn"
+    config.train.num_epochs = 20
+    config.train.batch_size = 128
+    config.train.ema_decay = 0.999
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_epochs = 1.0
+    config.attack.fraction = 1.0
+    config.attack.random_start = True
+    config.attack.step_size = 0.03
+    config.attack.eps_start = 0.02
+    config.attack.eps_end = 0.12
+    config.attack.num_steps_start = 5
+    config.attack.num_steps_end = 10
+    config.validation.eps = EPS
+    config.validation.step_size = 0.02
+    attacks = config.evaluation.attacks
+    attacks.fgsm.eps = attacks.pgd40.eps = (0.05, EPS, 0.2)
+    attacks.pgd20_restarts.eps = (EPS,)
+    return config
