@@ -41,6 +41,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from configs import curriculum
+from jaxadv.config import set_defaults
 from jaxadv.core.devices import AXIS, num_cores, traced_for
 from jaxadv.core.types import DeviceBatch
 from jaxadv.runs.workdir import provenance
@@ -125,6 +126,7 @@ def compile_step(accelerator: str, name: str) -> dict[str, Any]:
       name: of `jaxadv.models.make_model`.
     """
     config = curriculum.get_config()
+    set_defaults(config)
     config.model.name = name
     config.train.batch_size = BATCH
     platform, find_devices = ACCELERATORS[accelerator]
