@@ -55,6 +55,7 @@ DEFAULT_SHAPE = (32, 32, 3)  # of the images of all other architectures
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # no search for a TPU in the cloud
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock, which a killed process leaves, guards a real TPU
     "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # no trial runs on a GPU
 }
 MIB = 2**20
