@@ -198,6 +198,8 @@ def _set_model_option(section: str, name: str, text: str | None) -> None:
         value = _parse_literal(text)
     except ValueError:
         value = text
+    if section.split(".")[0] not in _CONFIG.value:
+        raise ValueError(f"--config.{section}.{name}: the config has no model of its own")
     parent = reduce(getitem, section.split("."), _CONFIG.value)
     with parent.unlocked(), parent.ignore_type():
         parent[name] = value
@@ -256,6 +258,13 @@ class _IntegerParser(flags.IntegerParser):
         return None if argument == "None" else super().parse(argument)
 
 
+class _BooleanParser(flags.BooleanParser):
+    """Parse booleans, and None."""
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else super().parse(argument)
+
+
 class _TupleParser(tuple_parser.TupleParser):
     """Parse tuples in which numbers may be fractions: 8/255, or (4/255, 8/255)."""
 
@@ -288,6 +297,7 @@ class _Fractions(ast.NodeTransformer):
 
 config_flags.register_flag_parser_for_type(float, _FloatParser())
 config_flags.register_flag_parser_for_type(int, _IntegerParser())
+config_flags.register_flag_parser_for_type(bool, _BooleanParser())
 config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 

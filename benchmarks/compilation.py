@@ -4,13 +4,13 @@ The compilers of the accelerators run ahead of time, without a device. They need
 their own, for the TPU
 
     pip install -e . -c constraints.txt && pip install "jax[tpu]" -c constraints.txt
-    python benchmarks/compilation.py v5e bignet wrn_13_10 --out results/models
+    PYTHONPATH=. python benchmarks/compilation.py v5e bignet wrn_13_10 --out results/models
 
 and for the H100, with the version of JAX in constraints.txt and without CUDA itself
 
     pip install -e . -c constraints.txt
     pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
-    python benchmarks/compilation.py h100 bignet wrn_13_10 --out results/models
+    PYTHONPATH=. python benchmarks/compilation.py h100 bignet wrn_13_10 --out results/models
 
 The step is that of `configs/curriculum.py`: PGD with a traced number of steps on the whole batch of
 128 images, AdamW and a moving average, at the precision `bfloat16`, with 1,000 train images on the

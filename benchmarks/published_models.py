@@ -3,12 +3,14 @@
     pip install -e ".[benchmarks]"
     python benchmarks/published_models.py mnist.npz fast_fgsm.pth --out results/models
 
+With `--num-examples 10000`, jaxadv evaluates the whole test split.
+
 The models are `fast_fgsm.pth` and `fast_pgd.pth` of Wong et al. (2020), trained at L-inf eps 0.3
 and published in their repository, locuslab/fast_adversarial. The data is a file with the arrays
 `test_images` and `test_labels` of MNIST.
 
-jaxadv reads the file with `jaxadv.load_pretrained`. It runs AutoAttack and PGD-40 on all images,
-and its suite "standard" on the first ones. The reference runs on the first ones too:
+jaxadv reads the file with `jaxadv.load_pretrained`. It runs AutoAttack and PGD-40 on these
+images, and its suite "standard" on the first ones. The reference runs on the first ones too:
 `pyautoattack`, which packages the original implementation, and PGD-40 in PyTorch, on a network that
 PyTorch loads from the same file. AutoAttack's attacks run in order, each on the images that the
 earlier ones left robust.

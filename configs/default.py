@@ -34,6 +34,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.data.test_fraction = 0.2  # share that becomes the test split if the source has none
     config.data.validation_fraction = 0.04  # share of the train split held out for validation
     # none | flip | flip_crop_jitter; None: flip if a mirrored image of the data set has its class.
+    config.data.augmentation = placeholder(str)
     config.data.augmentation = "none"
 
     # Synthetic images that replace a share of each batch: those that `config.mode=sample` of
@@ -48,7 +49,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     # of docs/models.md, or the import path of a module of your own, such as my_models:SmallCNN; see
     # docs/training.md.
     config.model.name = "bignet"
-    config.model.activation = placeholder(str)  # relu | gelu; None: default of the architecture
+    config.model.activation = placeholder(str)  # relu | gelu | silu; None: default of the model
     config.model.dropout = placeholder(float)  # rate in [0, 1); None: default of the architecture
     config.model.options = ConfigDict()  # further keyword arguments of the module
 

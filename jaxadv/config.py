@@ -8,7 +8,6 @@ or `GAN_CHOICES`.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -195,9 +194,7 @@ def _check_model(model: ConfigDict, evaluation: ConfigDict) -> None:
 
 
 def _check_training(config: ConfigDict, num_devices: int) -> None:
-    """Check combinations of keys, and that the file of initial weights exists."""
-    if config.init_from and not Path(config.init_from).exists():
-        raise UserError(f"config.init_from is {config.init_from}, which does not exist")
+    """Check combinations of keys."""
     synthetic, attack = config.data.synthetic, config.attack
     if synthetic.share > 0 and not synthetic.path:
         raise UserError(

@@ -49,3 +49,13 @@ class DeviceBatch(NamedTuple):
 
 class UserError(ValueError):
     """A mistake in a config, a file or an argument. The message is one line, with the remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of the message of an error, or its type if the message is empty.
+
+    >>> first_line(ValueError("wrong header\nat byte 0")), first_line(KeyError())
+    ('wrong header', 'KeyError')
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from jaxadv.core.rng import Stream, stream
 from jaxadv.core.types import HostBatch, UserError
 from jaxadv.data import tfds
-from jaxadv.data.decode_cache import read_cache, write_cache
+from jaxadv.data.decode_cache import cached_shape, read_cache, write_cache
 from jaxadv.data.digits import open_digits
 from jaxadv.data.examples import OpenedSource, StoredExamples, select
 from jaxadv.data.folder import open_folder
@@ -26,7 +26,7 @@ from jaxadv.data.sources import Source, parse_source
 
 Split = HostBatch | StoredExamples
 
-_SHARE_OF_MEMORY = 0.5  # of a device, for the train split
+_SHARE_OF_MEMORY = 0.5  # for the train split
 
 
 class Dataset(NamedTuple):
@@ -93,6 +93,10 @@ def load(
     ):
         if not 0 < fraction < 1:
             raise UserError(f"data.{name}={fraction} must lie between 0 and 1, exclusive")
+    if size is not None and size < 1:
+        raise UserError(f"data.size={size} must be at least 1")
+    if channels not in (None, 1, 3):
+        raise UserError(f"data.channels={channels} must be 1 or 3")
     opened = _open(parsed, data_dir, ImageFormat(size, channels))
     train, test = _read(opened, streaming)
     _check(opened, train, test)
@@ -133,31 +137,21 @@ def _open(source: Source, data_dir: str | None, image_format: ImageFormat) -> Op
 
 def _read(opened: OpenedSource, streaming: bool | None) -> tuple[Split, Split | None]:
     """Return the splits: decoded into memory, perhaps from the cache, or as they are stored."""
-    splits = {"train": opened.train} | ({"test": opened.test} if opened.test is not None else {})
-    if not streaming and opened.cache and (arrays := read_cache(opened.cache)):
-        decoded = {
-            name: HostBatch(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in splits
-        }
-        if streaming is False or fits_in_memory(decoded["train"].images.nbytes):
-            return decoded["train"], decoded.get("test")
-    shapes = {name: split.image_shape for name, split in splits.items()}
-    if len({*shapes.values()}) > 1:
-        raise UserError(
-            f"{opened.name} has train images of shape {shapes['train']} and test images of shape "
-            f"{shapes['test']}: set config.data.size and config.data.channels to convert all images"
-        )
-    num_bytes = len(opened.train) * math.prod(shapes["train"])
-    if streaming is None and not fits_in_memory(num_bytes):
-        print(
-            f"The {len(opened.train):,} training images of {opened.name} take "
-            f"{num_bytes / 1e9:.1f} GB, more than half of the memory of a device: they are streamed"
-        )
-        streaming = True
-    if streaming:
-        for split in splits.values():
-            split.take(np.arange(min(1, len(split.labels))))  # reports what cannot be read
-        return opened.train, opened.test
-    decoded = {name: split.decode(f"Decode {opened.name} {name}") for name, split in splits.items()}
+    if streaming or (streaming is None and not _train_fits(opened)):
+        opened.train.take(np.arange(min(1, len(opened.train.labels))))  # reports what is damaged
+        name = _test_split(opened)
+        return opened.train, opened.tests[name] if name else None
+    if opened.cache and (arrays := read_cache(opened.cache)):
+        cached = [
+            HostBatch(arrays[f"{name}_images"], arrays[f"{name}_labels"])
+            for name in ("train", "test")
+            if f"{name}_images" in arrays
+        ]
+        return cached[0], cached[1] if len(cached) > 1 else None
+    stored = {"train": opened.train}
+    if name := _test_split(opened):
+        stored["test"] = opened.tests[name]
+    decoded = {name: split.decode(f"Decode {opened.name} {name}") for name, split in stored.items()}
     if opened.cache:
         arrays = {f"{name}_images": split.images for name, split in decoded.items()}
         arrays |= {f"{name}_labels": split.labels for name, split in decoded.items()}
@@ -165,18 +159,57 @@ def _read(opened: OpenedSource, streaming: bool | None) -> tuple[Split, Split | 
     return decoded["train"], decoded.get("test")
 
 
-def fits_in_memory(num_bytes: int) -> bool:
-    """Return whether the images of a split take at most half of the memory of a device."""
-    return num_bytes <= _SHARE_OF_MEMORY * _device_memory()
+def _train_fits(opened: OpenedSource) -> bool:
+    """Return whether the train split fits into memory; print a message if it does not."""
+    shape = cached_shape(opened.cache, "train_images") if opened.cache else None
+    num_bytes = math.prod(shape or (len(opened.train), *opened.train.image_shape))
+    if _fits_in_memory(num_bytes):
+        return True
+    print(
+        f"The {len(opened.train):,} training images of {opened.name} take {num_bytes / 1e9:.1f} "
+        "GB, too much for the memory of a device or of this machine: they are streamed"
+    )
+    return False
 
 
-def _device_memory() -> int:
-    """Return the bytes that a device can use; CPU devices share the memory of the machine."""
+def _fits_in_memory(num_bytes: int) -> bool:
+    return num_bytes <= _SHARE_OF_MEMORY * _memory()
+
+
+def _memory() -> int:
+    """Return the memory for each copy of a split, in bytes.
+
+    The machine holds two copies while it shuffles the split, later one, and each device another.
+    CPU devices share the memory of the machine.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min(stats["bytes_limit"], memory // 2)
     return memory // (jax.local_device_count() + 1)
+
+
+def _test_split(opened: OpenedSource) -> str | None:
+    """Return the name of the test split, the first one with labels; None if there is none.
+
+    Raises:
+      UserError: its images have another shape than those of the train split.
+    """
+    chosen = next((name for name, split in opened.tests.items() if split.has_labels()), None)
+    first = next(iter(opened.tests), None)
+    if chosen != first:
+        print(
+            f"The split {first} of {opened.name} has no labels: "
+            f"{f'the split {chosen}' if chosen else 'a share of the train split'} is the test split"
+        )
+    if chosen:
+        train_shape, test_shape = opened.train.image_shape, opened.tests[chosen].image_shape
+        if train_shape != test_shape:
+            raise UserError(
+                f"{opened.name} has train images of shape {train_shape} and test images of shape "
+                f"{test_shape}: set config.data.size and config.data.channels to convert all images"
+            )
+    return chosen
 
 
 def _check(opened: OpenedSource, train: Split, test: Split | None) -> None:

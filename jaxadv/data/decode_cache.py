@@ -5,13 +5,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from absl import logging
 
 from jaxadv.core.files import atomic_write, cache_folder
 from jaxadv.data.images import ImageFormat
+from jaxadv.data.mapped_arrays import read_array_header
 
 _PREFIX = "jaxadv-cache-"
 
@@ -50,6 +51,15 @@ def read_cache(path: Path) -> dict[str, Any] | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
             return dict(cache)
     except (OSError, EOFError, ValueError, BadZipFile):
+        return None
+
+
+def cached_shape(path: Path, array: str) -> tuple[int, ...] | None:
+    """Return the shape of a cached array without reading it, or None as `read_cache` does."""
+    try:
+        with ZipFile(path) as cache, cache.open(f"{array}.npy") as file:
+            return read_array_header(file).shape
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile):
         return None
 
 

@@ -26,7 +26,7 @@ def open_digits(image_format: ImageFormat) -> OpenedSource:
         name="digits, not CIFAR",
         class_names=tuple("0123456789"),
         train=ArrayExamples(train_images, train_labels),
-        test=ArrayExamples(test_images, test_labels),
+        tests={"test": ArrayExamples(test_images, test_labels)},
         shuffle_train=False,
         shuffle_test=False,
     )

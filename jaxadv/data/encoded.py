@@ -9,9 +9,14 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from jaxadv.core.types import HostBatch, UserError
+from jaxadv.core.types import HostBatch, UserError, first_line
 from jaxadv.data.examples import Rows, progress
 from jaxadv.data.images import Header, ImageFormat, common_shape, read_header, to_array
+
+DAMAGES = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""Errors of PIL for files that are not images, or damaged ones."""
+
+_NUM_LABELS = 100  # that are read to find out whether a split is labelled
 
 
 class EncodedImage(NamedTuple):
@@ -20,12 +25,14 @@ class EncodedImage(NamedTuple):
     Attributes:
       name: its path, or its place in a data set, for messages.
       image: of PIL.
-      label: its class.
+      label: its class; -1 if it has none.
+      remedy: what to do if the image is damaged, for messages.
     """
 
     name: str
     image: Image.Image
     label: int
+    remedy: str = "delete or replace it"
 
 
 @runtime_checkable
@@ -78,13 +85,23 @@ class EncodedExamples:
         return self.declared_shape or common_shape(self._headers(), self.image_format)
 
     def _headers(self) -> Iterator[Header]:
-        for name, image, _ in self._all("Check images"):
-            yield read_header(name, image)
+        for name, image, _, remedy in self._all("Check images"):
+            try:
+                yield read_header(name, image)
+            except UserError:
+                raise
+            except DAMAGES as error:
+                raise unreadable(name, error, remedy) from None
 
     def _all(self, title: str) -> Iterator[EncodedImage]:
         num = len(self)
         images = self.reader.read(np.arange(num))
         yield from progress(images, title, num)
+
+    def has_labels(self) -> bool:
+        """Return whether any of the first labels is not -1."""
+        images = self.reader.read(np.arange(min(len(self), _NUM_LABELS)))
+        return any(image.label != -1 for image in images)
 
     def take(self, rows: Rows) -> UInt8[np.ndarray, "m height width channels"]:
         """Return the images of some rows, decoded."""
@@ -97,11 +114,11 @@ class EncodedExamples:
     def _decode(self, encoded: Iterable[EncodedImage], num: int) -> HostBatch:
         images = np.empty((num, *self.image_shape), np.uint8)
         labels = np.empty(num, np.int32)
-        for i, (name, image, label) in enumerate(encoded):
+        for i, (name, image, label, remedy) in enumerate(encoded):
             try:
                 array = to_array(image, self.image_format)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise unreadable(name, error) from None
+            except DAMAGES as error:
+                raise unreadable(name, error, remedy) from None
             if array.shape != self.image_shape:
                 raise UserError(
                     f"{name} has shape {array.shape}, the other images have {self.image_shape}: "
@@ -111,7 +128,6 @@ class EncodedExamples:
         return HostBatch(images, labels)
 
 
-def unreadable(name: str, error: Exception) -> UserError:
+def unreadable(name: str, error: Exception, remedy: str = "delete or replace it") -> UserError:
     """Return the error for a file that is not an image, or a damaged one."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"cannot read {name} as an image ({reason}): delete or replace it")
+    return UserError(f"cannot read {name} as an image ({first_line(error)}): {remedy}")

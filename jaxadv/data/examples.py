@@ -1,6 +1,6 @@
 """Labelled images that are decoded when they are read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,10 @@ class SourceExamples(StoredExamples, Protocol):
         """Return the number of images."""
         ...
 
+    def has_labels(self) -> bool:
+        """Return whether the split is labelled; the labels of others are all -1."""
+        ...
+
     def decode(self, title: str) -> HostBatch:
         """Return all examples in memory; the title is that of the progress bar."""
         ...
@@ -60,7 +64,7 @@ class OpenedSource(NamedTuple):
       name: in reports.
       class_names: in the order of the labels.
       train: the train split.
-      test: the test split; None if the source has none.
+      tests: splits for testing by name; the first one with labels is the test split.
       version: of a TFDS or Hugging Face data set; "" otherwise.
       cache: file for the decoded images; None: they are not cached.
       shuffle_train: whether the train split may be sorted by class; its last part is held out.
@@ -70,7 +74,7 @@ class OpenedSource(NamedTuple):
     name: str
     class_names: tuple[str, ...]
     train: SourceExamples
-    test: SourceExamples | None
+    tests: Mapping[str, SourceExamples]
     version: str = ""
     cache: Path | None = None
     shuffle_train: bool = True
@@ -97,6 +101,10 @@ class ArrayExamples:
     def take(self, rows: Rows) -> UInt8[np.ndarray, "m height width channels"]:
         """Return the images of some rows."""
         return self.images[rows]
+
+    def has_labels(self) -> bool:
+        """Return True."""
+        return True
 
     def decode(self, title: str) -> HostBatch:
         """Return the arrays."""

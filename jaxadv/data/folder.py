@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxadv.core.types import UserError
 from jaxadv.data.decode_cache import cache_path
-from jaxadv.data.encoded import EncodedExamples, EncodedImage, unreadable
+from jaxadv.data.encoded import DAMAGES, EncodedExamples, EncodedImage, unreadable
 from jaxadv.data.examples import OpenedSource, Rows
 from jaxadv.data.images import ImageFormat
 
@@ -45,7 +45,7 @@ class ImageFiles:
                 raise UserError(
                     f"{path} is not an image, or damaged: delete or replace it"
                 ) from None
-            except (OSError, Image.DecompressionBombError) as error:
+            except DAMAGES as error:
                 raise unreadable(str(path), error) from None
 
 
@@ -53,29 +53,39 @@ def open_folder(location: str, image_format: ImageFormat) -> OpenedSource:
     """Open a folder of images. Files and classes are in the order of their names.
 
     Raises:
-      UserError: the folder does not exist, has no images in class folders, or its splits have
-        different classes.
+      UserError: the folder does not exist or cannot be read, has no images in class folders, or
+        files beside them, or its splits have different classes.
     """
-    folder = Path(location)
+    try:
+        return _open(Path(location), image_format)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {error.filename} ({error.strerror}): check its permissions; delete it if "
+            "it is a broken link"
+        ) from None
+
+
+def _open(folder: Path, image_format: ImageFormat) -> OpenedSource:
     if not folder.is_dir():
         raise UserError(
             f"config.data.source is folder:{folder}, which is not a folder: pass one with a "
             "subfolder for each class"
         )
-    subfolders = {path.name: path for path in _entries(folder) if path.is_dir()}
-    test_name = next((name for name in _TEST if name in subfolders), None)
-    is_split = _TRAIN in subfolders and subfolders.keys() <= {_TRAIN, *_TEST}
-    class_names, train = _class_folders(subfolders[_TRAIN] if is_split else folder)
-    test = None
-    if is_split and test_name:
-        test_class_names, test = _class_folders(subfolders[test_name])
-        _check_same_classes(folder, test_name, class_names, test_class_names)
-    files = [*train.paths, *(test.paths if test else ())]
+    splits = _split_folders(folder)
+    train_folder = splits.get(_TRAIN, folder)
+    test_folder = next((splits[name] for name in _TEST if name in splits), None)
+    class_names, train = _class_folders(train_folder)
+    files, tests = train.paths, {}
+    if test_folder:
+        test_class_names, test = _class_folders(test_folder)
+        _check_same_classes(train_folder, test_folder, class_names, test_class_names)
+        files += test.paths
+        tests = {test_folder.name: EncodedExamples(test, image_format)}
     return OpenedSource(
         name=folder.absolute().name,
         class_names=class_names,
         train=EncodedExamples(train, image_format),
-        test=EncodedExamples(test, image_format) if test else None,
+        tests=tests,
         cache=cache_path(files, image_format),
     )
 
@@ -85,13 +95,38 @@ def _entries(folder: Path) -> list[Path]:
     return [path for path in paths if path.name[0] != "." and path.name not in _IGNORED]
 
 
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of splits by lower-case name; none if the subfolders are classes."""
+    entries = _entries(folder)
+    names = {path.name.lower(): path for path in entries if path.is_dir()}
+    if _TRAIN not in names:
+        return {}
+    has_classes = any(path.is_dir() for path in _entries(names[_TRAIN]))
+    if not has_classes and not names.keys() <= {_TRAIN, *_TEST}:
+        return {}  # a class may be called train
+    for path in entries:
+        if path.name.lower() not in (_TRAIN, *_TEST) or path not in names.values():
+            raise UserError(
+                f"{path} is beside the split {names[_TRAIN].name} and would not be read: move it "
+                f"out of {folder}"
+            )
+    return names
+
+
 def _class_folders(folder: Path) -> tuple[tuple[str, ...], ImageFiles]:
     """Return the class names and the files of a split."""
-    class_folders = [path for path in _entries(folder) if path.is_dir()]
+    entries = _entries(folder)
+    class_folders = [path for path in entries if path.is_dir()]
     if len(class_folders) < 2:
         raise UserError(
             f"{folder} has {len(class_folders)} subfolders: pass a folder with a subfolder of "
             "images for each of at least two classes"
+        )
+    if len(class_folders) < len(entries):
+        file = next(path for path in entries if path not in class_folders)
+        raise UserError(
+            f"{file} is a file beside the folders of the classes: move it into one of them, or out "
+            f"of {folder}"
         )
     paths, classes = [], []
     for label, class_folder in enumerate(class_folders):
@@ -111,15 +146,14 @@ def _class_folders(folder: Path) -> tuple[tuple[str, ...], ImageFiles]:
 
 
 def _check_same_classes(
-    folder: Path, test_name: str, train: tuple[str, ...], test: tuple[str, ...]
+    train_folder: Path, test_folder: Path, train: tuple[str, ...], test: tuple[str, ...]
 ) -> None:
     for here, there, names in (
-        (_TRAIN, test_name, sorted({*train} - {*test})),
-        (test_name, _TRAIN, sorted({*test} - {*train})),
+        (train_folder, test_folder, sorted({*train} - {*test})),
+        (test_folder, train_folder, sorted({*test} - {*train})),
     ):
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise UserError(
-                f"{folder / here} has classes that {folder / there} lacks ({shown}): use the same "
-                "subfolders in both"
+                f"{here} has classes that {there} lacks ({shown}): use the same subfolders in both"
             )

@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from jaxadv.core.types import UserError
+from jaxadv.core.types import UserError, first_line
 from jaxadv.data.decode_cache import cache_path
-from jaxadv.data.encoded import EncodedExamples, EncodedImage, unreadable
+from jaxadv.data.encoded import DAMAGES, EncodedExamples, EncodedImage, unreadable
 from jaxadv.data.examples import OpenedSource, Rows
 from jaxadv.data.images import ImageFormat
 
-_TEST = ("test", "validation", "valid", "val")  # the first that exists is the test split
+_REMEDY = "delete or replace the image, and save the data set again"
+_TEST = ("test", "validation", "valid", "val")  # the first with labels is the test split
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class HuggingFaceImages:
         return len(self._split())
 
     def labels(self) -> Int[np.ndarray, "n"]:
-        """Return the class of each image."""
-        return np.array(self._split()[self.label][:], np.int32)
+        """Return the class of each image; -1 without one."""
+        return np.array([_class_of(label) for label in self._split()[self.label][:]], np.int32)
 
     def read(self, rows: Rows) -> Iterator[EncodedImage]:
         """Yield the images of some rows."""
@@ -57,13 +58,17 @@ class HuggingFaceImages:
                 stored = example[self.image]
                 content = stored["bytes"] or Path(stored["path"]).read_bytes()
                 image = Image.open(io.BytesIO(content))
-            except (OSError, TypeError, Image.DecompressionBombError) as error:
-                raise unreadable(name, error) from None
-            yield EncodedImage(name, image, example[self.label])
+            except (*DAMAGES, TypeError) as error:
+                raise unreadable(name, error, _REMEDY) from None
+            yield EncodedImage(name, image, _class_of(example[self.label]), _REMEDY)
 
     def _split(self) -> Any:
         saved = _saved(self.folder)
         return saved[self.split] if self.split else saved
+
+
+def _class_of(label: int | None) -> int:
+    return -1 if label is None else label
 
 
 @cache
@@ -78,8 +83,8 @@ def _saved(folder: str) -> Any:
         ) from None
     try:
         return datasets.load_from_disk(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    except (AttributeError, OSError, LookupError, TypeError, ValueError) as error:
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"cannot read {folder} ({reason}): pass a folder written by save_to_disk"
         ) from None
@@ -102,25 +107,29 @@ def open_huggingface(location: str, image_format: ImageFormat) -> OpenedSource:
     if isinstance(saved, dict) and "train" not in names:
         raise UserError(f"{folder} has the splits {', '.join(names)}: it needs a split train")
     train_name = "train" if isinstance(saved, dict) else ""
-    test_name = next((name for name in _TEST if name in names), None)
     train = saved[train_name] if train_name else saved
     image, label = _features(folder, train.features)
-    for name in (image, label) if test_name else ():
-        if saved[test_name].features.get(name) != train.features[name]:
-            raise UserError(
-                f"{folder} has another feature {name} in {test_name} than in train, perhaps with "
-                "other classes: save both with the same features"
-            )
 
     def open_split(name: str) -> EncodedExamples:
         reader = HuggingFaceImages(str(folder), name, image, label)
         return EncodedExamples(reader, image_format)
 
+    tests = {}
+    for test_name in (name for name in _TEST if name in names):
+        for name in (image, label):
+            if saved[test_name].features.get(name) != train.features[name]:
+                raise UserError(
+                    f"{folder} has another feature {name} in {test_name} than in train, perhaps "
+                    "with other classes: save both with the same features"
+                )
+        tests[test_name] = open_split(test_name)
+        if tests[test_name].has_labels():
+            break  # further splits are not read
     return OpenedSource(
         name=train.info.dataset_name or folder.absolute().name,
         class_names=tuple(train.features[label].names),
         train=open_split(train_name),
-        test=open_split(test_name) if test_name else None,
+        tests=tests,
         version=str(train.info.version or ""),
         cache=cache_path((f for f in folder.rglob("*") if f.is_file()), image_format),
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from multiprocessing import parent_process, resource_tracker
 from pathlib import Path
@@ -28,6 +28,7 @@ from jaxadv.data.examples import StoredExamples
 _MAX_WORKERS = 16
 _BATCHES_PER_WORKER = 3  # in shared memory: being written, in the queue, being read
 _SHARED_MEMORY = Path("/dev/shm")  # on Linux; containers limit it
+_RANDOM_SETTINGS = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -93,10 +94,11 @@ def streamed_batches(
     # A worker reads one batch at a time; without these options, Grain reads hundreds in threads.
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     parallel = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1)
+    settings = {name: getattr(jax.config, name) for name in _RANDOM_SETTINGS}
     images = iter(
         grain.MapDataset.source(_LocalImages(examples, rows, local))[first:]
         .to_iter_dataset(reading)
-        .mp_prefetch(parallel, worker_init_fn=_set_up_worker)
+        .mp_prefetch(parallel, worker_init_fn=partial(_set_up_worker, settings))
     )
     batches = _to_batches(chain(_start(images), images), examples, rows, first, local)
     try:
@@ -158,8 +160,13 @@ def _start(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     yield first
 
 
-def _set_up_worker(*_: Any) -> None:
-    """Keep a worker from using accelerators, and from running on without the main process."""
+def _set_up_worker(settings: dict[str, Any], *_: Any) -> None:
+    """Give a worker the settings of the main process, from which the order of an epoch follows.
+
+    A worker does not use accelerators, and does not run on without the main process.
+    """
+    for name, value in settings.items():
+        jax.config.update(name, value)
     jax.config.update("jax_platforms", "cpu")
     threading.Thread(target=_exit_with_main_process, daemon=True).start()
 

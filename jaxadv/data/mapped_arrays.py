@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from jaxadv.core.files import atomic_write
-from jaxadv.core.types import UserError
+from jaxadv.core.types import UserError, first_line
 
 CHUNK = 1 << 22  # bytes
 
@@ -85,10 +85,17 @@ def map_member(
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     if path.exists() and path.stat().st_size == member.file_size:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        for chunk in member_chunks(archive, member, f"Unpack {Path(str(archive.filename)).name}"):
-            file.write(chunk)
+    packed = Path(str(archive.filename))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial, partial.open("wb") as file:
+            for chunk in member_chunks(archive, member, f"Unpack {packed.name}"):
+                file.write(chunk)
+    except OSError as error:
+        raise UserError(
+            f"cannot unpack {packed} to {path.parent} ({first_line(error)}): make that folder "
+            "writable, or save the arrays without compression by np.savez"
+        ) from None
 
 
 def member_chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, title: str) -> Iterator[bytes]:
@@ -105,7 +112,12 @@ def member_chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, title: str)
 def _map_array(file: BinaryIO, path: Path) -> MappedArray:
     """Map the array whose header is at the current position of the file."""
     shape, fortran, dtype = read_array_header(file)
-    if dtype != np.uint8 or fortran or not shape:
+    if fortran:
+        raise UserError(
+            f"{path} has images in Fortran order, which cannot be memory-mapped: save "
+            "np.ascontiguousarray(images)"
+        )
+    if dtype != np.uint8 or not shape:
         raise UserError(
             f"{path} has images of type {dtype} and shape {shape}: use uint8 of shape "
             "(n, height, width, channels)"
@@ -113,5 +125,5 @@ def _map_array(file: BinaryIO, path: Path) -> MappedArray:
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     count = int(np.prod(shape))
     if file.tell() + count > len(mapped):
-        raise UserError(f"{path} is truncated, it should have {shape[0]:,} images: sample it again")
+        raise UserError(f"{path} is truncated, it should have {shape[0]:,} images: replace it")
     return MappedArray(mapped, np.frombuffer(mapped, np.uint8, count, file.tell()).reshape(shape))

@@ -56,6 +56,10 @@ class NpzExamples:
         """Return the images of some rows."""
         return self._convert(_mapped(self.path, self.array).take(rows))
 
+    def has_labels(self) -> bool:
+        """Return whether any label is not -1."""
+        return bool(np.any(self.labels != -1))
+
     def decode(self, title: str) -> HostBatch:
         """Return all examples, after verifying their checksum."""
         del title
@@ -72,7 +76,8 @@ def _mapped(path: Path, array: str) -> MappedArray:
     """Map an array, once in each process. A compressed one is unpacked to the cache folder."""
     try:
         with zipfile.ZipFile(path) as archive:
-            member = archive.getinfo(f"{array}.npy")
+            members = {_array_name(member.filename): member for member in archive.infolist()}
+            member = members[array]
             identity = f"{path.absolute()} {path.stat().st_mtime_ns} {array} {member.CRC}"
             digest = hashlib.sha256(identity.encode()).hexdigest()
             unpacked = cache_folder() / f"jaxadv-cache-{digest[:16]}.npy"
@@ -81,6 +86,10 @@ def _mapped(path: Path, array: str) -> MappedArray:
         raise
     except _DAMAGES as error:
         raise _damaged(path, error) from None
+
+
+def _array_name(member: str) -> str:
+    return member.removesuffix(".npy")
 
 
 def _read(path: Path, array: str) -> np.ndarray:
@@ -120,7 +129,7 @@ def open_npz(location: str, image_format: ImageFormat) -> OpenedSource:
         name=path.stem,
         class_names=_class_names(path, headers, splits[0].labels),
         train=splits[0],
-        test=splits[1] if len(splits) > 1 else None,
+        tests={"test": splits[1]} if len(splits) > 1 else {},
         shuffle_test=False,  # published test sets are evaluated in their order
     )
 
@@ -132,7 +141,7 @@ def _headers(path: Path) -> dict[str, ArrayHeader]:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as file:
-                    headers[name.removesuffix(".npy")] = read_array_header(file)
+                    headers[_array_name(name)] = read_array_header(file)
     except _DAMAGES as error:
         raise _damaged(path, error) from None
     return headers
@@ -152,7 +161,7 @@ def _open_split(
             "np.round(255 * images).astype(np.uint8)"
         )
     is_image_shape = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if dtype != np.uint8 or not is_image_shape:
+    if dtype != np.uint8 or not is_image_shape or 0 in shape[1:]:
         raise UserError(
             f"{path} has {images} of type {dtype} and shape {shape}: use uint8 of shape "
             "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"

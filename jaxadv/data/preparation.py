@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from jaxadv.core.types import UserError
+from jaxadv.core.types import UserError, first_line
 
 Examples = Iterator[tuple[Any, dict[str, Any]]]  # each with its key
 
@@ -73,10 +73,9 @@ def prepare(name: str, config: str, version: str, data_dir: Path) -> Path:
             f"The download of {url} has a wrong checksum: run the same command to download it again"
         ) from error
     except OSError as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{name} could not be prepared in {data_dir} ({reason}): check its permissions and "
-            "disk space, or set --config.data.data_dir=DIR to another directory"
+            f"{name} could not be prepared in {data_dir} ({first_line(error)}): check its "
+            "permissions and disk space, or set --config.data.data_dir=DIR to another directory"
         ) from error
     return Path(builder.data_dir)
 

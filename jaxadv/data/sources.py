@@ -56,11 +56,12 @@ def expand_source(source: str) -> str:
     return f"{kind}:{location}" if kind in _KINDS_OF_PATHS else source
 
 
-def source_without_path(source: str) -> str:
-    """Return what is the same on all machines: the name of a TFDS data set, or the kind of a path.
+def source_family(source: str) -> str:
+    """Return what two names of the same data share: the kind of a path, or the name in TFDS.
 
-    >>> source_without_path("folder:/home/me/flowers"), source_without_path("cifar10:3.0.2")
-    ('folder', 'cifar10:3.0.2')
+    Fingerprints tell apart paths of one kind, and versions and configs of one TFDS data set.
+
+    >>> source_family("folder:/home/me/flowers"), source_family("cifar10:3.0.2")
+    ('folder', 'cifar10')
     """
-    kind = source.partition(":")[0]
-    return kind if kind in _KINDS_OF_PATHS else source
+    return re.split("[:/]", source)[0]

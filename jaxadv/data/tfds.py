@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from jaxadv.core.types import UserError
+from jaxadv.core.types import UserError, first_line
 from jaxadv.data.decode_cache import cache_path, read_cache, write_cache
-from jaxadv.data.encoded import EncodedExamples, EncodedImage
+from jaxadv.data.encoded import DAMAGES, EncodedExamples, EncodedImage, unreadable
 from jaxadv.data.examples import OpenedSource, Rows, progress
 from jaxadv.data.images import ImageFormat
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_TEST = ("test", "validation")  # the first that exists is the test split
+_TEST = ("test", "validation")  # the first with labels is the test split
 _INFO = "dataset_info.json"  # written last by TFDS
 _NAMED = ("cifar10", "cifar100")  # their classes have names; those of others may be numbers
 _CHUNK = 1000  # records that are read at once
@@ -104,23 +104,25 @@ def open_tfds(name: str, data_dir: str | None, image_format: ImageFormat) -> Ope
         from jaxadv.data.preparation import prepare
 
         directory = prepare(*asked, root)
-    with reported(directory):
+    with _reported(directory):
         return _open_directory(asked, directory, image_format)
 
 
 @contextmanager
-def reported(directory: Path) -> Iterator[None]:
+def _reported(directory: Path) -> Iterator[None]:
     """Report a damaged directory in one line."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (AttributeError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"cannot read {directory} ({reason}): delete it to prepare it again, "
-            f"or {_ANOTHER_DIRECTORY}"
+            f"cannot read {directory} ({first_line(error)}): {_prepare_again('it')}"
         ) from error
+
+
+def _prepare_again(directory: str) -> str:
+    return f"delete {directory} to prepare it again, or {_ANOTHER_DIRECTORY}"
 
 
 def _open_directory(asked: TfdsName, directory: Path, image_format: ImageFormat) -> OpenedSource:
@@ -145,7 +147,6 @@ def _open_directory(asked: TfdsName, directory: Path, image_format: ImageFormat)
         raise UserError(
             f"{directory} has the splits {', '.join(sizes)}: use a data set with a split train"
         )
-    test = next((split for split in _TEST if split in sizes), None)
     path = cache_path(directory.iterdir(), image_format, beside=directory)
 
     def open_split(split: str) -> EncodedExamples:
@@ -159,7 +160,7 @@ def _open_directory(asked: TfdsName, directory: Path, image_format: ImageFormat)
         name=_display_name(asked, directory, stored),
         class_names=_class_names(directory, label, features[label]["classLabel"]),
         train=open_split("train"),
-        test=open_split(test) if test else None,
+        tests={split: open_split(split) for split in _TEST if split in sizes},
         version=directory.name,
         cache=path,
         shuffle_train=False,
@@ -246,16 +247,21 @@ class TfdsImages:
         if (arrays := read_cache(path)) is None:
             title = f"Read labels of {self.split}"
             images = progress(self.read(np.arange(self.num)), title, self.num)
-            arrays = {"labels": np.array([label for _, _, label in images], np.int32)}
+            arrays = {"labels": np.array([image.label for image in images], np.int32)}
             write_cache(path, arrays)
         return arrays["labels"]
 
     def read(self, rows: Rows) -> Iterator[EncodedImage]:
         """Yield the images of some rows."""
-        with reported(Path(self.directory)):
-            for example in self._records(rows):
-                image = Image.open(io.BytesIO(example[self.image]))
-                yield EncodedImage(self.directory, image, int(example[self.label]))
+        remedy = _prepare_again(self.directory)
+        with _reported(Path(self.directory)):
+            for row, example in zip(rows, self._records(rows), strict=False):
+                name = f"image {row} of the split {self.split} in {self.directory}"
+                try:
+                    image = Image.open(io.BytesIO(example[self.image]))
+                except DAMAGES as error:
+                    raise unreadable(name, error, remedy) from None
+                yield EncodedImage(name, image, int(example[self.label]), remedy)
 
     def _records(self, rows: Rows) -> Iterator[dict[str, Any]]:
         file_format = self._file_format()

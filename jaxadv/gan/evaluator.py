@@ -20,7 +20,7 @@ from jaxadv.core.sample_quality import SampleEvaluation, SampleQuality
 from jaxadv.core.types import ByteImages, HostBatch, Images, UserError
 from jaxadv.data import Dataset, in_memory
 from jaxadv.data.examples import image_shape
-from jaxadv.data.sources import source_without_path
+from jaxadv.data.sources import source_family
 from jaxadv.gan.metrics import (
     frechet_distance,
     kernel_distance,
@@ -62,10 +62,10 @@ def make_sample_evaluator(config: ConfigDict, dataset: Dataset, workdir: Path) -
     if config.evaluator.checkpoint:
         source = Path(config.evaluator.checkpoint)
         trained = read(source, mode="train")
-        if source_without_path(trained.data.source) != source_without_path(config.data.source):
+        if source_family(trained.data.source) != source_family(config.data.source):
             raise UserError(
                 f"config.evaluator.checkpoint is a classifier of {trained.data.source}, "
-                f"config.data.source is {config.data.source}: give a classifier of it"
+                f"config.data.source is {config.data.source}: pass a run on that data set"
             )
     else:
         source = evaluator_workdir(workdir)

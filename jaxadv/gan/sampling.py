@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jaxadv.core.devices import pmap_batches
 from jaxadv.core.rng import example_keys, stream
 from jaxadv.core.types import ByteImages, HostBatch, Labels, PerExample, UserError
+from jaxadv.data.sources import source_family
 from jaxadv.data.synthetic import ShardWriter, pack
 from jaxadv.gan.evaluator import (
     SampleEvaluator,
@@ -56,6 +57,8 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     started = time.monotonic()
     sampling = config.sampling
     trained = trained_config(workdir, "gan", config.data.data_dir)
+    if source_family(config.data.source) == source_family(trained.data.source):
+        trained.data.source = config.data.source  # perhaps at another path
     stored_checkpoint = trained.evaluator.checkpoint or str(evaluator_workdir(workdir))
     trained.evaluator.checkpoint = config.evaluator.checkpoint or stored_checkpoint
     dataset = load_dataset(trained.data)

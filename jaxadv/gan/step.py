@@ -29,7 +29,7 @@ from jaxadv.core.images import to_float
 from jaxadv.core.rng import example_keys, stream
 from jaxadv.core.types import DeviceBatch, Images, Labels, PRNGKey, UserError
 from jaxadv.data import Dataset
-from jaxadv.data.augment import AugmentFn, make_augment
+from jaxadv.data.augment import AugmentFn, default_augmentation, make_augment
 from jaxadv.data.examples import image_shape
 from jaxadv.gan.networks import Discriminator, Generator, Latents
 from jaxadv.runs import checkpoints
@@ -87,7 +87,7 @@ def make_gan_setup(config: ConfigDict, num_classes: int, num_channels: int) -> G
         latent_size=config.latent_size,
         num_discriminator_steps=config.train.num_discriminator_steps,
         ema_decay=config.train.ema_decay,
-        augment=make_augment(config.data.augmentation),
+        augment=make_augment(config.data.augmentation or default_augmentation(config.data.source)),
         dtype=jnp.bfloat16 if half else jnp.float32,
         seed=config.seed,
     )

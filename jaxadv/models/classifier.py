@@ -16,6 +16,7 @@ from jaxadv.core.types import Images, Logits, LogitsFn, PRNGKey, UserError
 from jaxadv.models import make_model
 from jaxadv.models.custom import is_import_path, make_custom
 from jaxadv.models.defences import DEFENCES, Defence, is_stochastic, smoothing_sigma
+from jaxadv.models.nnx_module import NnxModule
 
 NOISES = ("on", "off", "fixed", "training")
 FIXED_COLLECTIONS = ("pca", "frozen")  # variables of our defences that no training step changes
@@ -97,7 +98,8 @@ def has_defence(model: nn.Module) -> bool:
 
 def has_own_layers(model: nn.Module) -> bool:
     """Return whether a model is made of the layers of this package, as published ones are too."""
-    return has_defence(model) or type(model).__module__.startswith(f"{__package__}.")
+    is_ours = type(model).__module__.startswith(f"{__package__}.")
+    return has_defence(model) or (is_ours and not isinstance(model, NnxModule))
 
 
 def is_declared_stochastic(model: nn.Module) -> bool:

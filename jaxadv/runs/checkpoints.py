@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
-from jaxadv.core.types import UserError
+from jaxadv.core.types import UserError, first_line
 from jaxadv.runs.dataset_record import check_same_dataset, is_record
 from jaxadv.runs.distributed import from_first, is_first
 
@@ -195,7 +195,7 @@ def _restore_interrupted(
             return read(path, targets, check) if path.exists() else None
         except CorruptCheckpointError as error:
             warnings.warn(
-                f"{path} is corrupt ({_first_line(error)}); epoch {epoch + 1} starts again",
+                f"{path} is corrupt ({first_line(error)}); epoch {epoch + 1} starts again",
                 stacklevel=2,
             )
             return None
@@ -244,7 +244,7 @@ def _restore(
         try:
             restored = read(directory / str(epoch), targets, check)
         except CorruptCheckpointError as error:
-            corrupt.append(f"epoch {epoch} is corrupt ({_first_line(error)})")
+            corrupt.append(f"epoch {epoch} is corrupt ({first_line(error)})")
             continue
         if corrupt:
             message = f"{directory}: {', '.join(corrupt)}; epoch {epoch} is restored instead"
@@ -350,7 +350,7 @@ def write(
     except Exception as error:  # Orbax raises bare exceptions
         for path in directory.glob(f"{partial.name}*"):
             shutil.rmtree(path, ignore_errors=True)
-        reason = _first_line(error).rsplit(": ", 1)[-1]  # without the names internal to Orbax
+        reason = first_line(error).rsplit(": ", 1)[-1]  # without the names internal to Orbax
         raise UserError(
             f"cannot write checkpoint {epoch} to {directory} ({reason}); earlier checkpoints are "
             "kept. Free disk space, then run the same command again"
@@ -394,7 +394,7 @@ def read(path: Path, targets: dict[str, PyTree], check: DatasetCheck) -> Restore
                 raise ValueError(f"the types of {name} differ")
     except Exception as error:  # Orbax raises bare exceptions
         raise UserError(
-            f"{path} is a checkpoint of another model ({_first_line(error)}): use the config, the "
+            f"{path} is a checkpoint of another model ({first_line(error)}): use the config, the "
             "data set and the JAX settings, such as jax_enable_x64, of its training"
         ) from error
     return Restored(int(path.name), items, metrics, sha256)
@@ -419,16 +419,14 @@ def read_tree(folder: Path) -> PyTree:
         raise
     except Exception as error:  # Orbax raises bare exceptions
         raise UserError(
-            f"cannot read {folder} ({_first_line(error)}): pass a workdir, or a folder with "
+            f"cannot read {folder} ({first_line(error)}): pass a workdir, or a folder with "
             "variables that Orbax wrote"
         ) from None
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{folder} has a {type(tree).__name__}, not the variables of a module")
     for candidate in (tree, *tree.values()):
         if isinstance(candidate, Mapping) and "params" in candidate:
-            return {
-                name: candidate[name]
-                for name in candidate
-                if name not in ("opt_state", "step") and isinstance(candidate[name], Mapping)
-            }
+            return candidate
     raise UserError(
         f"{folder} has {', '.join(map(str, tree))}, but not params: save the variables of the "
         "module, {'params': ..., 'batch_stats': ...}"
@@ -442,16 +440,17 @@ def _tree_folder(folder: Path) -> Path:
         if best is None:
             raise UserError(f"{folder} has no checkpoint: pass the workdir of a run with one")
         return folder / "checkpoints" / str(best.epoch) / "weights"
-    while not (folder / "_METADATA").exists():
-        steps = sorted((path for path in folder.iterdir() if path.is_dir()), key=_step_number)
-        if not steps:
-            raise FileNotFoundError("it has no file _METADATA")
-        folder = steps[-1]
+    if steps := _epochs(folder):
+        folder /= str(steps[0])
+    if (folder / "default").is_dir():
+        folder /= "default"
+    if not (folder / "_METADATA").exists():
+        inside = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise UserError(
+            f"{folder} has no variables of Orbax, but {inside or 'nothing'}: pass the folder that "
+            "has the file _METADATA"
+        )
     return folder
-
-
-def _step_number(path: Path) -> int:
-    return int(path.name) if _NUMBER.fullmatch(path.name) else -1
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -494,11 +493,6 @@ def delete(path: Path) -> None:
         deleted = path.with_name(f"{path.name}.deleted")
         shutil.rmtree(deleted, ignore_errors=True)
         shutil.rmtree(path.rename(deleted))
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of the message of an error, or its type if the message is empty."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_disk_space(directory: Path, items: dict[str, PyTree]) -> None:

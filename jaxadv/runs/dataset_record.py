@@ -13,6 +13,7 @@ _KINDS: dict[str, type] = {
     **{"name": str, "image_shape": list, "class_names": list},
     **{"source": str, "version": str, "fingerprint": str},
 }
+_PATHS = ("folder", "npz", "huggingface")  # sources that are named after their path
 _REQUIRED = ("name", "image_shape", "class_names")
 
 
@@ -61,7 +62,13 @@ def check_same_dataset(
         return
     names = [record["name"] for record in (recorded, given)]
     is_copy = copies and names[0] != names[1] and _without_copy(names[0]) == _without_copy(names[1])
-    compared = ("image_shape", "class_names") if is_copy else recorded.keys() & given.keys()
+    compared = {*recorded} & {*given}
+    if given.get("source") in _PATHS and "fingerprint" in compared:
+        compared.remove("name")  # that of the file or folder, which may differ on this machine
+    elif is_copy:
+        compared = {"image_shape", "class_names"}
+    if "fingerprint" in compared:
+        compared -= {"source", "version"}  # of the same images
     if any(recorded[key] != given[key] for key in compared):
         raise UserError(
             f"{what} was trained on {_text(recorded)}, this is {_text_of_other(recorded, given)}: "

@@ -23,7 +23,7 @@ from jaxadv.core.devices import describe_devices
 from jaxadv.core.files import atomic_write, read_json, user_path, write_json
 from jaxadv.core.types import UserError
 from jaxadv.data import Dataset, is_prepared, load
-from jaxadv.data.sources import expand_source, source_without_path
+from jaxadv.data.sources import expand_source, source_family
 from jaxadv.models.checks import variable_shapes
 from jaxadv.models.classifier import check_model_config, make_classifier
 from jaxadv.runs import checkpoints
@@ -32,9 +32,15 @@ from jaxadv.runs.distributed import first_process_first, from_first, is_first
 
 _LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # by the file system
 # Keys that may differ between machines for the same experiment.
-_MACHINE_KEYS = ("data.data_dir", "compilation_cache")
+_MACHINE_KEYS = (
+    "compilation_cache",
+    "data.data_dir",
+    "data.streaming",
+    "evaluator.classifier.data.streaming",
+)
 # Keys that hold a path, in configs of any mode.
 _SOURCE_KEYS = ("data.source", "evaluator.classifier.data.source")  # `KIND:PATH` has a path
+_WEIGHTS_KEYS = ("init_from", "evaluator.classifier.init_from")
 _PATH_KEYS = (
     "checkpoint",
     "data.data_dir",
@@ -42,8 +48,7 @@ _PATH_KEYS = (
     "evaluator.checkpoint",
     "evaluator.classifier.data.data_dir",
     "evaluator.classifier.data.synthetic.path",
-    "evaluator.classifier.init_from",
-    "init_from",
+    *_WEIGHTS_KEYS,
     "sampling.path",
     "study.results",
 )
@@ -267,7 +272,10 @@ def _stored_values(config: ConfigDict) -> dict:
         values.pop("data.source", None)  # it is that of the training, perhaps at another path
     for key in _SOURCE_KEYS:
         if values.get(key):
-            values[key] = source_without_path(values[key])
+            values[key] = source_family(values[key])
+    for key in _WEIGHTS_KEYS:
+        if values.get(key):
+            values[key] = Path(values[key]).name
     return values
 
 
@@ -448,7 +456,7 @@ def trained_config(
 
 def _source_here(workdir: Path, stored: str, given: str | None) -> str:
     """Return the source of data on this machine."""
-    if given and source_without_path(given) != source_without_path(stored):
+    if given and source_family(given) != source_family(stored):
         raise UserError(
             f"config.data.source is {given}, the run in {workdir} was trained on {stored}: give "
             "another path to the same data, or None"

@@ -29,7 +29,7 @@ from jaxadv.core.types import (
     PerExample,
     UserError,
 )
-from jaxadv.data.augment import AugmentFn, make_augment
+from jaxadv.data.augment import AugmentFn, default_augmentation, make_augment
 from jaxadv.data.examples import StoredExamples
 from jaxadv.data.pca import principal_components
 from jaxadv.models.classifier import (
@@ -95,7 +95,7 @@ def make_training_setup(
     return TrainingSetup(
         model=make_classifier(config.model, num_classes),
         optimizer=make_optimizer(config.optimizer, schedule),
-        augment=make_augment(config.data.augmentation),
+        augment=make_augment(config.data.augmentation or default_augmentation(config.data.source)),
         num_attacked=round(config.attack.fraction * (config.train.batch_size // num_devices)),
         num_synthetic=num_synthetic // num_devices,
         label_smoothing=config.data.synthetic.label_smoothing,

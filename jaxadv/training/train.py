@@ -32,7 +32,7 @@ from jaxadv.runs import checkpoints, signals
 from jaxadv.runs.distributed import any_process, from_first
 from jaxadv.runs.metrics_log import open_metrics_log
 from jaxadv.runs.pretrained import initial_variables
-from jaxadv.runs.workdir import claim_dataset, claimed, load_dataset, source_version
+from jaxadv.runs.workdir import claim_dataset, claimed, has_results, load_dataset, source_version
 from jaxadv.training.curriculum import Budget, durations, linear_budget
 from jaxadv.training.loop import Metrics, run_steps
 from jaxadv.training.optimizer import make_schedule
@@ -66,6 +66,8 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
       UserError: the config, the data or the workdir is not valid, or the loss diverged.
     """
     source_version()
+    if config.init_from and not from_first(lambda: has_results(workdir)):
+        _check_exists(config.init_from)
     dataset = load_dataset(config.data)
     check_with_dataset(config, config.evaluation, dataset)
     with claimed(workdir, config):
@@ -88,6 +90,14 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
             )
         report(workdir)
     return warnings
+
+
+def _check_exists(init_from: str) -> None:
+    if not Path(init_from).exists():
+        raise UserError(
+            f"config.init_from is {init_from}, which does not exist: pass a file of weights, a "
+            "folder of Orbax or the workdir of a run"
+        )
 
 
 def _checkpoints_to_evaluate(workdir: Path) -> list[tuple[str, str]]:
@@ -129,7 +139,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
     if isinstance(dataset.train, HostBatch):
         check_images(dataset.train.images)
     record = claim_dataset(workdir, dataset)
-    state, first_epoch, history = _resume(setup, dataset, record, workdir, config.init_from)
+    state, first_epoch, history = _resume(config, setup, dataset, record, workdir)
     train_step = pmap_batches(
         make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True
     )
@@ -197,11 +207,11 @@ def _steps_per_epoch(batch_size: int, dataset: Dataset) -> int:
 
 
 def _resume(
+    config: ConfigDict,
     setup: TrainingSetup,
     dataset: Dataset,
     record: Mapping[str, Any],
     workdir: Path,
-    init_from: str | None,
 ) -> tuple[TrainState, int, list[Metrics]]:
     """Return the state to start from, its finished epochs, and the metrics of later steps."""
     state = init_state(setup, image_shape(dataset.train))
@@ -210,11 +220,10 @@ def _resume(
         state = _from_items(resume_point.items, state)
     else:
         state = fit_projection(state, dataset.train)
-        if init_from:
+        if config.init_from:
             shape = image_shape(dataset.train)
-            state = with_variables(
-                state, initial_variables(setup.model, state.variables, shape, init_from)
-            )
+            weights = initial_variables(config, setup.model, state.variables, shape)
+            state = with_variables(state, weights)
     return replicate(state), resume_point.epoch, resume_point.history
 
 

@@ -215,7 +215,9 @@ def test_a_directory_prepared_by_tfds_is_read_with_tensorflow(data_dir, tensorfl
     caches(prepared(data_dir))[0].unlink()
     set_format(data_dir, "tfrecord")
     assert_same(load_cifar10(data_dir), expected)
-    assert tensorflow.hidden == [([], "GPU")] * 2  # JAX keeps the memory of all GPUs
+    assert all(
+        hidden == ([], "GPU") for hidden in tensorflow.hidden
+    )  # JAX keeps the memory of all GPUs
 
 
 def test_tensorflow_is_not_needed_once_the_cache_exists(data_dir, tensorflow, monkeypatch):
@@ -281,6 +283,19 @@ def test_a_missing_file_is_reported_in_one_line(data_dir, name):
     file.unlink()
     with pytest.raises(UserError, match=r"^cannot read [^\n]*3.0.2 [^\n]*$"):
         load_cifar10(data_dir)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"size": 0}, "data.size=0 must be at least 1"),
+        ({"size": -1}, "data.size=-1 must be at least 1"),
+        ({"channels": 2}, "data.channels=2 must be 1 or 3"),
+    ],
+)
+def test_impossible_formats_are_refused(option, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        load("digits", validation_fraction=0.1, **option)
 
 
 @pytest.mark.cifar10

@@ -1,6 +1,9 @@
 """Folders of images as data sets."""
 
 import re
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,7 +71,7 @@ def test_the_first_test_images_are_of_several_classes(tmp_path):
 
 def test_files_of_operating_systems_are_ignored(tmp_path):
     pixels = write_classes(tmp_path)
-    for name in ("cat/Thumbs.db", "dog/.DS_Store", "dog/desktop.ini", "README.txt"):
+    for name in ("cat/Thumbs.db", "dog/.DS_Store", "dog/desktop.ini", "Thumbs.db"):
         (tmp_path / name).write_text("not an image")
     (tmp_path / ".hidden").mkdir()
     assert contents(*load_folder(tmp_path)[2:5]) == expected(pixels)
@@ -94,6 +97,15 @@ def test_another_format_and_a_changed_file_are_decoded_again(tmp_path):
     assert (1, black.tobytes()) in contents(*load_folder(tmp_path / "pets")[2:5])
 
 
+def png_with_long_text() -> bytes:
+    """Return a PNG whose compressed text is longer than PIL reads."""
+    text = b"zTXtComment\0\0" + zlib.compress(bytes(1 << 21))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    header = b"IHDR" + struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
+    return start + struct.pack(">I", zlib.crc32(header)) + chunk
+
+
 def bad_folder(tmp_path, change):
     write_classes(tmp_path / "train")
     write_classes(tmp_path / "test")
@@ -112,6 +124,21 @@ def bad_folder(tmp_path, change):
         (
             lambda d: write_images(d / "train/dog/puppy", 1),
             "dog/puppy is a folder in the",
+        ),
+        (lambda d: write_images(d / "train", 1), "train/000.png is a file beside the folders of"),
+        (lambda d: write_images(d, 1), "000.png is beside the split train and would not be read"),
+        (lambda d: (d / "notes").mkdir(), "notes is beside the split train and .*: move it out"),
+        (
+            lambda d: (d / "train/cat/z.png").symlink_to(d / "nowhere"),
+            r"^cannot read .*train/cat/z\.png \(No such file or directory\): check its",
+        ),
+        (
+            lambda d: (d / "train/cat/000.png").write_bytes(png_with_long_text()),
+            r"^cannot read .*train/cat/000\.png as an image \(.*: delete or replace it",
+        ),
+        (
+            lambda d: Image.new("RGB", (8, 8)).save(d / "train/cat/000.png", exif=b"Exif\0\0???"),
+            r"^cannot read .*train/cat/000\.png as an image \(not a TIFF file .*: delete or replac",
         ),
         (
             lambda d: write_images(d / "train/dog", 1, mode="L"),
@@ -133,6 +160,44 @@ def test_what_is_wrong_is_reported_in_one_line(tmp_path, change, message, stream
     with pytest.raises(UserError, match=message) as error:
         load_folder(folder, streaming=streaming)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_beside_the_folders_of_classes_is_reported(tmp_path, streaming):
+    write_classes(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    write_images(tmp_path, 1)
+    message = r"/000\.png is a file beside the folders of the classes: move it into one of them"
+    with pytest.raises(UserError, match=message):
+        load_folder(tmp_path, streaming=streaming)
+
+
+def test_names_of_splits_are_found_in_any_case(tmp_path):
+    write_classes(tmp_path / "Train", 10)
+    test = write_classes(tmp_path / "TEST", 3)
+    dataset = load_folder(tmp_path)
+    assert dataset.class_names == ("cat", "dog")
+    assert contents(dataset.test) == expected(test)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_classes(tmp_path, names=("bus", "train"))
+    assert load_folder(tmp_path).class_names == ("bus", "train")
+
+
+def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
+    write_classes(tmp_path)
+
+    def iterdir(path):
+        if path.name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    original = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    message = r"^cannot read [^\n]*/dog \(Permission denied\): check its permissions"
+    with pytest.raises(UserError, match=message):
+        load_folder(tmp_path)
 
 
 def test_a_damaged_image_is_named_when_it_is_decoded(tmp_path):

@@ -23,10 +23,10 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def make_split(rows=slice(None), pixels=PIXELS, **features):
+def make_split(rows=slice(None), pixels=PIXELS, labels=None, **features):
     columns = {
         "picture": [Image.fromarray(image) for image in pixels[rows]],
-        "kind": LABELS[rows].tolist(),
+        "kind": labels or LABELS[rows].tolist(),
     }
     return datasets.Dataset.from_dict(columns, datasets.Features(FEATURES | features))
 
@@ -66,6 +66,36 @@ def test_a_second_load_reads_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface.HuggingFaceImages, "read", None)
     second = load(f"huggingface:{tmp_path / 'pets'}", validation_fraction=0.25)
     np.testing.assert_array_equal(first.train.images, second.train.images)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("missing", [-1, None])
+def test_test_splits_without_labels_are_not_used(tmp_path, capsys, missing, streaming):
+    unlabelled = make_split(slice(8, 12), labels=[missing] * 4)
+    splits = {"train": make_split(slice(0, 8)), "test": unlabelled}
+    saved = datasets.DatasetDict(splits, validation=make_split(slice(4, 12)))
+    dataset = load_saved(tmp_path / "first", saved, streaming=streaming)
+    assert sorted(dataset.test.labels) == [0, 0, *[1] * 6]
+    line = "The split test of pets has no labels: the split validation is the test split"
+    assert capsys.readouterr().out == f"{line}\n"
+    dataset = load_saved(tmp_path, datasets.DatasetDict(splits), streaming=streaming)
+    assert [len(split.labels) for split in dataset[2:5]] == [4, 2, 2]
+    assert "a share of the train split is the test split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_missing_label_is_reported(tmp_path, streaming):
+    saved = make_split(labels=[None, *LABELS[1:].tolist()])
+    with pytest.raises(UserError, match="the train split of pets has labels from -1 to 1"):
+        load_saved(tmp_path, saved, streaming=streaming)
+
+
+def test_a_damaged_description_is_reported(tmp_path):
+    load_saved(tmp_path, make_split())
+    (tmp_path / "pets" / "dataset_info.json").write_text("[]")
+    huggingface._saved.cache_clear()
+    with pytest.raises(UserError, match=r"^cannot read [^\n]*pets \(.*\): pass a folder written"):
+        load(f"huggingface:{tmp_path / 'pets'}", validation_fraction=0.1)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
 
 from jaxadv.core.types import UserError
 from jaxadv.data import in_memory, load
+from jaxadv.data.mapped_arrays import map_npy
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
@@ -92,6 +94,7 @@ class Trap:
         ),
         ({"train_images": IMAGES[:30, 0, :, 0]}, r"train_images of type uint8 and shape \(30, 5\)"),
         ({"train_images": IMAGES[:30, ..., :2]}, r"shape \(30, 6, 5, 2\)"),
+        ({"train_images": IMAGES[:30, :0, :, 0]}, r"shape \(30, 0, 5\): use uint8 of"),
         ({"train_images": IMAGES[:29, ..., 0]}, "has 29 train_images and 30 train_labels"),
         (
             {"train_labels": LABELS[:30] / 1},
@@ -121,6 +124,55 @@ def test_what_is_wrong_is_reported_in_one_line(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
         load_npz(tmp_path, arrays)
     assert "\n" not in str(error.value)
+
+
+def test_test_labels_of_minus_one_are_not_used(tmp_path, capsys):
+    dataset = load_npz(tmp_path, MNIST | {"test_labels": np.full(10, -1)}, test_fraction=0.5)
+    assert [len(split.labels) for split in dataset[2:5]] == [13, 2, 15]
+    message = "The split test of scans has no labels: a share of the train split is the test split"
+    assert capsys.readouterr().out == f"{message}\n"
+
+
+def test_arrays_in_fortran_order_are_read_into_memory_only(tmp_path):
+    arrays = {"image": np.asfortranarray(IMAGES), "label": LABELS}
+    images = load_npz(tmp_path, arrays).train.images
+    expected = load_npz(tmp_path, {"image": IMAGES, "label": LABELS}).train.images
+    np.testing.assert_array_equal(images, expected)
+    with pytest.raises(UserError, match=r"^[^\n]*has images in Fortran order, [^\n]*contiguous"):
+        load_npz(tmp_path, arrays, streaming=True)
+
+
+def test_members_without_a_suffix_are_streamed(tmp_path):
+    np.savez(tmp_path / "intact.npz", image=IMAGES, label=LABELS)
+    with (
+        zipfile.ZipFile(tmp_path / "intact.npz") as intact,
+        zipfile.ZipFile(tmp_path / "scans.npz", "w") as renamed,
+    ):
+        for name in intact.namelist():
+            renamed.writestr(name.removesuffix(".npy"), intact.read(name))
+    splits = [
+        load(f"npz:{tmp_path / name}", validation_fraction=0.1, streaming=True)
+        for name in ("intact.npz", "scans.npz")
+    ]
+    first, second = (in_memory(dataset.train).images for dataset in splits)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    arrays = {"image": IMAGES, "label": LABELS}
+    message = r"^cannot unpack [^\n]*scans.npz to [^\n]*jaxadv \(.*\): make that folder writable"
+    with pytest.raises(UserError, match=message):
+        load_npz(tmp_path, arrays, save=np.savez_compressed, streaming=True)
+
+
+def test_a_truncated_array_is_reported(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES)
+    content = (tmp_path / "images.npy").read_bytes()
+    (tmp_path / "images.npy").write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"truncated, it should have 40 images: replace it$"):
+        map_npy(tmp_path / "images.npy")
 
 
 def test_missing_and_damaged_files_are_reported(tmp_path):

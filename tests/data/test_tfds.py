@@ -1,5 +1,6 @@
 """Directories of TFDS: versions, configs, features, and streaming."""
 
+import io
 import json
 import pickle
 import shutil
@@ -7,9 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxadv.core.types import UserError
-from jaxadv.data import in_memory, is_prepared, load
+from jaxadv.data import in_memory, is_prepared, load, preparation, tfds
 
 
 def load_named(name, data_dir, **options):
@@ -134,6 +136,75 @@ def test_streamed_images_are_those_in_memory(data_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     again = load_named("cifar10", data_dir, streaming=True)  # labels are cached
     np.testing.assert_array_equal(again.train.labels, decoded.train.labels)
+
+
+@pytest.fixture
+def prepare(archive, monkeypatch):
+    """Return a function that changes the splits of CIFAR-10 and prepares them."""
+
+    def prepare_changed(change):
+        recipe = preparation.RECIPES["cifar10"]
+
+        def generate(*arguments):
+            splits = {name: [*split] for name, split in recipe.generate(*arguments).items()}
+            change(splits)
+            return {name: iter(split) for name, split in splits.items()}
+
+        monkeypatch.setitem(preparation.RECIPES, "cifar10", recipe._replace(generate=generate))
+        preparation.prepare("cifar10", "", "", archive.parents[2])
+        return archive.parents[2]
+
+    return prepare_changed
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("validation", [False, True])
+def test_a_test_split_without_labels_is_not_used(prepare, capsys, validation, streaming):
+    def remove_labels(splits):
+        if validation:
+            splits["validation"] = splits["test"][:3]
+        splits["test"] = [(key, example | {"label": -1}) for key, example in splits["test"]]
+
+    data_dir = prepare(remove_labels)
+    dataset = load_named("cifar10", data_dir, streaming=streaming, test_fraction=0.2)
+    sizes = [15, 5, 3] if validation else [12, 4, 4]
+    assert [len(split.labels) for split in dataset[2:5]] == sizes
+    name = "the split validation" if validation else "a share of the train split"
+    message = f"The split test of CIFAR-10 has no labels: {name} is the test split"
+    assert message in capsys.readouterr().out.splitlines()
+    again = load_named("cifar10", data_dir, streaming=streaming, test_fraction=0.2)
+    np.testing.assert_array_equal(again.test.labels, dataset.test.labels)
+
+
+@pytest.mark.parametrize("length", [0, 500])
+def test_a_damaged_image_is_named(prepare, length):
+    def damage(splits):
+        buffer = io.BytesIO()
+        splits["train"][3][1]["image"].save(buffer, format="png")
+        splits["train"][3][1]["image"] = buffer.getvalue()[:length]
+
+    data_dir = prepare(damage)
+    message = (
+        r"^cannot read image \d+ of the split train in [^\n]*3\.0\.2 as an image \([^\n]*\): "
+        r"delete [^\n]*3\.0\.2 to prepare it again, or set [^\n]*$"
+    )
+    with pytest.raises(UserError, match=message):
+        load_named("cifar10", data_dir)
+
+
+def test_an_image_of_too_many_pixels_is_named(data_dir, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(UserError, match=r"^cannot read image 0 of the split test .*exceeds limit"):
+        load_named("cifar10", data_dir)
+
+
+def test_an_error_without_a_text_is_reported_by_its_type(data_dir, monkeypatch):
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(tfds, "_image_and_label", fail)
+    with pytest.raises(UserError, match=r"^cannot read [^\n]*3\.0\.2 \(RuntimeError\): delete"):
+        load_named("cifar10", data_dir)
 
 
 def test_images_are_resized_and_converted(data_dir):

@@ -4,7 +4,7 @@ import pytest
 from flax import linen as nn
 
 from jaxadv.core.types import UserError
-from jaxadv.models.state_dicts import to_state_dict, to_variables
+from jaxadv.models.state_dicts import select_variables, to_state_dict, to_variables
 
 
 class Net(nn.Module):
@@ -51,10 +51,9 @@ def test_an_error_names_the_keys_that_do_not_fit(variables):
     arrays = to_state_dict(variables)
     arrays["fc.weight"] = arrays["fc.weight"].T
     arrays["linear.bias"] = arrays.pop("fc.bias")
-    arrays["bn.bias"] = np.array([np.nan, 0])
     message = (
         r"^the weights do not fit the model: missing: fc.bias; unexpected: linear.bias; of another "
-        r"shape: fc.weight \(2, 3\) instead of \(3, 2\); not finite: bn.bias$"
+        r"shape: fc.weight \(2, 3\) instead of \(3, 2\)$"
     )
     with pytest.raises(UserError, match=message):
         to_variables(arrays, variables)
@@ -63,6 +62,43 @@ def test_an_error_names_the_keys_that_do_not_fit(variables):
 def test_an_error_lists_a_few_keys_only(variables):
     with pytest.raises(UserError, match=r"missing: (\S+, ){3}\S+ and 4 more$"):
         to_variables({}, variables)
+
+
+def test_weights_that_are_not_finite_are_refused(variables):
+    arrays = to_state_dict(variables)
+    arrays["bn.bias"] = np.array([np.nan, 0])
+    with pytest.raises(UserError, match=r"^the weights are NaN or infinite: bn.bias$"):
+        to_variables(arrays, variables)
+
+
+def test_a_module_keeps_names_that_look_like_prefixes():
+    target = {"params": {"model": {"kernel": np.ones((2, 3), np.float32)}}}
+    restored = to_variables({"model.weight": np.arange(6.0).reshape(3, 2)}, target)
+    np.testing.assert_array_equal(restored["params"]["model"]["kernel"], [[0, 2, 4], [1, 3, 5]])
+
+
+def test_a_key_that_is_there_twice_is_refused(variables):
+    arrays = to_state_dict(variables)
+    with pytest.raises(UserError, match=r"^the weights have 'fc.bias' twice, once as 'model.fc.b"):
+        to_variables({**arrays, "model.fc.bias": arrays["fc.bias"]}, variables)
+
+
+def test_collections_with_the_same_names_are_ambiguous_in_a_state_dict_only(variables):
+    averaged = {**variables, "ema": variables["params"]}
+    with pytest.raises(UserError, match=r"ambiguous: (fc.\S+|bn.\S+|block\S+)"):
+        to_variables(to_state_dict(variables), averaged)
+    zeros = jax.tree.map(np.zeros_like, averaged)
+    jax.tree.map(np.testing.assert_array_equal, select_variables(averaged, zeros), averaged)
+    restored = select_variables({**averaged, "opt_state": {"count": np.int32(3)}}, variables)
+    jax.tree.map(np.testing.assert_array_equal, restored, variables)
+
+
+def test_types_and_scalars_are_kept():
+    tree = {"params": {"w": np.ones(2, np.float32)}, "state": {"count": np.int32(7)}}
+    restored = select_variables(tree, jax.tree.map(np.zeros_like, tree))
+    assert restored["state"]["count"].dtype == np.int32
+    assert restored["state"]["count"].shape == ()
+    assert restored["state"]["count"] == 7
 
 
 def test_half_precision_becomes_float32(variables):
@@ -75,5 +111,7 @@ def test_half_precision_becomes_float32(variables):
 def test_a_head_of_another_size_keeps_its_values(variables):
     arrays = to_state_dict(variables)
     arrays |= {"fc.weight": np.zeros((5, 2)), "fc.bias": np.zeros(5)}
-    restored = to_variables(arrays, variables, head=["fc.weight", "fc.bias"])
+    restored = to_variables(
+        arrays, variables, last_layer=[("params", "fc", "kernel"), ("params", "fc", "bias")]
+    )
     jax.tree.map(np.testing.assert_array_equal, restored, variables)

@@ -53,7 +53,7 @@ def test_the_record_is_in_the_config_file_but_not_in_the_config(tmp_path):
             "'CIFAR-10' (cifar10 3.0.2, 2 classes, images of 4 x 4 x 3), "
             "this is 'MNIST' (cifar10 3.0.2, 2 classes, images of 4 x 4 x 3)",
         ),
-        ({"version": "3.1.0"}, "this is 'CIFAR-10' (cifar10 3.1.0, 2 classes"),
+        ({"version": "3.1.0", "seed": 1}, "this is 'CIFAR-10' (cifar10 3.1.0, 2 classes"),
         ({"classes": ("cat",)}, "this is 'CIFAR-10' (cifar10 3.0.2, 1 classes"),
         ({"classes": ("cat", "cow")}, "classes differ ('cow' instead of 'dog')"),
         ({"seed": 1}, "this is a data set of that name with other images or labels: use"),
@@ -69,6 +69,16 @@ def test_another_data_set_is_refused_by_what_differs(tmp_path, other, text):
         assert message.startswith(f"the run in {workdir} was trained on 'CIFAR-10' (cifar10 3.0.2")
         assert text in message
         assert "\n" not in message
+
+
+def test_the_same_images_are_accepted_in_another_version_or_at_another_path(tmp_path):
+    workdir = finished_run(tmp_path / "tfds", make_dataset())
+    claim_dataset(workdir, make_dataset(version="3.1.0"))
+    npz = make_dataset("train")._replace(source="npz", version="")
+    workdir = finished_run(tmp_path / "npz", npz)
+    claim_dataset(workdir, npz._replace(name="copy, of train"))
+    with pytest.raises(UserError, match=r"was trained on 'train' \(npz, 2 classes, .* this is"):
+        check_dataset(workdir, make_dataset("train, 2", seed=1)._replace(source="npz", version=""))
 
 
 def test_a_copy_of_the_data_set_can_be_evaluated_but_not_trained_on(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import save_file
+from tiny_config import tiny_config
 
 import jaxadv
 from jaxadv.attacks import pgd
@@ -85,8 +86,10 @@ def test_a_normalisation_of_the_file_is_used_and_another_is_refused(variables, t
     assert (classifier.module.mean, classifier.module.std) == ((0.25,), (0.5,))
     plain = make_model("mnist_cnn", 4).apply(variables, (images() - 0.25) / 0.5)
     np.testing.assert_allclose(classifier(jax.random.key(0), images()), plain, atol=1e-5)
-    with pytest.raises(UserError, match=r"normalises images with mean \(0.25\), the model with"):
-        jaxadv.load_pretrained("mnist_cnn", path, mean=[0.5])
+    with pytest.raises(
+        UserError, match=r"normalises images with mean=\(0.25,\), std=\(0.5,\), the model"
+    ):
+        jaxadv.load_pretrained("mnist_cnn", path, mean=[0.5], std=[0.5])
 
 
 def test_weights_of_another_architecture_are_refused_in_one_line(variables, tmp_path):
@@ -96,32 +99,61 @@ def test_weights_of_another_architecture_are_refused_in_one_line(variables, tmp_
     save_file(arrays, path)
     message = (
         r"^\S*other.safetensors: the weights do not fit the model: missing: 7.weight; unexpected: "
-        r"fc.weight; choose the architecture that the file is of$"
+        r"fc.weight. Choose the architecture and the size of images of the file$"
     )
     with pytest.raises(UserError, match=message):
         jaxadv.load_pretrained("mnist_cnn", path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"^[^\n]*cannot read \S*empty[^\n]*$"):
+    with pytest.raises(UserError, match=r"^\S*empty has no variables of Orbax, but nothing: pass"):
         jaxadv.load_pretrained("mnist_cnn", tmp_path / "empty")
 
 
 def test_initial_weights_keep_a_random_head_for_other_classes(module, variables, weights, capsys):
+    config = tiny_config(init_from=str(weights))
     initial = jax.tree.map(jnp.zeros_like, variables)
     jax.tree.map(
         np.testing.assert_array_equal,
-        initial_variables(module, initial, SHAPE, str(weights)),
+        initial_variables(config, module, initial, SHAPE),
         variables,
     )
     assert capsys.readouterr().out == f"Initial weights from {weights}\n"
     other = make_model("mnist_cnn", 7)
     start = jax.tree.map(jnp.ones_like, variables_of(other))
-    found = initial_variables(other, start, SHAPE, str(weights))["params"]
+    found = initial_variables(config, other, start, SHAPE)["params"]
     jax.tree.map(np.testing.assert_array_equal, found["7"], start["params"]["7"])
     jax.tree.map(np.testing.assert_array_equal, found["5"], variables["params"]["5"])
     assert capsys.readouterr().out == (
-        f"Initial weights from {weights}, but 7.bias, 7.weight start from random values: the file "
-        "has 4 classes\n"
+        f"Initial weights from {weights}, but params/7/bias, params/7/kernel start from random "
+        "values: the file has 4 classes\n"
     )
+
+
+def test_a_file_of_other_classes_without_a_normalisation_needs_one(tmp_path):
+    path = tmp_path / "cifar100.safetensors"
+    module = make_model("dm_wideresnet_10_1", 100)
+    shapes = variable_shapes(module, (32, 32, 3))
+    save_file(to_state_dict(jax.tree.map(lambda leaf: np.ones(leaf.shape, "f"), shapes)), path)
+    with pytest.raises(UserError, match=r"has 100 classes and does not say how it normalises"):
+        jaxadv.load_pretrained("dm_wideresnet_10_1", path)
+    means = (0.5, 0.5, 0.5)
+    model = jaxadv.load_pretrained("dm_wideresnet_10_1", path, mean=means, std=means)
+    assert (model.module.num_classes, model.module.mean) == (100, means)
+
+
+def test_workdirs_and_ambiguous_folders_are_refused(variables, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is the workdir of a run: pass it to jaxadv.load_class"):
+        jaxadv.load_pretrained("mnist_cnn", tmp_path / "run")
+    with pytest.raises(UserError, match=r"has no variables of Orbax, but run: pass the folder"):
+        jaxadv.load_pretrained("mnist_cnn", tmp_path)
+
+
+def test_an_image_shape_needs_three_sizes(weights):
+    with pytest.raises(
+        UserError, match=r"image_shape is \(28, 28\): pass height, width and channels"
+    ):
+        jaxadv.load_pretrained("mnist_cnn", weights, image_shape=(28, 28))
 
 
 @pytest.mark.published
