@@ -1,7 +1,6 @@
 """The classifier described by a config, and the functions `(key, images) -> logits` for attacks."""
 
 from collections.abc import Iterable, Mapping
-from inspect import signature
 from typing import Any
 
 import jax
@@ -16,11 +15,11 @@ from jaxadv.core.types import Images, Logits, LogitsFn, PRNGKey, UserError
 from jaxadv.models import make_model
 from jaxadv.models.custom import is_import_path, make_custom
 from jaxadv.models.defences import DEFENCES, Defence, is_stochastic, smoothing_sigma
+from jaxadv.models.factory import published_options
 from jaxadv.models.nnx_module import NnxModule
 
 NOISES = ("on", "off", "fixed", "training")
 FIXED_COLLECTIONS = ("pca", "frozen")  # variables of our defences that no training step changes
-_DECLARED_KEYS = ("name", "activation", "dropout", "defence")  # of config.model, besides options
 
 
 def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
@@ -37,12 +36,10 @@ def make_classifier(model: ConfigDict, num_classes: int) -> nn.Module:
     if is_import_path(model.name):
         _refuse_own_options(model)
         return make_custom(model.name, num_classes, options, AXIS)
-    known = signature(make_model).parameters.keys() - {*_DECLARED_KEYS, "num_classes", "axis_name"}
-    for key in options.keys() - known:
-        raise UserError(
-            f"config.model.options.{key} is not an option of {model.name}: "
-            f"use {', '.join(sorted(known)) or 'no options, which are for a module of your own'}"
-        )
+    known = published_options(model.name)
+    for key in options.keys() - set(known):
+        remedy = f"use {', '.join(known)}" if known else "leave it out"
+        raise UserError(f"config.model.options.{key} is not an option of {model.name}: {remedy}")
     return make_model(
         num_classes=num_classes, axis_name=AXIS, defence=defence, **arguments, **options
     )

@@ -20,13 +20,13 @@ from jaxadv.core.types import UserError
 from jaxadv.models.nnx_module import NnxModule
 
 
-def is_import_path(name: str) -> bool:
+def is_import_path(name: Any) -> bool:
     """Return whether the name of a model is that of a user's module.
 
     >>> is_import_path("my_models:SmallCNN"), is_import_path("wrn_13_10")
     (True, False)
     """
-    return ":" in name
+    return isinstance(name, str) and ":" in name
 
 
 def make_custom(
@@ -113,6 +113,11 @@ def _import_module(path: str) -> ModuleType:
             f"config.model.name: the import of {path} failed ({describe(error)}): install that "
             "module"
         ) from error
+    except SystemExit as error:
+        raise UserError(
+            f"config.model.name: the import of {path} ends the program ({describe(error)}): move "
+            'what it runs as a script below if __name__ == "__main__"'
+        ) from error
     except Exception as error:
         raise UserError(
             f"config.model.name: the import of {path} failed ({describe(error)}): correct the file"
@@ -130,7 +135,7 @@ def _module_classes(module: ModuleType) -> list[str]:
     ]
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Return the type and the first line of an error.
 
     >>> describe(KeyError("width"))

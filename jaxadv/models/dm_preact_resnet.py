@@ -17,7 +17,7 @@ from jaxadv.models.layers import (
     pytorch_dense,
 )
 from jaxadv.models.ops import ACTIVATIONS, Activation
-from jaxadv.models.preact_resnet import BLOCKS
+from jaxadv.models.resnet import BLOCKS
 
 
 class DMPreActResNet(nn.Module):
@@ -28,7 +28,7 @@ class DMPreActResNet(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      depth: number of layers, one of `BLOCKS`.
+      depth: number of layers: 18 or 34.
       width: features of the first stage; each further stage has twice as many as the one before.
       activation: name of the activation.
       mean: subtracted from each channel of the images.

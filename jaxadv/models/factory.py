@@ -5,8 +5,10 @@ of its family to `_FAMILIES`.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, get_args
 
 from flax import linen as nn
@@ -81,10 +83,10 @@ def make_model(
     """
     if activation not in (None, *get_args(Activation)):
         raise UserError(f"Unknown activation {activation!r}: use relu, gelu or silu.")
-    if dropout is not None and not 0 <= dropout < 1:
-        raise UserError(f"Impossible dropout {dropout}: use a rate in [0, 1).")
-    if padding is not None and padding < 0:
-        raise UserError(f"Impossible padding {padding}: use 0 or more zeros.")
+    if dropout is not None and not (isinstance(dropout, Real) and 0 <= dropout < 1):
+        raise UserError(f"Impossible dropout {dropout!r}: use a rate in [0, 1).")
+    if padding is not None and not (isinstance(padding, int) and padding >= 0):
+        raise UserError(f"Impossible padding {padding!r}: use 0 or more zeros.")
     architecture, attributes = _find_architecture(name)
     given: dict[str, Any] = {
         "activation": activation,
@@ -103,6 +105,23 @@ def make_model(
     return model
 
 
+def published_options(name: str) -> list[str]:
+    """Return the options that only published architectures have, of those of a model.
+
+    >>> published_options("resnet_18"), published_options("net")
+    (['mean', 'std'], [])
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    attributes = _attributes(_find_architecture(name)[0])
+    return [option for option in ("mean", "std", "padding") if option in attributes]
+
+
+def _attributes(architecture: type[nn.Module]) -> set[str]:
+    return {field.name for field in dataclasses.fields(architecture)}
+
+
 def _normalisation(
     mean: Sequence[float | int] | None, std: Sequence[float | int] | None
 ) -> dict[str, tuple[float, ...]]:
@@ -111,14 +130,28 @@ def _normalisation(
         return {}
     if mean is None or std is None:
         raise UserError(f"mean is {mean} and std is {std}: give both, or neither.")
-    if min(std) <= 0:
+    means, stds = _finite("mean", mean), _finite("std", std)
+    if min(stds) <= 0:
         raise UserError(f"Impossible std {tuple(std)}: use numbers above 0.")
-    return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+    return {"mean": means, "std": stds}
+
+
+def _finite(name: str, numbers: Any) -> tuple[float, ...]:
+    try:
+        values = () if isinstance(numbers, str) else tuple(map(float, numbers))
+    except (TypeError, ValueError, OverflowError):
+        values = ()
+    if not values or not all(map(math.isfinite, values)):
+        raise UserError(
+            f"Impossible {name} {numbers!r}: use a finite number for each channel, such as "
+            "(0.5, 0.5, 0.5)."
+        )
+    return values
 
 
 def _check_options(name: str, architecture: type[nn.Module], options: dict[str, Any]) -> None:
     """Raise a UserError if an architecture lacks one of the options."""
-    attributes = {field.name for field in dataclasses.fields(architecture)}
+    attributes = _attributes(architecture)
     if architecture is ConvNet:
         attributes.add("activation")
     for key in options:
@@ -144,6 +177,8 @@ def _check_defence(name: str, model: nn.Module, defence: Defence) -> None:
 
 def _find_architecture(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
     """Return the class of a model and the attributes that follow from its name."""
+    if not isinstance(name, str):
+        raise UserError(f"The name of a model is {name!r}: use a name such as net or resnet_18.")
     name = name.lower().replace("-", "_")
     if name in _MODELS:
         return _MODELS[name]

@@ -39,6 +39,8 @@ def to_state_dict(params: _Weights, state: _Weights) -> dict[str, np.ndarray]:
     for module, average in state.items():
         norm, _, statistic = module.rpartition("/~/")
         key = f"{_module_name(norm)}.{_known(_STATISTICS, statistic, module)}"
+        if "average" not in average:
+            raise UserError(f"{module[:200]!r} has no 'average', which batch norm in Haiku has")
         arrays[key] = _to_torch(np.asarray(average["average"]), is_kernel=False)
     return arrays
 
@@ -46,7 +48,7 @@ def to_state_dict(params: _Weights, state: _Weights) -> dict[str, np.ndarray]:
 def _module_name(module: str) -> str:
     _, *names = module.split("/~/")
     if not names:
-        raise UserError(f"{module!r} is not a module of a WideResNet of DeepMind in Haiku")
+        raise UserError(f"{module[:200]!r} is not a module of a WideResNet of DeepMind in Haiku")
     return ".".join(
         re.sub(r"^resnet_lay_(\d+)_block_(\d+)$", r"layer.\1.block.\2", name) for name in names
     )
@@ -54,7 +56,9 @@ def _module_name(module: str) -> str:
 
 def _known(names: Mapping[str, str], name: str, module: str) -> str:
     if name not in names:
-        raise UserError(f"{module!r} has {name!r}, which no WideResNet of DeepMind in Haiku has")
+        raise UserError(
+            f"{module[:200]!r} has {name[:200]!r}, which no WideResNet of DeepMind in Haiku has"
+        )
     return names[name]
 
 

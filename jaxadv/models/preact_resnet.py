@@ -10,10 +10,7 @@ from flax import linen as nn
 from jaxadv.core.convolution import Outputs
 from jaxadv.core.types import Images, Logits
 from jaxadv.models.layers import batch_norm, check_size, normalize, pytorch_dense
-from jaxadv.models.resnet import conv
-
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-"""Number of blocks in each of the four stages, by depth."""
+from jaxadv.models.resnet import BLOCKS, conv
 
 
 class PreActResNet(nn.Module):
@@ -23,7 +20,7 @@ class PreActResNet(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      depth: number of layers, one of `BLOCKS`.
+      depth: number of layers: 18 or 34.
       width: features of the first stage; each further stage has twice as many as the one before.
       version: 1: the shortcut of a block that changes the shape takes the inputs, and no norm
         precedes the pool (Wong et al. 2020; Andriushchenko & Flammarion 2020). 2: the shortcut

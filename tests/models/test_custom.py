@@ -187,12 +187,21 @@ def test_a_module_that_breaks_the_contract_is_named(name, message):
         ({"activation": "relu"}, "config.model.activation is 'relu', which has no effect on"),
         ({"dropout": 0.1}, "config.model.dropout is 0.1, which has no effect on"),
         ({"defence": {"name": "pni"}}, "defence.name is 'pni', which has no effect on"),
-        ({"name": "net", "options": {"width": 3}}, "options.width is not an option of net"),
+        ({"name": "net", "options": {"mean": [0]}}, "options.mean is not an option of net: leave"),
+        (
+            {"name": "resnet_18", "options": {"padding": 1}},
+            "options.padding is not an option of resnet_18: use mean, std$",
+        ),
+        (
+            {"name": "exits_at_import:Net"},
+            r"import of exits_at_import ends the program \(SystemExit: 2\): move what it runs",
+        ),
     ],
 )
 def test_mistakes_in_the_config_are_named(tmp_path, monkeypatch, changes, message):
     (tmp_path / "broken_import.py").write_text("import no_such_module")
     (tmp_path / "broken_syntax.py").write_text("def")
+    (tmp_path / "exits_at_import.py").write_text("import sys; sys.exit(2)")
     monkeypatch.chdir(tmp_path)  # modules in the current directory are found
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(UserError, match=message) as raised:

@@ -2,13 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES, GREY, MNIST
+from ml_collections import ConfigDict
 from random_weights import random_state_dict, state_dict_shapes, variable_shapes
 
 from jaxadv.core.types import UserError
 from jaxadv.models import make_model
+from jaxadv.models.classifier import make_classifier
 from jaxadv.models.defences import PNI
 from jaxadv.models.layers import batch_norm, normalize
 from jaxadv.models.state_dicts import to_variables
@@ -273,3 +276,30 @@ def test_an_invalid_option_is_reported_in_one_line(name, options, words):
     with pytest.raises(UserError, match=words) as error:
         make_model(name, 10, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mean": 0.5, "std": 0.5}, r"Impossible mean 0\.5: use a finite number for each channel"),
+        ({"mean": "abc", "std": (0.5,)}, "Impossible mean 'abc'"),
+        ({"mean": "123", "std": (0.5,)}, "Impossible mean '123'"),
+        ({"mean": (0.5, "a", 0.5), "std": (0.5,) * 3}, r"Impossible mean \(0\.5, 'a', 0\.5\)"),
+        ({"mean": (0.5,), "std": ()}, r"Impossible std \(\)"),
+        ({"mean": [0.5], "std": [float("nan")]}, r"Impossible std \[nan\]"),
+        ({"padding": "x"}, "Impossible padding 'x': use 0 or more zeros"),
+        ({"dropout": "x"}, r"Impossible dropout 'x': use a rate in \[0, 1\)"),
+        ({"name": None}, "The name of a model is None"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_reported_in_one_line(options, words, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(UserError, match=words) as error:
+        make_model(**{"name": "dm_wideresnet_28_10", "num_classes": 10, **options})
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_without_a_name_of_a_model_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(UserError, match=r"^The name of a model is None: use a name such as net"):
+        make_classifier(ConfigDict({"name": None}), 10)

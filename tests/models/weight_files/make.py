@@ -5,6 +5,7 @@ CI has no PyTorch, so the files are kept.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 FOLDER = Path(__file__).parent
@@ -18,6 +19,19 @@ STATE_DICT = {
 }
 
 
+# What checkpoints have beside the weights.
+HARMLESS = {
+    "dtype": torch.float32,
+    "device": torch.device("cpu"),
+    "optimizer": torch.optim.SGD,  # not called
+    "sets": [{1, 2}, frozenset([3])],
+    "complex": torch.zeros(2, dtype=torch.complex64),
+    "float8": torch.zeros(2).to(torch.float8_e4m3fn),
+    "sparse": torch.eye(2).to_sparse(),
+    "accuracy": np.float64(0.5),
+}
+
+
 class Code:
     def __reduce__(self):
         return exec, ("import pathlib; pathlib.Path('executed').touch()",)
@@ -28,5 +42,11 @@ if __name__ == "__main__":
     torch.save(STATE_DICT, FOLDER / "legacy.pth", _use_new_zipfile_serialization=False)
     nested = {"epoch": 3, "best": torch.tensor(0.5), "net": STATE_DICT, "history": [1, 2.0]}
     torch.save(nested, FOLDER / "nested.pt")
+    strings = {**STATE_DICT, "class_names": np.array(["cat", "dog"])}
+    torch.save({"model": strings, **HARMLESS}, FOLDER / "harmless.pt")
+    for name in ("complex", "float8", "sparse"):
+        torch.save({**STATE_DICT, name: HARMLESS[name]}, FOLDER / f"{name}.pt")
+    expanded = {**STATE_DICT, "module.fc.bias": torch.zeros(1).expand(4)}
+    torch.save(expanded, FOLDER / "expanded.pt")
     torch.save({**STATE_DICT, "code": Code()}, FOLDER / "code.pt")
     torch.save(torch.nn.Linear(2, 2), FOLDER / "module.pt")
