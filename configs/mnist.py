@@ -10,23 +10,16 @@ one of Keras:
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import curriculum
 
 EPS = 0.1
 
 
 def get_config(data: str = "mnist") -> ConfigDict:
     """Return the config for MNIST, or for another source of grayscale images."""
-    config = default.get_config(data)
+    config = curriculum.get_config(data)
     config.model.name = "mnist_cnn"
     config.train.num_epochs = 20
-    config.train.batch_size = 128
-    config.train.ema_decay = 0.999
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_epochs = 1.0
-    config.attack.fraction = 1.0
-    config.attack.random_start = True
     config.attack.step_size = 0.03
     config.attack.eps_start = 0.02
     config.attack.eps_end = 0.12

@@ -137,10 +137,12 @@ def set_defaults(config: ConfigDict) -> list[str]:
     """
     if config.mode not in ("train", "gan") or config.data.augmentation is not None:
         return []
-    config.data.augmentation = default_augmentation(config.data.source)
+    chosen = default_augmentation(config.data.source)
+    config.data.augmentation = chosen
+    others = " or ".join(name for name in AUGMENTATIONS if name != chosen)
     return [
-        f"config.data.augmentation is {config.data.augmentation!r}, the default of "
-        f"{config.data.source}; the others are {', '.join(AUGMENTATIONS)}"
+        f"config.data.augmentation is {chosen!r}, the default of {config.data.source}; it can be "
+        f"set to {others}"
     ]
 
 

@@ -1,5 +1,6 @@
 """Atomic writing and reading of files, and the cache folder."""
 
+import hashlib
 import json
 import os
 import zipfile
@@ -53,6 +54,12 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from flax import linen as nn
 from flax import nnx
 
-from jaxadv.core.types import UserError
+from jaxadv.core.types import UserError, first_line
 from jaxadv.models.nnx_module import NnxModule
 
 
@@ -141,5 +141,5 @@ def describe(error: BaseException) -> str:
     >>> describe(KeyError("width"))
     "KeyError: 'width'"
     """
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first_line}".removesuffix(": ")
+    kind, message = type(error).__name__, first_line(error)
+    return kind if message == kind else f"{kind}: {message}"

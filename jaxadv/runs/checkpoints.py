@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
+from jaxadv.core.files import file_sha256
 from jaxadv.core.types import UserError, first_line
 from jaxadv.runs.dataset_record import check_same_dataset, is_record
 from jaxadv.runs.distributed import from_first, is_first
@@ -343,7 +344,7 @@ def write(
                 ),
                 force=True,
             )
-        checksums = "".join(f"{_sha256(file)}  {name}\n" for name, file in _files(partial))
+        checksums = "".join(f"{file_sha256(file)}  {name}\n" for name, file in _files(partial))
         (partial / _CHECKSUMS).write_text(checksums, encoding="utf-8")
         delete(directory / str(epoch))
         partial.rename(directory / str(epoch))
@@ -480,7 +481,7 @@ def find_corruption(path: Path) -> str | None:
         return f"{_CHECKSUMS} is truncated"
     for name, digest in checksums.items():
         try:
-            if _sha256(path / name) != digest:
+            if file_sha256(path / name) != digest:
                 return f"the checksum of {name} does not match"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
@@ -508,11 +509,6 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
     for file in sorted(path.rglob("*")):
         if file.is_file() and file.name != _CHECKSUMS:
             yield file.relative_to(path).as_posix(), file
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(tree: PyTree) -> str:

@@ -1,6 +1,5 @@
 """Published weights: `load_pretrained`, and the initial weights of a training."""
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 from jaxadv.adapters.classifier import Classifier
 from jaxadv.adapters.trained import noise_models
 from jaxadv.core.devices import replicate, set_up_cpu
-from jaxadv.core.files import user_path
+from jaxadv.core.files import file_sha256, user_path
 from jaxadv.core.types import Images, Logits, UserError
 from jaxadv.models import make_model
 from jaxadv.models.checks import variable_shapes
@@ -125,7 +124,7 @@ def load_pretrained(
         noises=noise_models(module, replicate(variables), 0),
         module=module,
         variables=variables,
-        sha256=_sha256(path) if path.is_file() else None,
+        sha256=file_sha256(path) if path.is_file() else None,
     )
 
 
@@ -264,8 +263,3 @@ def _num_classes(weights: PyTree, module: nn.Module, image_shape: tuple[int, ...
         found = [flat.get(path) for path in biases]
     sizes = {bias.shape[0] for bias in found if bias is not None and bias.ndim == 1}
     return sizes.pop() if len(sizes) == 1 else 10  # then the file does not fit
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
