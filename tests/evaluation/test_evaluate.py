@@ -336,7 +336,7 @@ ERRORS = {
     ),
     "class names": ({"class_names": ("a",)}, "has 1 names, but the model has 2 classes"),
     "a noise": (
-        {"attacks": {"a": {**PGD["pgd"], "noise": "off"}}}, r"attacks\.a\.noise is 'off': only",
+        {"attacks": {"a": {**PGD["pgd"], "noise": "off"}}}, r"noise is 'off': logits_fn has",
     ),
     "channels first": (
         {"images": np.zeros((50, 3, 8, 8), np.float32)}, r"transpose\(0, 2, 3, 1\)",
