@@ -9,8 +9,9 @@ results/curriculum.md.
 
     python run.py --config configs/curriculum.py:digits
 
-The same training on scikit-learn's digits checks the installation: 91.7 % clean, 62.5 % under
-PGD-40 at eps 0.03; 70 s on the same cores, including compilation.
+The same training on scikit-learn's digits checks the installation: 96.1 % clean, 80.3 % under
+PGD-40 at eps 0.03; 55 s on 2 cores of an Intel Xeon, including compilation. The digits are trained
+without flips.
 
 Every image is attacked with few steps from a random start. The learning rate has a cosine schedule,
 and evaluation uses the moving average of the weights. The values were chosen on the held-out part

@@ -6,6 +6,10 @@ TFDS's MNIST, which the first start downloads and prepares. For MNIST in an `.np
 one of Keras:
 
     python run.py --config configs/mnist.py:npz:mnist.npz
+
+Expected result, trained on the first 17,435 images of MNIST: 98.6 % clean, 92.7 % under PGD-40 at
+eps 0.1, 18.0 % at 0.2; 2 min of training and 2 min of evaluation on 2 cores of an Intel Xeon. See
+results/models.md. On all 60,000 images: not run.
 """
 
 from ml_collections import ConfigDict
