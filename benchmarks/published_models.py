@@ -120,7 +120,7 @@ def _accuracies(result: EvaluationResult, n: int) -> dict[str, float]:
     broken_by = autoattack.broken_by[:n]
     after = {
         name: float((correct & ((broken_by == -1) | (broken_by > index))).mean())
-        for index, name in enumerate(ATTACKS)
+        for index, name in enumerate(ATTACKS, start=1)  # 0: misclassified without an attack
     }
     return {"clean": float(correct.mean()), "pgd40": float(pgd.robust[:n].mean()), **after}
 
