@@ -324,7 +324,7 @@ def test_the_augmentation_follows_from_the_data_set(data, name):
     config = curriculum.get_config(data)
     (line,) = set_defaults(config)
     assert config.data.augmentation == name
-    assert line.startswith(f"config.data.augmentation is '{name}', the default of {data}; the")
+    assert line.startswith(f"config.data.augmentation is '{name}', the default of {data}; it can")
     config.data.augmentation = "flip_crop_jitter"
     assert set_defaults(config) == []
     assert config.data.augmentation == "flip_crop_jitter"

@@ -130,7 +130,7 @@ def test_a_failed_save_is_reported_and_keeps_the_other_checkpoints(workdir, monk
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_sha256", full)
+    monkeypatch.setattr(checkpoints, "file_sha256", full)
     with pytest.raises(
         UserError, match=r"cannot write checkpoint 6 .*No space left.* earlier checkpoints are kept"
     ):
