@@ -50,9 +50,9 @@ def lost(before: Any, after: Any, key: str = "") -> list[str]:
 
 
 def test_all_evaluations_are_found():
-    assert len(STORED) == 160
-    assert sum(len(content["attacks"]) for _, content in STORED) == 995
-    assert len({name for name, _ in STORED}) == 126
+    assert len(STORED) == 161
+    assert sum(len(content["attacks"]) for _, content in STORED) == 1004
+    assert len({name for name, _ in STORED}) == 127
 
 
 @pytest.mark.parametrize("folder", sorted({Path(name).parts[0] for name, _ in STORED}))
