@@ -199,7 +199,7 @@ def _set_model_option(section: str, name: str, text: str | None) -> None:
     except ValueError:
         value = text
     if section.split(".")[0] not in _CONFIG.value:
-        raise ValueError(f"--config.{section}.{name}: the config has no model of its own")
+        raise ValueError(f"--config.{section}.{name}: the config has no section model")
     parent = reduce(getitem, section.split("."), _CONFIG.value)
     with parent.unlocked(), parent.ignore_type():
         parent[name] = value

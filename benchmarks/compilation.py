@@ -17,7 +17,7 @@ The step is that of `configs/curriculum.py`: PGD with a traced number of steps o
 device. `jaxadv.core.devices.pmap_batches` maps it over devices; here `jax.shard_map` maps it over
 a mesh of one accelerator along the same axis, which is the same program. Nothing is executed.
 
-Each architecture is compiled in a process of its own, with a limit of CPU time, which other jobs on
+Each architecture is compiled in a separate process, with a limit of CPU time, which other jobs on
 the machine hardly change.
 """
 

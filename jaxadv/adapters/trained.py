@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from functools import cache
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int, PyTree
 
 from jaxadv.attacks.batching import Model
-from jaxadv.core.types import LogitsFn
-from jaxadv.models.classifier import make_noisy_logits_fn, noise_modes
+from jaxadv.core.types import Images, Logits, LogitsFn
+from jaxadv.models.classifier import make_logits_fn, make_noisy_logits_fn, noise_modes
 
 
 def noise_models(module: nn.Module, weights: PyTree, seed: int) -> dict[str, Model]:
@@ -23,6 +25,20 @@ def noise_models(module: nn.Module, weights: PyTree, seed: int) -> dict[str, Mod
         noise: Model(_logits_fn_maker(module, noise), (weights, seed))
         for noise in noise_modes(module)
     }
+
+
+def module_logits_fn(module: nn.Module, variables: PyTree) -> LogitsFn:
+    """Return a classifier as a function `(key, images) -> logits` of images without numbers.
+
+    Args:
+      module: of `make_classifier` or `make_model`.
+      variables: its variables.
+    """
+
+    def logits_fn(key: jax.Array, images: Images) -> Logits:
+        return make_logits_fn(module, variables, jnp.arange(len(images)))(key, images)
+
+    return logits_fn
 
 
 @cache

@@ -13,12 +13,12 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from jaxadv.adapters.classifier import Classifier
-from jaxadv.adapters.trained import noise_models
+from jaxadv.adapters.trained import module_logits_fn, noise_models
 from jaxadv.core.devices import replicate, set_up_cpu
 from jaxadv.core.files import user_path
 from jaxadv.core.results import CheckpointSource
-from jaxadv.core.types import Images, Logits, UserError
-from jaxadv.models.classifier import is_declared_stochastic, make_logits_fn
+from jaxadv.core.types import UserError
+from jaxadv.models.classifier import is_declared_stochastic
 from jaxadv.runs.dataset_record import describe_dataset
 from jaxadv.runs.workdir import (
     load_dataset,
@@ -81,11 +81,8 @@ def trained_classifier(
     module, restored = restore_module(trained, described, source, which)
     variables = jax.tree.map(jnp.asarray, restored.items["weights"])
 
-    def logits_fn(key: jax.Array, images: Images) -> Logits:
-        return make_logits_fn(module, variables, jnp.arange(len(images)))(key, images)
-
     return TrainedClassifier(
-        logits_fn=logits_fn,
+        logits_fn=module_logits_fn(module, variables),
         name=_model_name(trained.model),
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         stochastic=is_declared_stochastic(module),

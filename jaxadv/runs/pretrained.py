@@ -16,13 +16,12 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from jaxadv.adapters.classifier import Classifier
-from jaxadv.adapters.trained import noise_models
+from jaxadv.adapters.trained import module_logits_fn, noise_models
 from jaxadv.core.devices import replicate, set_up_cpu
 from jaxadv.core.files import file_sha256, user_path
-from jaxadv.core.types import Images, Logits, UserError
+from jaxadv.core.types import UserError
 from jaxadv.models import make_model
 from jaxadv.models.checks import variable_shapes
-from jaxadv.models.classifier import make_logits_fn
 from jaxadv.models.state_dicts import (
     VariablePath,
     select_variables,
@@ -113,11 +112,8 @@ def load_pretrained(
         jnp.asarray, _fit(module, weights, variable_shapes(module, shape), path)
     )
 
-    def logits_fn(key: jax.Array, images: Images) -> Logits:
-        return make_logits_fn(module, variables, jnp.arange(len(images)))(key, images)
-
     return PretrainedClassifier(
-        logits_fn=logits_fn,
+        logits_fn=module_logits_fn(module, variables),
         name=f"{architecture} ({path.name})",
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         class_names=tuple(map(str, class_names)) if class_names is not None else None,
