@@ -25,6 +25,7 @@ from configs import curriculum
 from jaxadv.config import set_defaults
 from jaxadv.core.devices import pmap_batches, replicate, set_up_cpu
 from jaxadv.core.types import HostBatch
+from jaxadv.data.resident import make_resident
 from jaxadv.models import layers
 from jaxadv.models.ops import ACTIVATIONS
 from jaxadv.runs.workdir import provenance
@@ -93,7 +94,7 @@ def measure(job: str, ops: str) -> dict:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (1024, 32, 32, 3), dtype=np.uint8)
     split = HostBatch(images, generator.integers(0, 10, 1024).astype(np.int32))
-    state, data = replicate(init_state(setup, (32, 32, 3))), replicate(split)
+    state, data = replicate(init_state(setup, (32, 32, 3))), make_resident(split)
     budget = linear_budget(config.attack, num_epochs // 2, num_epochs)
     no_synthetic = HostBatch(images[:0], split.labels[:0])
     seconds = []

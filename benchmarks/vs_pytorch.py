@@ -41,6 +41,7 @@ from jaxadv.attacks import pgd
 from jaxadv.core.devices import AXIS, pmap_batches, replicate, set_up_cpu
 from jaxadv.core.types import HostBatch
 from jaxadv.data.augment import make_augment
+from jaxadv.data.resident import make_resident
 from jaxadv.models import make_model
 from jaxadv.runs.workdir import provenance
 from jaxadv.training.curriculum import Budget
@@ -150,7 +151,7 @@ def step_runs(name: str, batch_size: int) -> dict[str, Run]:
     )
     _, split, _ = make_problem(make_model(name, 10), batch_size)
     step = pmap_batches(make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True)
-    state, data = init_state(setup, (32, 32, 3)), replicate(split)
+    state, data = init_state(setup, (32, 32, 3)), make_resident(split)
     variables = jax.device_get(state.variables)
     state = replicate(state)
     no_synthetic = HostBatch(split.images[:0], split.labels[:0])

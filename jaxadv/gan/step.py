@@ -27,10 +27,11 @@ from jaxadv.core.devices import (
 )
 from jaxadv.core.images import to_float
 from jaxadv.core.rng import example_keys, stream
-from jaxadv.core.types import DeviceBatch, Images, Labels, PRNGKey, UserError
+from jaxadv.core.types import Images, Labels, PRNGKey, UserError
 from jaxadv.data import Dataset
 from jaxadv.data.augment import AugmentFn, default_augmentation, make_augment
 from jaxadv.data.examples import image_shape
+from jaxadv.data.resident import ResidentSplit
 from jaxadv.gan.networks import Discriminator, Generator, Latents
 from jaxadv.runs import checkpoints
 from jaxadv.runs.workdir import check_dataset
@@ -136,16 +137,16 @@ def init_state(setup: GanSetup, image_shape: tuple[int, ...]) -> GanState:
 def make_gan_step(setup: GanSetup) -> Callable:
     """Return the training step, to be mapped over devices by `pmap_batches`.
 
-    The step is `(state, data, indices) -> (state, metrics)`. `data` is the whole train split as
-    uint8. `indices` of shape (num_discriminator_steps * share,) select the real images of this
-    device, for one discriminator step after another. One generator step follows.
+    The step is `(state, data, indices) -> (state, metrics)`. `data` is the whole train split.
+    `indices` of shape (num_discriminator_steps * share,) select the real images of this device, for
+    one discriminator step after another. One generator step follows.
 
     The loss is the hinge loss (Lim & Ye 2017). Latent, class and augmentation of an example follow
     from the step and its position in the batch. Norms and gradients are averaged over the devices.
     """
 
     def gan_step(
-        state: GanState, data: DeviceBatch, indices: Int[Array, "all"]
+        state: GanState, data: ResidentSplit, indices: Int[Array, "all"]
     ) -> tuple[GanState, dict[str, Float[Array, ""]]]:
         share = len(indices) // setup.num_discriminator_steps
         example_ids = positions(share)
@@ -153,11 +154,11 @@ def make_gan_step(setup: GanSetup) -> Callable:
         # Unrolled: in a loop XLA's CPU backend computes the kernel gradients slowly.
         for i in range(setup.num_discriminator_steps):
             step = state.step * (setup.num_discriminator_steps + 1) + i
-            selected = indices[i * share : (i + 1) * share]
+            images, labels = data.take(indices[i * share : (i + 1) * share])
             keys = example_keys(stream(setup.seed, "augment", step), example_ids)
-            real = setup.augment(keys, to_float(data.images[selected]))
+            real = setup.augment(keys, to_float(images))
             state, metrics = _discriminator_step(
-                setup, state, real, data.labels[selected], *_sample_inputs(setup, step, example_ids)
+                setup, state, real, labels, *_sample_inputs(setup, step, example_ids)
             )
         step = state.step * (setup.num_discriminator_steps + 1) + setup.num_discriminator_steps
         state, loss = _generator_step(setup, state, *_sample_inputs(setup, step, example_ids))

@@ -19,6 +19,7 @@ from jaxadv.core.types import UserError
 from jaxadv.data import Dataset, in_memory
 from jaxadv.data.datasets import endless_order
 from jaxadv.data.examples import image_shape
+from jaxadv.data.resident import make_resident
 from jaxadv.evaluation.dataset_checks import check_with_dataset
 from jaxadv.gan.evaluator import (
     SampleEvaluator,
@@ -146,7 +147,7 @@ def train(
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1, donate_first=True)
     average = make_averaging(setup)
     sampler = make_sampler(setup, prior_sampling(config.sampling))
-    data = replicate(in_memory(dataset.train))
+    data = make_resident(in_memory(dataset.train))
     real = classify_train_split(evaluator, dataset)
     num_rounds = math.ceil(config.train.num_steps / config.train.steps_per_round)
     started = time.monotonic()

@@ -19,6 +19,7 @@ from jaxadv.adapters.trained import noise_models
 from jaxadv.core.devices import pmap_batches, replicate
 from jaxadv.core.files import write_json
 from jaxadv.core.types import HostBatch
+from jaxadv.data.resident import make_resident
 from jaxadv.evaluation.attack_runner import run_attack
 from jaxadv.evaluation.attack_suites import ConfiguredAttack, expand_suite
 from jaxadv.gan.sampling import make_sampler
@@ -179,7 +180,7 @@ def seconds_per_gan_step(config: ConfigDict) -> float:
     setup = make_gan_setup(config, _NUM_CLASSES, _SHAPE[-1])
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1)
     indices = np.arange(config.train.num_discriminator_steps * config.train.batch_size)
-    state, data = replicate((init_state(setup, _SHAPE), _images(len(indices))))
+    state, data = replicate(init_state(setup, _SHAPE)), make_resident(_images(len(indices)))
     return _seconds(lambda: step(state, data, indices))
 
 

@@ -32,6 +32,7 @@ from jaxadv.core.types import (
 from jaxadv.data.augment import AugmentFn, default_augmentation, make_augment
 from jaxadv.data.examples import StoredExamples
 from jaxadv.data.pca import principal_components
+from jaxadv.data.resident import ResidentSplit
 from jaxadv.models.classifier import (
     has_own_layers,
     make_classifier,
@@ -197,9 +198,9 @@ def make_train_step(setup: TrainingSetup) -> Callable:
     """Return the training step, to be mapped over devices by `pmap_batches`.
 
     The step is `(state, data, budget, real, synthetic) -> (state, metrics)`. `data` is the whole
-    train split as uint8, and `real` selects the real images in the batch of this device. Without
-    the train split on the devices, `data` is None and `real` contains these images. `synthetic`
-    contains the others, as uint8.
+    train split, and `real` selects the real images in the batch of this device. Without the train
+    split on the devices, `data` is None and `real` contains these images. `synthetic` contains the
+    others, as uint8.
 
     The step attacks `num_attacked` examples, with the same share of real and synthetic ones as far
     as the batch size allows. The loss is the mean over the mixed batch of adversarial and clean
@@ -212,7 +213,7 @@ def make_train_step(setup: TrainingSetup) -> Callable:
 
     def train_step(
         state: TrainState,
-        data: DeviceBatch | None,
+        data: ResidentSplit | None,
         budget: Budget,
         real: Int[Array, "real"] | DeviceBatch,
         synthetic: DeviceBatch,
@@ -253,12 +254,12 @@ class Examples(NamedTuple):
     smoothing: PerExample
 
 
-def _select(data: DeviceBatch | None, real: Int[Array, "real"] | DeviceBatch) -> DeviceBatch:
+def _select(data: ResidentSplit | None, real: Int[Array, "real"] | DeviceBatch) -> DeviceBatch:
     """Return the real examples of a batch, from the train split if it is on the devices."""
     if isinstance(real, DeviceBatch):
         return real
     assert data is not None
-    return DeviceBatch(data.images[real], data.labels[real])
+    return data.take(real)
 
 
 def _mix_batch(

@@ -17,11 +17,12 @@ from jaxadv.adapters.trained import noise_models
 from jaxadv.core.devices import local_rows, pmap_batches, replicate
 from jaxadv.core.files import read_json
 from jaxadv.core.images import check_images
-from jaxadv.core.types import DeviceBatch, HostBatch, UserError
+from jaxadv.core.types import HostBatch, UserError
 from jaxadv.data import Dataset
 from jaxadv.data.datasets import endless_order
 from jaxadv.data.examples import StoredExamples, image_shape, in_memory
 from jaxadv.data.loader import BatchRows, streamed_batches
+from jaxadv.data.resident import ResidentSplit, make_resident
 from jaxadv.data.synthetic import SyntheticImages, no_images, open_synthetic
 from jaxadv.evaluation.attack_runner import Scores, run_attack, score_images
 from jaxadv.evaluation.attack_suites import ConfiguredAttack
@@ -251,7 +252,7 @@ def _open_synthetic(config: ConfigDict, dataset: Dataset) -> SyntheticImages:
 @contextmanager
 def _real_batches(
     train: HostBatch | StoredExamples, rows: BatchRows, first: int
-) -> Iterator[tuple[DeviceBatch | None, Iterator[RealBatch]]]:
+) -> Iterator[tuple[ResidentSplit | None, Iterator[RealBatch]]]:
     """Yield the train split on the devices, if it is in memory, and the remaining batches of it.
 
     Args:
@@ -260,7 +261,7 @@ def _real_batches(
       first: step of the first batch.
     """
     if isinstance(train, HostBatch):
-        yield replicate(train), (rows[step] for step in range(first, len(rows)))
+        yield make_resident(train), (rows[step] for step in range(first, len(rows)))
         return
     with streamed_batches(train, rows, first, local_rows(rows.batch_size)) as batches:
         yield None, batches
@@ -297,7 +298,7 @@ def _batches(
 
 def _step(
     train_step: Callable,
-    data: DeviceBatch | None,
+    data: ResidentSplit | None,
     budget: Budget,
     state: TrainState,
     real: RealBatch,

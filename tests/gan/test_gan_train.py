@@ -18,8 +18,9 @@ from jaxadv import config as configs
 from jaxadv.core.devices import AXIS, pmap_batches
 from jaxadv.core.rng import example_keys
 from jaxadv.core.sample_quality import GanResult, SampleEvaluation
-from jaxadv.core.types import DeviceBatch, UserError
+from jaxadv.core.types import HostBatch, UserError
 from jaxadv.data import load
+from jaxadv.data.resident import make_resident
 from jaxadv.data.synthetic import open_synthetic
 from jaxadv.gan import sampling, train
 from jaxadv.gan.evaluator import (
@@ -84,7 +85,7 @@ def setup():
 @pytest.fixture(scope="module")
 def small(digits):
     """Digits of side 8."""
-    return DeviceBatch(digits.train.images[:64, ::4, ::4], digits.train.labels[:64])
+    return HostBatch(digits.train.images[:64, ::4, ::4], digits.train.labels[:64])
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def stepped(setup, small):
     """The state before and after a step on two devices, and the metrics of the step."""
     state = init_state(setup, (8, 8, 3))
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1)
-    return state, *step(state, small, np.arange(16))
+    return state, *step(state, make_resident(small), np.arange(16))
 
 
 def test_two_devices_give_the_result_of_one(setup, small, stepped):
@@ -104,7 +105,7 @@ def test_two_devices_give_the_result_of_one(setup, small, stepped):
         out_axes=None,
         devices=jax.devices()[:1],
     )
-    expected = one(state, small, np.arange(16)[None])
+    expected = one(state, make_resident(small), np.arange(16)[None])
     # Adam divides by the size of the gradient: tiny gradients amplify rounding errors.
     chex.assert_trees_all_close(
         jax.device_get((new.ema, new.discriminator, metrics)),
@@ -160,10 +161,10 @@ def test_a_step_of_gradient_descent_on_both_losses():
     )
     reals = np.array([230, 20, 200, 40, 250, 128, 10, 60], np.uint8)
     labels = np.array([0, 0, 1, 1, 2, 2, 0, 1], np.int32)
-    data = DeviceBatch(np.broadcast_to(reals[:, None, None, None], (8, 2, 2, 1)), labels)
+    data = HostBatch(np.broadcast_to(reals[:, None, None, None], (8, 2, 2, 1)), labels)
     state = init_state(setup, (2, 2, 1))
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1)
-    new, metrics = step(state, data, np.arange(8))
+    new, metrics = step(state, make_resident(data), np.arange(8))
 
     first, second = (
         np.asarray(_sample_inputs(setup, jnp.int32(i), jnp.arange(8))[1]) for i in (0, 1)

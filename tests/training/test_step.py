@@ -19,6 +19,7 @@ from jaxadv.core.rng import stream
 from jaxadv.core.types import DeviceBatch, HostBatch
 from jaxadv.data.augment import make_augment
 from jaxadv.data.pca import principal_components
+from jaxadv.data.resident import make_resident
 from jaxadv.models import make_model
 from jaxadv.models.classifier import make_logits_fn
 from jaxadv.models.defences import LowRank
@@ -80,7 +81,7 @@ class OwnNoisy(nn.Module):
 def data():
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (32, 4, 4, 3), dtype=np.uint8)
-    return DeviceBatch(images, generator.integers(0, 10, 32).astype(np.int32))
+    return HostBatch(images, generator.integers(0, 10, 32).astype(np.int32))
 
 
 def make_setup(num_devices=2, *, fraction=0.5, batch_size=8, **changes):
@@ -122,8 +123,9 @@ def two_device_step(setup):
 
 def train(step, setup, data, num_steps=3, budget=BUDGET):
     state, metrics = init_state(setup, data.images.shape[1:]), {}
+    resident = make_resident(data)
     for i in range(num_steps):
-        state, metrics = step(state, data, budget, np.arange(8) + 8 * i, NO_SYNTHETIC)
+        state, metrics = step(state, resident, budget, np.arange(8) + 8 * i, NO_SYNTHETIC)
     return state, metrics
 
 
@@ -143,7 +145,9 @@ def test_replicas_agree(data):
     )
     state = init_state(setup, data.images.shape[1:])
     none = jax.tree.map(lambda array: np.stack([array, array]), NO_SYNTHETIC)
-    output = jax.device_get(every(state, data, BUDGET, np.arange(8).reshape(2, 4), none))
+    output = jax.device_get(
+        every(state, make_resident(data), BUDGET, np.arange(8).reshape(2, 4), none)
+    )
     for leaf in jax.tree.leaves(output):
         np.testing.assert_array_equal(leaf[0], leaf[1])
 
@@ -152,7 +156,9 @@ def test_a_step_is_gradient_descent_on_the_mixed_batch(data):
     """Compare with a reference implementation on one device, without pmap."""
     setup = make_setup()
     state = init_state(setup, data.images.shape[1:])
-    new_state, metrics = two_device_step(setup)(state, data, BUDGET, np.arange(8), NO_SYNTHETIC)
+    new_state, metrics = two_device_step(setup)(
+        state, make_resident(data), BUDGET, np.arange(8), NO_SYNTHETIC
+    )
 
     images, labels = (
         jnp.asarray(data.images[:8] / 255, jnp.float32),
@@ -188,7 +194,9 @@ def test_trades_is_cross_entropy_plus_divergence(data):
     attack = {"norm": "linf", "loss": "kl", "random_start": True}
     setup = make_setup(attack=partial(pgd, **attack), trades_beta=6.0)
     state = init_state(setup, data.images.shape[1:])
-    new_state, metrics = two_device_step(setup)(state, data, BUDGET, np.arange(8), NO_SYNTHETIC)
+    new_state, metrics = two_device_step(setup)(
+        state, make_resident(data), BUDGET, np.arange(8), NO_SYNTHETIC
+    )
     images, labels = jnp.asarray(data.images[:8] / 255, jnp.float32), jnp.asarray(data.labels[:8])
     logits_fn = make_logits_fn(setup.model, state.variables, jnp.arange(4))
     adversarial = pgd(
@@ -246,7 +254,7 @@ def test_every_step_attacks_with_its_own_key(data):
 
     def loss_at(i):
         state_at_i = replace(state, step=jnp.int32(i))
-        _, metrics = step(state_at_i, data, BUDGET, np.arange(8), NO_SYNTHETIC)
+        _, metrics = step(state_at_i, make_resident(data), BUDGET, np.arange(8), NO_SYNTHETIC)
         return float(metrics["loss"])
 
     losses = [loss_at(i) for i in (0, 1, 0)]
@@ -284,7 +292,9 @@ def test_a_step_runs_at_its_matmul_precision(data, precision, name):
         make_train_step(setup), axis_name=AXIS, in_axes=(None, None, None, 0, 0), out_axes=None
     )
     none = jax.tree.map(lambda array: np.stack([array, array]), NO_SYNTHETIC)
-    program = jax.make_jaxpr(step)(state, data, BUDGET, np.arange(8).reshape(2, 4), none)
+    program = jax.make_jaxpr(step)(
+        state, make_resident(data), BUDGET, np.arange(8).reshape(2, 4), none
+    )
     assert {*re.findall(r"Precision\.(\w+)", str(program))} == {name}
 
 
@@ -298,10 +308,10 @@ def test_one_compilation_serves_a_whole_curriculum(data):
         donate_first=True,
     )
     state = replicate(init_state(setup, data.images.shape[1:]))
-    arrays = replicate(data)
+    resident = make_resident(data)
     for i in range(4):
         budget = Budget(0.01 * i, 0.01, 2 + i)
-        state, _ = step(state, arrays, budget, np.arange(8), NO_SYNTHETIC)
+        state, _ = step(state, resident, budget, np.arange(8), NO_SYNTHETIC)
 
 
 def sampled(num_devices, step, model):
