@@ -64,7 +64,6 @@ _REQUIRED_KEYS = {
     "sample": "generator",
     "study": "study",
 }
-_MULTI_PROCESS_MODES = ("train", "evaluate")
 _EXIT_CODE_OF_WARNINGS = 3  # with config.evaluation.fail_on_warnings
 
 
@@ -114,13 +113,13 @@ def _run_job() -> int:
     devices.set_up_arithmetic()
     devices.set_up_cpu()
     if _DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value:
+        if config.mode == "study":
+            raise UserError(
+                "config.mode is study, whose runs are executed one after another in one process: "
+                "omit --distributed, --coordinator and --num_processes"
+            )
         distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         protect_output()  # again, since sys.stdout is another stream now
-        if config.mode not in _MULTI_PROCESS_MODES:
-            raise UserError(
-                f"config.mode {config.mode} runs in one process only: omit --distributed, "
-                "--coordinator and --num_processes"
-            )
     if config.get("compilation_cache", True):
         devices.enable_compilation_cache()
     devices.check_devices()

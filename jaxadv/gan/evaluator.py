@@ -30,7 +30,8 @@ from jaxadv.gan.metrics import (
 )
 from jaxadv.models.checks import variable_shapes
 from jaxadv.models.classifier import is_declared_stochastic
-from jaxadv.runs.workdir import DATA_KEYS, claimed, read, restore_classifier
+from jaxadv.runs.distributed import from_first, is_first
+from jaxadv.runs.workdir import DATA_KEYS, claimed, read_in_first, restore_classifier
 from jaxadv.training.train import train as train_classifier
 
 ImageArray = UInt8[np.ndarray, "n height width channels"]
@@ -61,7 +62,7 @@ def make_sample_evaluator(config: ConfigDict, dataset: Dataset, workdir: Path) -
     """
     if config.evaluator.checkpoint:
         source = Path(config.evaluator.checkpoint)
-        trained = read(source, mode="train")
+        trained = read_in_first(source, mode="train")
         if source_family(trained.data.source) != source_family(config.data.source):
             raise UserError(
                 f"config.evaluator.checkpoint is a classifier of {trained.data.source}, "
@@ -99,7 +100,7 @@ def check_evaluator(model: nn.Module, image_shape: tuple[int, ...]) -> None:
 def evaluator_workdir(workdir: Path) -> Path:
     """Return the folder of the evaluator in the workdir of a GAN."""
     earlier = workdir / "judge"  # its name in earlier versions
-    return earlier if earlier.exists() else workdir / "evaluator"
+    return earlier if from_first(earlier.exists) else workdir / "evaluator"
 
 
 class ClassifiedImages(NamedTuple):
@@ -217,12 +218,20 @@ def evaluate_samples(
       samples: images as uint8, with the classes that they were generated for.
       real: the images to compare with.
     """
-    images, labels = samples
-    fake = classify(evaluator, images)
+    fake = classify(evaluator, samples.images)
+    # Only classification runs on all devices.
+    quality = from_first(lambda: _quality(fake, samples.labels, real).to_json())
+    return SampleQuality.from_json(quality)
+
+
+def _quality(
+    fake: ClassifiedImages, labels: Int[np.ndarray, "n"], real: ClassifiedImages
+) -> SampleQuality:
+    """Compute the quality of samples of the given classes."""
     correct = fake.predictions() == labels
     distance, deviation = kernel_distance(real.features, fake.features)
     precision, recall = precision_and_recall(real.features, fake.features)
-    pixels, real_pixels = _pixels(images), _pixels(real.images)
+    pixels, real_pixels = _pixels(fake.images), _pixels(real.images)
     same = _SAME * pixels.shape[1] ** 0.5
     _, squared = nearest(pixels, real_pixels)
     return SampleQuality(
@@ -255,10 +264,11 @@ def write_neighbours(
 ) -> None:
     """Write samples and the train images nearest to them, by pixels and by features."""
     real = train_images(dataset)
+    features, real_features = (classify(evaluator, images).features for images in (samples, real))
+    if not is_first():
+        return
     by_pixels, _ = nearest(_pixels(samples), _pixels(real))
-    by_features, _ = nearest(
-        classify(evaluator, samples).features, classify(evaluator, real).features
-    )
+    by_features, _ = nearest(features, real_features)
     with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,

@@ -30,6 +30,7 @@ from jaxadv.gan.evaluator import (
 )
 from jaxadv.gan.networks import Latents
 from jaxadv.gan.step import GanSetup, restore, sample_latents
+from jaxadv.runs.distributed import from_first, is_first
 from jaxadv.runs.workdir import (
     load_dataset,
     provenance,
@@ -64,7 +65,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     dataset = load_dataset(trained.data)
     setup, networks, number = restore(trained, dataset, workdir, sampling.which)
     folder = Path(sampling.path or workdir / "synthetic")
-    writer = ShardWriter(folder, sampling.shard_size)
+    writer = ShardWriter(folder, sampling.shard_size) if is_first() else None
     evaluator = make_sample_evaluator(trained, dataset, workdir)
     sampler = make_sampler(setup, sampling)
     num_classes = len(dataset.class_names)
@@ -77,33 +78,44 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
         )
     first = concatenate(_write(batches, writer, sampling.num_images, num_test_images(dataset)))
     evaluation = evaluate_on_test(evaluator, first, dataset)
-    writer.close(
-        dataset=dataset.name,
-        class_names=list(dataset.class_names),
-        round=number,
-        sampling=json.loads(sampling.to_json()),
-        judged=evaluation.to_json(),
-        provenance=provenance(time.monotonic() - started),
-    )
+    packed = folder.with_name(f"{folder.name}.npz") if sampling.format == "npz" else None
+
+    def close_here() -> None:
+        if writer is None:
+            return
+        writer.close(
+            dataset=dataset.name,
+            class_names=list(dataset.class_names),
+            round=number,
+            sampling=json.loads(sampling.to_json()),
+            judged=evaluation.to_json(),
+            provenance=provenance(time.monotonic() - started),
+        )
+        if packed:
+            pack(folder, packed)
+
+    from_first(close_here)
     print(summary(evaluation.samples))
     if filtered:
         print("The evaluator selected or labelled these samples: its accuracy on them is biased")
-    if sampling.format == "npz":
-        packed = folder.with_name(f"{folder.name}.npz")
-        pack(folder, packed)
-        print(f"Samples: {packed}")
-    print(f"Samples: {folder}")
+    for path in filter(None, (packed, folder)):
+        print(f"Samples: {path}")
     return []
 
 
 def _write(
-    batches: Iterable[HostBatch], writer: ShardWriter, num_images: int, num_kept: int
+    batches: Iterable[HostBatch], writer: ShardWriter | None, num_images: int, num_kept: int
 ) -> Iterator[HostBatch]:
-    """Write all batches and yield the first `num_kept` images."""
+    """Write all batches and yield the first `num_kept` images.
+
+    The writer is None except in the first process.
+    """
     left = num_kept
-    with tqdm(total=num_images, desc="Sample", unit="img", disable=None) as bar:
+    disable = None if is_first() else True
+    with tqdm(total=num_images, desc="Sample", unit="img", disable=disable) as bar:
         for images, labels in batches:
-            writer.write(images, labels)
+            if writer is not None:
+                writer.write(images, labels)
             bar.update(len(labels))
             if left:
                 yield HostBatch(images[:left], labels[:left])

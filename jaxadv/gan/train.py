@@ -47,6 +47,7 @@ from jaxadv.gan.step import (
 from jaxadv.models.classifier import make_classifier
 from jaxadv.reports.images import mosaic
 from jaxadv.runs import checkpoints, signals
+from jaxadv.runs.distributed import any_process, from_first, is_first
 from jaxadv.runs.metrics_log import open_metrics_log
 from jaxadv.runs.workdir import claim_dataset, claimed, load_dataset, provenance, source_version
 from jaxadv.training.loop import Metrics, run_steps
@@ -84,13 +85,18 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
         claim_dataset(workdir, dataset)  # also in `train`, but the evaluator takes long
         evaluator = make_sample_evaluator(config, dataset, workdir)
         train(config, dataset, evaluator, workdir)
-        if not (workdir / "gan.json").exists():
+        if not from_first((workdir / "gan.json").exists):
             _evaluate_best(config, dataset, evaluator, workdir)
-        print(summary(GanResult.from_json(read_json(workdir / "gan.json")).samples))
-        from jaxadv.reports import report
-
-        print(f"Report: {report.write_gan_report(workdir)}")
+        print(from_first(lambda: _report(workdir)))
     return []
+
+
+def _report(workdir: Path) -> str:
+    """Write the report; return the quality of the samples and the path of the report."""
+    from jaxadv.reports import report
+
+    quality = GanResult.from_json(read_json(workdir / "gan.json")).samples
+    return f"{summary(quality)}\nReport: {report.write_gan_report(workdir)}"
 
 
 def _check_grid(config: ConfigDict, dataset: Dataset) -> None:
@@ -192,7 +198,8 @@ def train(
                 "images_per_second": (len(history) - num_resumed) * images_per_step / seconds,
             }
             history = []
-            _write_grid(workdir, number + 1, grid)
+            if is_first():
+                _write_grid(workdir, number + 1, grid)
             log(line, {"samples": grid})
             # The checkpoint comes last, so that each has its line. A line too many is dropped on
             # resume.
@@ -200,7 +207,7 @@ def train(
             seconds_per_round = (time.monotonic() - started) / (number + 1 - first_round)
             seconds_left = seconds_per_round * (num_rounds - number - 1)
             print(_summary(line, quality, num_rounds, seconds_left), flush=True)
-            if signals.stop_requested():
+            if any_process(signals.stop_requested()):
                 signals.raise_stopped()
     return state
 
@@ -277,4 +284,4 @@ def _evaluate_best(
         samples=evaluation.samples,
         provenance=provenance(time.monotonic() - started),
     )
-    write_json(workdir / "gan.json", result.to_json())
+    from_first(lambda: write_json(workdir / "gan.json", result.to_json()))

@@ -116,25 +116,36 @@ class DiskCache(MutableMapping[str, Record]):
         return self._folder / f"{quoted}.npz"
 
 
-class SharedCache(dict[str, Record]):
+class SharedCache(MutableMapping[str, Record]):
     """Resume cache of several processes: all hold the records, the first writes them to disk."""
 
     def __init__(self, records: Mapping[str, Record], disk: DiskCache | None) -> None:
         """Hold `records`, the same in all processes; `disk` is None except in the first."""
-        super().__init__(records)
-        self._disk = disk
+        self._records, self._disk = dict(records), disk
+
+    def __getitem__(self, name: str) -> Record:
+        """Return a record."""
+        return self._records[name]
 
     def __setitem__(self, name: str, record: Record) -> None:
         """Write a record, or replace it."""
-        super().__setitem__(name, record)
+        self._records[name] = record
         if self._disk is not None:
             self._disk[name] = record
 
     def __delitem__(self, name: str) -> None:
         """Delete a record."""
-        super().__delitem__(name)
+        del self._records[name]
         if self._disk is not None:
             self._disk.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names of the records."""
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self._records)
 
     def close(self) -> None:
         """Delete the cache on disk. Call it when the task is complete."""

@@ -133,6 +133,11 @@ def read(workdir: Path, mode: str | None = None) -> ConfigDict:
     return stored
 
 
+def read_in_first(workdir: Path, mode: str | None = None) -> ConfigDict:
+    """Return in all processes what `read` returns in the first."""
+    return ConfigDict(json.loads(from_first(lambda: read(workdir, mode).to_json())))
+
+
 def migrate(stored: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     """Rename and remove keys of a stored config of an earlier version.
 
@@ -432,8 +437,7 @@ def trained_config(
       UserError: the file is not the config of a run, or the run was trained on another kind of
         data.
     """
-    stored = from_first(lambda: read(source, mode).to_json())
-    trained = ConfigDict(json.loads(stored))
+    trained = read_in_first(source, mode)
     try:
         if None in (trained.seed, trained.data.source, trained.data.validation_fraction):
             raise KeyError("a value is missing")
