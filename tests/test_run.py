@@ -51,6 +51,7 @@ def error_line(*arguments, **environment):
         ((*CURRICULUM, "--confg.seed=1"), "confg.seed"),
         ((*CURRICULUM, "seed=1"), "unknown argument 'seed=1'"),
         (("--config", "configs/evaluate.py:digits"), "unknown attack suite 'digits'"),
+        (("--config", "configs/study.py", "--distributed"), "omit --distributed"),
     ],
 )
 def test_wrong_flags_are_reported_in_one_line(arguments, message):

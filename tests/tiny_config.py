@@ -1,9 +1,10 @@
-"""A config of a short training on the digits that uses all features of training."""
+"""Configs of short trainings on the digits, of a classifier and of a GAN."""
 
-from configs import curriculum
+from configs import curriculum, gan
 
 
 def tiny_config(**changes):
+    """Return the config of a classifier; it uses all features of training."""
     config = curriculum.get_config("digits")
     config.model.name = "net"
     config.model.dropout = 0.2
@@ -20,4 +21,28 @@ def tiny_config(**changes):
         "pgd": {"attack": "pgd", "eps": (0.03, 0.1), "step_size": 0.01, "num_steps": 5},
     }
     config.update_from_flattened_dict(changes)
+    return config
+
+
+def tiny_gan_config(**changes):
+    """Return the config of a GAN of two rounds."""
+    config = gan.get_config("digits")
+    config.data.augmentation = "none"
+    config.update_from_flattened_dict(
+        {
+            "latent_size": 4,
+            "generator.features": 2,
+            "discriminator.features": 2,
+            "discriminator.num_blocks": 2,
+            "train.num_steps": 4,
+            "train.steps_per_round": 2,
+            "train.batch_size": 8,
+            "evaluator.num_samples": 80,
+            "evaluator.classifier.train.num_epochs": 1,
+            "sampling.num_images": 50,
+            "sampling.batch_size": 32,
+            "sampling.shard_size": 20,
+            **changes,
+        }
+    )
     return config

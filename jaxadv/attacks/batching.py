@@ -421,7 +421,7 @@ def _pack(result: AttackResult, limit: int, seconds: float) -> dict[str, np.ndar
 
 def _unpack(record: dict[str, np.ndarray], like: AttackResult) -> tuple[Any, int]:
     leaves, structure = jax.tree.flatten(like)
-    kept = [record[str(i)] for i in range(len(leaves))]
+    kept = [record[str(i)].copy() for i in range(len(leaves))]  # the search writes into them
     return jax.tree.unflatten(structure, kept), int(record["limit"])
 
 

@@ -32,6 +32,7 @@ from jaxadv.gan.networks import Latents
 from jaxadv.gan.step import GanSetup, restore, sample_latents
 from jaxadv.runs.distributed import from_first, is_first
 from jaxadv.runs.workdir import (
+    check_processes,
     load_dataset,
     provenance,
     source_version,
@@ -55,6 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
       UserError: the config is not valid, there is no checkpoint, or the folder is not empty.
     """
     source_version()
+    check_processes(config)
     started = time.monotonic()
     sampling = config.sampling
     trained = trained_config(workdir, "gan", config.data.data_dir)

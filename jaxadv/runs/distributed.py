@@ -113,7 +113,7 @@ def is_first() -> bool:
 def from_first(make: Callable[[], T]) -> T:
     """Call a function in the first process only, and broadcast its result to all processes.
 
-    The other processes wait without a timeout.
+    The other processes wait without a timeout. Arrays in a broadcast result are read-only.
 
     Args:
       make: returns None, a number, a string, a numpy array, or a list or dict of these.

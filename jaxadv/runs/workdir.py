@@ -189,18 +189,27 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
       UserError: the workdir holds a run of another config, another process uses it, or it cannot
         be written.
     """
-    config_of_first = ConfigDict(json.loads(from_first(lambda: config.to_json())))
-    if different := differences(config_of_first, config):
-        raise UserError(
-            f"the processes have different configs ({'; '.join(different)}): pass the same flags "
-            "to all of them"
-        )
+    check_processes(config)
     if not is_first():
         yield
         return
     with locked(workdir):
         _claim(workdir, config)
         yield
+
+
+def check_processes(config: ConfigDict) -> None:
+    """Check that all processes of a run have the same config.
+
+    Raises:
+      UserError: they have different configs.
+    """
+    config_of_first = ConfigDict(json.loads(from_first(lambda: config.to_json())))
+    if different := differences(config_of_first, config):
+        raise UserError(
+            f"the processes have different configs ({'; '.join(different)}): pass the same flags "
+            "to all of them"
+        )
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from tiny_config import tiny_gan_config as tiny_config
 
-from configs import gan as gan_config
 from jaxadv import config as configs
 from jaxadv.core.devices import AXIS, pmap_batches
 from jaxadv.core.rng import example_keys
@@ -45,29 +45,6 @@ from jaxadv.runs.workdir import claimed
 from jaxadv.training.optimizer import moving_average
 
 pytestmark = pytest.mark.slow  # compiles much
-
-
-def tiny_config(**changes):
-    config = gan_config.get_config("digits")
-    config.data.augmentation = "none"
-    config.update_from_flattened_dict(
-        {
-            "latent_size": 4,
-            "generator.features": 2,
-            "discriminator.features": 2,
-            "discriminator.num_blocks": 2,
-            "train.num_steps": 4,
-            "train.steps_per_round": 2,
-            "train.batch_size": 8,
-            "evaluator.num_samples": 80,
-            "evaluator.classifier.train.num_epochs": 1,
-            "sampling.num_images": 50,
-            "sampling.batch_size": 32,
-            "sampling.shard_size": 20,
-            **changes,
-        }
-    )
-    return config
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,27 @@
-"""One process of the runs in test_distributed.py.
+"""One process of the runs in test_distributed.py and test_distributed_gan.py.
 
 python tests/runs/distributed_job.py JOB WORKDIR [run.py's flags]
 """
 
 import json
 import os
+import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import jax
 
 import run as program
+from jaxadv.attacks import batching
 from jaxadv.core.devices import local_rows
+from jaxadv.evaluation import checkpoint
+from jaxadv.gan import sampling
+from jaxadv.gan import train as gan_train
 from jaxadv.runs import checkpoints, distributed
+from jaxadv.runs.resume_cache import DiskCache
 from jaxadv.training import train
 from jaxadv.training.loop import run_steps
 
@@ -84,6 +92,61 @@ def wait(_, workdir: Path) -> list[str]:
     return []
 
 
+def train_sample_and_attack(_, workdir: Path) -> list[str]:
+    """Train a GAN; sample it, or the GAN in the folder `given`; attack its evaluator.
+
+    What is finished is not repeated.
+    """
+    from test_distributed_gan import SAMPLINGS, attack_config, gan_config, sampling_config
+
+    if not distributed.from_first((workdir / "gan" / "gan.json").exists):
+        gan_train.run(gan_config(), workdir / "gan")
+    given = workdir / "given"
+    source = given if given.exists() else workdir / "gan"
+    for name in SAMPLINGS:
+        if not distributed.from_first((workdir / name / "manifest.json").exists):
+            sampling.run(sampling_config(name, workdir), source)
+    _shorten_autoattack()
+    return checkpoint.run(attack_config(source / "evaluator"), workdir / "attacks")
+
+
+def _shorten_autoattack() -> None:
+    """Keep the first two attacks of AutoAttack, with two target classes instead of nine."""
+    module: Any = import_module("jaxadv.attacks.autoattack")
+    standard = module._stages(2)["standard"]
+    module._stages = lambda _: {
+        "standard": {name: standard[name] for name in ("apgd_ce", "apgd_t")}
+    }
+
+
+def stop_in_second_round(_, workdir: Path) -> list[str]:
+    """Stop the second process in the third step of the second round."""
+    batches = gan_train._batches
+
+    def batches_and_stop(*args):
+        for number, batch in enumerate(batches(*args), start=1):
+            if number == 3 and jax.process_index() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    gan_train._batches = batches_and_stop
+    return train_sample_and_attack(None, workdir)
+
+
+def hang_in_attacks(_, workdir: Path) -> list[str]:
+    """Hang in the first process when it has saved a part of AutoAttack's second search."""
+    write = DiskCache.__setitem__
+
+    def write_and_hang(self, name, record):
+        write(self, name, record)
+        if name.endswith("apgd_t/0/search"):
+            time.sleep(1000)
+
+    DiskCache.__setitem__ = write_and_hang
+    batching._SECONDS_BETWEEN_SAVES = 0
+    return train_sample_and_attack(None, workdir)
+
+
 if __name__ == "__main__":
     job, workdir = sys.argv[1:3]
     train_run = {
@@ -93,6 +156,9 @@ if __name__ == "__main__":
         "wait": wait,
         "save_slowly": save_slowly,
         "different_configs": different_configs,
+        "gan": train_sample_and_attack,
+        "gan_stopped_in_second_round": stop_in_second_round,
+        "gan_hanging_in_attacks": hang_in_attacks,
     }[job]
     program.import_module = lambda _: type("Job", (), {"run": staticmethod(train_run)})
     flags = ["--config", "configs/curriculum.py:digits", "--workdir", workdir]

@@ -1,25 +1,19 @@
 """Runs of several processes on this machine, each with two CPU devices."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import start, wait_for_exit
 from tiny_config import tiny_config
 
 from jaxadv.data import load
 from jaxadv.training import train
 
 pytestmark = pytest.mark.slow  # starts processes
-
-ROOT = Path(__file__).parents[2]
 
 
 def two_epochs():
@@ -28,44 +22,6 @@ def two_epochs():
     of_queries = {"attack": "nes", "eps": (0.1,), "step_size": 0.05, "num_queries": 64}
     config.evaluation.attacks = {"pgd": config.evaluation.attacks.pgd, "nes": of_queries}
     return config
-
-
-def start(job, workdir, num_processes=2, *, num_devices=2, only=None):
-    """Start the processes of a job, or only some of them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    devices = f"--xla_force_host_platform_device_count={num_devices}"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'runs'}",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
-    }
-    command = [sys.executable, "tests/runs/distributed_job.py", job, str(workdir)]
-    distributed_flags = [f"--coordinator=localhost:{port}", f"--num_processes={num_processes}"]
-    if num_processes == 1:
-        distributed_flags = []
-    return [
-        subprocess.Popen(
-            [
-                *command,
-                *distributed_flags,
-                *([f"--process_id={number}"] if distributed_flags else []),
-            ],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in only or range(num_processes)
-    ]
-
-
-def wait_for_exit(processes, timeout=120):
-    """Return the exit codes, and the (stdout, stderr) of each process."""
-    outputs = [process.communicate(timeout=timeout) for process in processes]
-    return [process.returncode for process in processes], outputs
 
 
 def test_values_are_exchanged(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxadv.core.types import UserError
-from jaxadv.runs.resume_cache import DiskCache, open_resume_cache
+from jaxadv.runs.resume_cache import DiskCache, SharedCache, open_resume_cache
 
 
 def test_records_are_read_after_a_restart(tmp_path):
@@ -71,6 +71,20 @@ def test_a_name_can_begin_with_a_dot(tmp_path):
     cache[".x"] = {"a": np.arange(3)}
     assert list(cache) == [".x"]
     assert ".x" in cache
+
+
+def test_the_first_process_keeps_the_shared_records_on_disk(tmp_path):
+    disk = DiskCache(tmp_path, "one")
+    disk["old"] = {"a": np.arange(3)}
+    caches = [SharedCache(dict(disk), disk), SharedCache(dict(disk), None)]
+    for cache in caches:
+        cache["new"] = {"a": np.arange(4)}
+        assert cache.pop("old", None) is not None
+        assert cache.pop("missing", None) is None
+        assert list(cache) == ["new"]
+    assert list(disk) == ["new"]
+    caches[0].close()
+    assert not tmp_path.exists()
 
 
 @pytest.mark.parametrize("suffix", ["", "_last"])
