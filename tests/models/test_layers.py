@@ -102,9 +102,10 @@ POOLED = {
 }
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "tpu"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize("case", POOLED.values(), ids=POOLED.keys())
-def test_a_pooled_convolution_matches_separate_operations(case, activation):
+def test_a_pooled_convolution_matches_separate_operations(case, activation, accelerator):
     size, height, width, in_channels, out_channels, padding = case
     arguments = _arrays(
         (2, height, width, in_channels), (size, size, in_channels, out_channels), (out_channels,)
@@ -121,7 +122,9 @@ def test_a_pooled_convolution_matches_separate_operations(case, activation):
         outputs = _reference(images, kernel, 1, padding) + bias
         return nn.max_pool(ACTIVATIONS[activation](outputs), (2, 2), (2, 2))
 
-    actual, wanted = jax.jit(lambda: (value_and_gradients(ours), value_and_gradients(expected)))()
+    with traced_for(accelerator):
+        both = jax.jit(lambda: (value_and_gradients(ours), value_and_gradients(expected)))
+        actual, wanted = both()
     for got, want in zip(actual, wanted, strict=True):
         assert got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max()))
@@ -166,6 +169,14 @@ def test_other_backends_use_the_convolution_of_xla():
     names = [equation.primitive.name for equation in pooled.eqns]
     assert next(name for name in names if name != "broadcast_in_dim") == "conv_general_dilated"
     assert "optimization_barrier" not in names
+    # Windows of six axes would be padded to tiles on a TPU.
+    assert max(variable.aval.ndim for one in pooled.eqns for variable in one.outvars) == 4
+
+
+@pytest.fixture(params=["cpu", "tpu"])
+def accelerator(request):
+    with traced_for(request.param):
+        yield
 
 
 def max_pool(images):
@@ -173,12 +184,14 @@ def max_pool(images):
     return pooled_convolution(images, jnp.ones((1, 1, 1, 1)), jnp.zeros(1), "relu")
 
 
+@pytest.mark.usefixtures("accelerator")
 def test_max_pool_takes_the_maximum_of_each_window_and_drops_odd_edges():
     images = jnp.arange(2 * 5 * 5, dtype=jnp.float32).reshape(2, 5, 5, 1)
     expected = [[[6, 8], [16, 18]], [[31, 33], [41, 43]]]
     np.testing.assert_array_equal(max_pool(images)[..., 0], jnp.array(expected, jnp.float32))
 
 
+@pytest.mark.usefixtures("accelerator")
 def test_max_pool_sends_the_gradient_to_the_maximum_and_shares_it_at_ties():
     images = jnp.array([[2, 3, 1, 1], [4, 1, 1, 1], [6, 6, 5, 2], [6, 2, 2, 5]], jnp.float32)
     scale = jnp.array([[1, 4], [3, 2]], jnp.float32)
