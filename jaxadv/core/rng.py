@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from jaxadv.core.devices import platform
 from jaxadv.core.types import PRNGKey
 
 Stream = Literal[
@@ -47,9 +48,10 @@ def example_keys(key: PRNGKey, example_ids: Int[Array, "batch"]) -> Key[Array, "
 def normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Sample float32 values from N(0, 1), by the transform of Box & Muller (1958)."""
     size = math.prod(shape)
-    # Without the barrier, XLA computes the bits again for each value and term that uses them. The
-    # concatenation keeps XLA from vectorising over the few channels of an image.
-    first, second = lax.optimization_barrier(jnp.stack(_random_bits(key, (size + 1) // 2)))
+    first, second = _random_bits(key, (size + 1) // 2)
+    if platform() == "cpu":
+        # Without the barrier, XLA computes the bits again for each value and term that uses them.
+        first, second = lax.optimization_barrier(jnp.stack([first, second]))
     radius = jnp.sqrt(-jnp.log(2 - _float_in_1_2(first)))  # of the pair, divided by sqrt(2)
     # The angle is 45 degrees + x, with a random sign for each axis. Its sine and cosine are Taylor
     # series that are exact to float32 rounding.
@@ -59,6 +61,7 @@ def normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     cosine = 1 + square * (-1 / 2 + square * (1 / 24 + square * (-1 / 720 + square / 40320)))
     one = radius * (cosine - sine) * _sign(second << 31)
     other = radius * (cosine + sine) * _sign(second << 30)
+    # The concatenation keeps XLA from vectorising over the few channels of an image.
     return jnp.concatenate([one, other])[:size].reshape(shape)
 
 
@@ -66,7 +69,7 @@ def normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
 def uniform(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Sample float32 values uniformly from [-1, 1)."""
     size = math.prod(shape)
-    words = jnp.concatenate(_random_bits(key, (size + 1) // 2))  # see `normal`
+    words = jnp.concatenate(_random_bits(key, (size + 1) // 2))
     return (2 * _float_in_1_2(words) - 3)[:size].reshape(shape)
 
 
