@@ -103,8 +103,8 @@ def autoattack(
       norm: "linf" or "l2".
       version: "standard", "plus" or "rand".
       example_ids: distinct numbers of the examples, by default their positions.
-      batch_size: over all devices together. At most a sixteenth of it is attacked at a time, which
-        leaves few idle rows and still fills a CPU; all of it if the model is outside of JAX.
+      batch_size: over all devices together. On a CPU at most a sixteenth of it is attacked at
+        a time, which leaves few idle rows and still fills the CPU.
       progress: whether to show a progress bar over queries.
       ledger: resume cache: a mapping where finished parts are saved. A call that was interrupted
         resumes from it, to the same result. The arguments must be the same.

@@ -18,14 +18,20 @@ from jaxadv.attacks.host_calls import run_with_host_calls
 from jaxadv.attacks.result import AttackResult
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.tracing import TracedModel, trace_model
-from jaxadv.core.devices import divisible_size, padded_batches, pmap_batches, replicate
+from jaxadv.core.devices import (
+    divisible_size,
+    padded_batches,
+    platform,
+    pmap_batches,
+    replicate,
+)
 from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
 ResumeCache = MutableMapping[str, dict[str, np.ndarray]]
 """Named arrays that survive the program, so that an interrupted attack resumes from them."""
 
-# Largest batch size of searches as a share of that of the evaluation: smaller batches have fewer
-# idle rows, and are as fast on a CPU. Fewer examples take multiples of a share of that, because
+# Largest batch size of searches on a CPU, as a share of that of the evaluation: smaller batches are
+# as fast there, and have fewer idle rows. Fewer examples take multiples of a share of that, because
 # idle rows cost more than further compilations; a few take the smallest share.
 _SEARCH_SHARE, _STEP_SHARE, _TAIL_SHARE = 16, 4, 8
 _SMALL_CALL = 32  # images per call of a model outside of JAX, at least
@@ -278,9 +284,9 @@ def search_survivors(
 
     The attack runs in segments of its query budget. After each segment the fooled examples leave
     and the remaining ones are packed into fewer batches. All take their steps together, so that
-    the result of an example does not depend on the others. A batch has a sixteenth of
-    `batch_size`, or all of it for a model outside of JAX, and an eighth of that when few examples
-    are left. Each size compiles once.
+    the result of an example does not depend on the others. A batch has `batch_size` examples, or a
+    sixteenth of it on a CPU, and an eighth of that when few examples are left. Each size compiles
+    once.
 
     Args:
       spec: of a resumable attack.
@@ -394,6 +400,10 @@ def search_size(batch_size: int, left: int | None = None, *, on_host: bool = Fal
         # Large calls are faster outside of JAX, unless their rows are idle.
         small = min(max(batch_size // _TAIL_SHARE, _SMALL_CALL), batch_size)
         return min(batch_size, small, key=lambda size: -(-(left or batch_size) // size) * size)
+    if platform() != "cpu":
+        # Large batches are faster, and each size takes minutes to compile for a TPU.
+        small = divisible_size(batch_size // _TAIL_SHARE)
+        return small if left and left <= small else divisible_size(batch_size)
     largest = divisible_size(batch_size // _SEARCH_SHARE)
     if left is None:
         return largest

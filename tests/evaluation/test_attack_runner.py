@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jaxadv.adapters.trained import noise_models
 from jaxadv.attacks import ATTACKS, batching
+from jaxadv.core.devices import traced_for
 from jaxadv.core.images import to_float
 from jaxadv.core.rng import stream
 from jaxadv.core.types import HostBatch
@@ -199,6 +200,13 @@ def test_sizes_of_batches_leave_few_rows_idle():
     # Never more batches than of the largest size.
     assert all(-(-left // size) == -(-left // 32) for left, size in sizes.items())
     assert batching.search_size(512) == 32
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
+def test_an_accelerator_gets_whole_batches_of_two_sizes(accelerator):
+    with traced_for(accelerator):
+        sizes = [batching.search_size(512, left) for left in (None, 1, 64, 65, 512, 5000)]
+    assert sizes == [512, 64, 64, 512, 512, 512]
 
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
