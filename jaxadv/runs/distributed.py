@@ -6,6 +6,7 @@ workdir, and broadcasts what it reads.
 
 import itertools
 import json
+import operator
 import os
 import re
 import socket
@@ -14,15 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from importlib import import_module
 from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from flax import serialization
-
-# JAX has no public API for its cluster detection, nor for the key-value store of its coordination
-# service.
-from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 
 from jaxadv.core.types import UserError
@@ -36,6 +34,23 @@ _POLL_MILLISECONDS = 1000
 _DAY_MILLISECONDS = 86_400_000
 _PART_BYTES = 1 << 29  # of a broadcast: the size of an array is an int32
 _EXIT_KEY = "jaxadv/end"
+
+
+def _private(module: str, name: str) -> Any:
+    """Return an object of a private module of JAX, or None if this version of JAX lacks it.
+
+    JAX has no public API for its cluster detection, nor for the key-value store of its coordination
+    service. Nothing else uses `jax._src`.
+    """
+    try:
+        return operator.attrgetter(name)(import_module(f"jax._src.{module}"))
+    except (ImportError, AttributeError):
+        return None
+
+
+def _coordination_client() -> Any:
+    """Return the client of JAX's coordination service, or None if there is none."""
+    return _private("distributed", "global_state.client")
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -68,7 +83,8 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         local_device_ids,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
-    _listener.start()
+    if _coordination_client():
+        _listener.start()
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
@@ -77,11 +93,11 @@ def _detect_cluster(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> tuple[str, int, int, Sequence[int] | None]:
     """Replace each argument that is None by the value that JAX detects from the cluster."""
-    coordinator, num_processes, process_id, devices = (
-        clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    devices = None
+    if detect := _private("clusters", "ClusterEnv.auto_detect_unset_distributed_params"):
+        coordinator, num_processes, process_id, devices = detect(
             coordinator, num_processes, process_id, None, None, int(_START_SECONDS)
         )
-    )
     if coordinator is None or num_processes is None or process_id is None:
         raise UserError(
             "no cluster such as Slurm, Open MPI or a TPU pod was detected: pass "
@@ -99,9 +115,10 @@ def _silence_collectives() -> None:
 
 def shutdown() -> None:
     """Disconnect from the other processes when the work is complete."""
-    if distributed.global_state.client:
+    if jax.distributed.is_initialized():
         _shutting_down.set()
-        _listener.join()
+        if _listener.is_alive():
+            _listener.join()
         jax.distributed.shutdown()
 
 
@@ -144,9 +161,12 @@ def first_process_first(make: Callable[[], T]) -> T:
 
 
 def _wait_for_all() -> None:
-    """Wait for all processes. Unlike a collective, this does not time out within minutes."""
-    client: Any = distributed.global_state.client
-    client.wait_at_barrier(f"jaxadv/{next(_barrier_numbers)}", _DAY_MILLISECONDS)
+    """Wait for all processes; if JAX lacks the private API, in a collective with its timeout."""
+    name = f"jaxadv/{next(_barrier_numbers)}"
+    if client := _coordination_client():
+        client.wait_at_barrier(name, _DAY_MILLISECONDS)
+    else:
+        multihost_utils.sync_global_devices(name)
 
 
 def any_process(flag: bool) -> bool:
@@ -159,11 +179,14 @@ def any_process(flag: bool) -> bool:
 def exit_all(code: int, text: str) -> NoReturn:
     """Print a message and exit, in all processes of the run with the message of this one.
 
+    If JAX lacks the private API, the other processes exit without the message, when the heartbeats
+    of this one stop.
+
     Args:
       code: exit code.
       text: message for stderr.
     """
-    client = distributed.global_state.client
+    client = _coordination_client()
     if client is None:
         _exit(code, text)
     # Raised if another process has already written the message, or the first process is gone.
@@ -175,7 +198,7 @@ def exit_all(code: int, text: str) -> NoReturn:
 
 def _exit_with_others() -> None:
     """Exit when another process calls `exit_all`. Runs in a thread."""
-    client: Any = distributed.global_state.client
+    client = _coordination_client()
     while not _shutting_down.is_set():
         began = time.monotonic()
         try:

@@ -1,6 +1,6 @@
 """One process of the runs in test_distributed.py and test_distributed_gan.py.
 
-python tests/runs/distributed_job.py JOB WORKDIR [run.py's flags]
+python tests/runs/distributed_job.py JOB[_without_private_api] WORKDIR [run.py's flags]
 """
 
 import json
@@ -24,6 +24,8 @@ from jaxadv.runs import checkpoints, distributed
 from jaxadv.runs.resume_cache import DiskCache
 from jaxadv.training import train
 from jaxadv.training.loop import run_steps
+
+WITHOUT_PRIVATE_API = "_without_private_api"  # end of the name of a job
 
 
 def tiny_job(_, workdir: Path) -> list[str]:
@@ -149,6 +151,9 @@ def hang_in_attacks(_, workdir: Path) -> list[str]:
 
 if __name__ == "__main__":
     job, workdir = sys.argv[1:3]
+    if job.endswith(WITHOUT_PRIVATE_API):
+        distributed._private = lambda module, name: None
+        job = job.removesuffix(WITHOUT_PRIVATE_API)
     train_run = {
         "tiny": tiny_job,
         "communicate": communicate,

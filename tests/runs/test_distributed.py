@@ -92,6 +92,20 @@ def test_an_exception_in_one_process_ends_all_with_its_traceback(tmp_path):
         assert "Traceback" not in stderr[:first]
 
 
+def test_without_the_private_api_of_jax_values_are_exchanged(tmp_path):
+    codes, outputs = wait_for_exit(start("communicate_without_private_api", tmp_path))
+    assert codes == [0, 0], outputs
+
+
+def test_without_the_private_api_of_jax_an_exception_in_one_process_ends_all(tmp_path):
+    began = time.monotonic()
+    codes, outputs = wait_for_exit(start("fail_without_private_api", tmp_path))
+    assert codes[0] != 0
+    assert codes[1] == 1
+    assert time.monotonic() - began < 60
+    assert "ZeroDivisionError: in the second process" in outputs[1][1]
+
+
 def wait_until_running(processes, workdir):
     """Wait until all processes run collectives."""
     marks = [workdir / str(number) for number in range(len(processes))]
