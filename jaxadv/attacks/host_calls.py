@@ -311,7 +311,7 @@ def _run_with_host(equation: Any) -> Callable[..., Sequence[Any]]:
         case "cond":
             return partial(_run_cond, list(map(_plan, params["branches"])))
         case "scan":
-            sizes = params["num_consts"], params["num_carry"]
+            sizes = _scan_sizes(params)
             steps = range(params["length"])[:: -1 if params["reverse"] else 1]
             types = [variable.aval for variable in equation.outvars[sizes[1] :]]
             return partial(_run_scan, _plan(params["jaxpr"]), sizes, steps, types)
@@ -337,6 +337,14 @@ def _plan(program: Jaxpr | ClosedJaxpr) -> Callable[..., list[Any]]:
     if isinstance(program, ClosedJaxpr):
         return partial(_Plan(program.jaxpr), *program.consts)
     return _Plan(program)
+
+
+def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """Return the numbers of constants and of carried values of a scan."""
+    if "ft_in" in params:  # JAX 0.11 and later
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return params["num_consts"], params["num_carry"]
 
 
 def _run_while(cond: Callable, body: Callable, sizes: tuple[int, int], *operands: Any) -> list[Any]:
