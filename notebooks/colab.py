@@ -36,7 +36,9 @@ WORKDIR = "runs/colab"  # on Colab this is a folder on Google Drive
 # %% [markdown]
 # ## Install
 #
-# Installs the package for the accelerator of the runtime, unless it is installed already.
+# Installs the package for the accelerator of the runtime, unless it is installed already. Colab's
+# own JAX 0.7 and Flax 0.11 are too old for it: they are upgraded to JAX 0.10 and Flax 0.12. Colab's
+# NumPy stays, so that the runtime needs no restart.
 
 # %%
 import importlib.metadata
@@ -58,7 +60,8 @@ if "jaxadv" not in {found.name for found in importlib.metadata.distributions()}:
     # The device files of libtpu, and the tool of the NVIDIA driver.
     on_tpu = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     extra = "[tpu]" if on_tpu else "[cuda12]" if shutil.which("nvidia-smi") else ""
-    # !{python} -m pip install --quiet --editable ".{extra}"
+    # JAX 0.12 would upgrade NumPy, too.
+    # !{python} -m pip install --quiet --editable ".{extra}" "jax<0.11"
     assert _exit_code == 0, "the installation failed: see above"
 
 # %% [markdown]

@@ -95,8 +95,8 @@ def set_up_cpu() -> bool:
         jax.config.update("jax_num_cpu_devices", current if asked else num_cores())
     except RuntimeError:  # JAX has started
         return False
-    # XLA aborts on unknown flags: these versions of JAX are known to have it.
-    if _YNNPACK not in flags and (0, 10) <= jax.__version_info__ < (0, 13):
+    # XLA aborts on unknown flags: JAX within the bounds of pyproject.toml has it.
+    if _YNNPACK not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=".strip()
     return True
 
@@ -267,7 +267,7 @@ def match_varying_axes(tree: PyTree) -> PyTree:
 def _varying(array: Array) -> frozenset[Any]:
     """Return the mesh axes that an array varies over."""
     aval: Any = jax.typeof(array)
-    return aval.mat.varying if hasattr(aval, "mat") else aval.vma  # JAX 0.9 and earlier
+    return aval.mat.varying
 
 
 def _vary(array: Array, axes: set[Any]) -> Array:

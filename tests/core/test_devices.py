@@ -47,8 +47,7 @@ def test_cpu_devices_and_ynnpack_follow_xla_flags_or_the_defaults(
     ).stdout.split(maxsplit=2)
     assert num_devices in (None, int(output[0]))
     assert output[2].startswith(xla_flags)
-    if (0, 10) <= jax.__version_info__ < (0, 13):
-        assert output[1] == str(uses_ynnpack)
+    assert output[1] == str(uses_ynnpack)
 
 
 def test_the_tests_have_two_devices():

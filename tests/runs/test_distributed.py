@@ -95,6 +95,7 @@ def test_an_exception_in_one_process_ends_all_with_its_traceback(tmp_path):
 def test_without_the_private_api_of_jax_values_are_exchanged(tmp_path):
     codes, outputs = wait_for_exit(start("communicate_without_private_api", tmp_path))
     assert codes == [0, 0], outputs
+    assert not any("Traceback" in stderr for _, stderr in outputs)
 
 
 def test_without_the_private_api_of_jax_an_exception_in_one_process_ends_all(tmp_path):
