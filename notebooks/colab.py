@@ -48,6 +48,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 python = sys.executable
@@ -56,7 +57,8 @@ if root is None:
     root = Path("jaxadv").absolute()
     subprocess.run(["git", "clone", "--quiet", REPOSITORY, str(root)], check=True)
 os.chdir(root)
-if "jaxadv" not in {found.name for found in importlib.metadata.distributions()}:
+installed = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+if "jaxadv" not in {found.name for found in installed}:
     # The device files of libtpu, and the tool of the NVIDIA driver.
     on_tpu = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     extra = "[tpu]" if on_tpu else "[cuda12]" if shutil.which("nvidia-smi") else ""
