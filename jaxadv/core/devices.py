@@ -30,16 +30,21 @@ _platform = jax.make_user_context(default_value=None)
 def platform() -> str:
     """Return the platform that programs are traced for: "cpu", "gpu" or "tpu".
 
-    It is JAX's default backend, except in `traced_for`. Modules that choose a form of an operation
-    ask this function.
+    It is that of `traced_for`, of `jax.default_device` if it is set, such as a CPU beside a GPU, or
+    else of JAX's default backend. Modules that choose a form of an operation ask this function.
     """
-    return _platform.value or jax.default_backend()
+    device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return (
+        _platform.value
+        or (device if isinstance(device, str) else getattr(device, "platform", None))
+        or jax.default_backend()
+    )
 
 
 def traced_for(name: str) -> AbstractContextManager[None]:
     """Return a context in which programs are traced for a platform that need not be present.
 
-    Ahead-of-time compilation needs it, as in benchmarks/compilation.py.
+    Ahead-of-time compilation needs it, as in benchmarks/accelerators.py.
 
     Args:
       name: "cpu", "gpu" or "tpu".
@@ -203,7 +208,9 @@ def pmap_batches(
     def call(*args: Any) -> Any:
         first, replicated = args[:num_first], args[num_first:num_replicated]
         batches = jax.tree.map(_split, _for_device(args[num_replicated:]))
-        output = mapped(first, {"replicated": replicated, "batches": batches})
+        # The devices are those of the default backend, whatever `jax.default_device` says.
+        with traced_for(_platform.value or jax.default_backend()):
+            output = mapped(first, {"replicated": replicated, "batches": batches})
         if jax.default_backend() == "cpu":
             jax.block_until_ready(output)
         return jax.tree.map(_merge, output) if sharded_output else output

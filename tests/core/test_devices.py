@@ -148,3 +148,35 @@ jaxadv.evaluate(box, images, [0, 0], **options)
     assert "JAX has started with 1 CPU device(s) on 7 cores" in in_jax
     assert "call jaxadv.set_up_cpu() before anything else uses JAX" in in_jax
     assert "JAX has started" not in outside  # it uses one device anyway
+
+
+def test_a_cpu_beside_an_accelerator_gets_programs_for_a_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    seen = []
+
+    def traced(x):
+        seen.append(platform())
+        return x
+
+    jitted = jax.jit(traced)
+    jitted(1.0)
+    for device in ("cpu", jax.devices()[0]):
+        with jax.default_device(device):
+            jitted(1.0)
+            with traced_for("gpu"):
+                jitted(1.0)
+    assert seen == ["tpu", "cpu", "gpu", "cpu", "gpu"]
+
+
+def test_programs_over_devices_are_those_of_the_default_backend(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    seen = []
+
+    def traced(x):
+        seen.append(platform())
+        return x
+
+    mapped = pmap_batches(traced, num_replicated=0, num_batches=1, sharded_output=True)
+    with jax.default_device("cpu"):
+        mapped(np.zeros(jax.device_count()))
+    assert set(seen) == {"tpu"}

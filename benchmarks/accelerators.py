@@ -1,0 +1,367 @@
+"""Compile what runs map over accelerators, for a TPU v5e and an H100, on a CPU.
+
+The compilers of both accelerators run ahead of time, without a device. Each needs an environment,
+because the packages of one exclude those of the other:
+
+    pip install -e ".[aot-tpu]" -c constraints.txt
+    PYTHONPATH=. python benchmarks/accelerators.py v5e --out results/accelerators
+
+    pip install -e ".[aot-cuda12]" -c constraints.txt
+    PYTHONPATH=. python benchmarks/accelerators.py h100 --out results/accelerators
+
+`--check` compiles the programs that have bounds, as CI does, and fails if a bound is exceeded.
+`--table` prints the tables of docs/accelerators.md from the files in --out.
+
+`jaxadv.core.devices.pmap_batches` alone maps over devices, with `jax.pmap`. Here `jax.shard_map`
+takes its place, over a mesh of one to four accelerators and along the same axis. Nothing is
+executed: the programs return zeros. Each entry is compiled in a separate process with a limit of
+CPU time, which other jobs on the machine hardly change.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from benchmarks.accelerator_programs import PROGRAMS, Program
+from benchmarks.program_costs import Operation, count_flops, memory_traffic
+from jaxadv.core.devices import AXIS, num_cores, traced_for
+from jaxadv.runs.workdir import provenance
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",  # no search for a TPU in the cloud
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock, which a killed process leaves, guards a real TPU
+    "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # no trial runs on a GPU
+}
+MIB = 2**20
+NUM_LARGEST = 10
+
+
+class Target(NamedTuple):
+    """An accelerator.
+
+    Attributes:
+      platform: name of its platform in JAX.
+      devices: returns descriptions of its devices.
+      bytes_per_second: of its main memory.
+      flops_per_second: peak by the precision of products, from the makers' data sheets.
+    """
+
+    platform: str
+    devices: Callable[[], list[Any]]
+    bytes_per_second: float
+    flops_per_second: dict[str, float]
+
+
+def _v5e_devices() -> list[Any]:
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+
+
+def _h100_devices() -> list[Any]:
+    import jax_plugins.xla_cuda12 as plugin
+
+    with suppress(RuntimeError):  # there is no CUDA, but the plugin is registered all the same
+        plugin.initialize()
+    description = Path(__file__).with_name("h100.txtpb").read_text()
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", topology="1x1x1", target_config=description
+    ).devices
+
+
+_V5E_BF16 = 197e12
+TARGETS = {
+    # A float32 product is six bfloat16 products on a TPU.
+    "v5e": Target(
+        "tpu", _v5e_devices, 819e9,
+        {"bfloat16": _V5E_BF16, "bfloat16 operands": _V5E_BF16, "float32": _V5E_BF16 / 6},
+    ),
+    # The precision "bfloat16" of JAX is TF32 for float32 operands on a GPU.
+    "h100": Target(
+        "gpu", _h100_devices, 3.35e12,
+        {"bfloat16": 495e12, "bfloat16 operands": 989e12, "float32": 67e12},
+    ),
+}  # fmt: skip
+# Of a v5e: four units of 128 x 128 multiply and add in each cycle.
+_V5E_CYCLES_PER_SECOND = _V5E_BF16 / (4 * 128 * 128 * 2)
+
+
+def main() -> None:
+    """Compile programs, print a line for each, and write them to a file of the target."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("programs", nargs="*", help="names of entries; by default all")
+    parser.add_argument("--limit", type=int, default=900, help="CPU seconds for each entry")
+    parser.add_argument("--out", type=Path, help="folder of TARGET.json; by default none")
+    parser.add_argument("--missing", action="store_true", help="only what TARGET.json lacks")
+    parser.add_argument("--check", action="store_true", help="check the bounds of CI")
+    parser.add_argument("--table", action="store_true", help="print the tables of --out")
+    parser.add_argument("--here", action="store_true", help="compile in this process")
+    options = parser.parse_args()
+    if options.here:
+        print(json.dumps(compile_entry(options.target, *options.programs)))
+        return
+    path = options.out and options.out / f"{options.target}.json"
+    if options.table:
+        print(format_table(json.loads(path.read_text())))
+        return
+    os.environ |= ENVIRONMENT
+    jax.config.update("jax_num_cpu_devices", num_cores())  # as `provenance` describes the machine
+    names = options.programs or list(PROGRAMS)
+    if options.check:
+        names = [name for name in names if PROGRAMS[name].bounds]
+    failures = []
+    for name in names:
+        program = PROGRAMS[name]
+        stored = json.loads(path.read_text()) if path and path.exists() else {}
+        if (options.target == "h100" and program.chips > 1) or (options.missing and name in stored):
+            continue
+        began = time.monotonic()
+        results = _compile_in_process(options.target, name, options.limit)
+        for part, result in results.items():
+            print(f"{options.target:5} {_full_name(name, part):50} {_summary(result)}", flush=True)
+        if path:
+            seconds = time.monotonic() - began
+            stored[name] = {"programs": results, "provenance": _provenance(seconds)}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(stored, indent=1) + "\n")
+        if options.check:
+            failures += check_bounds(name, options.target, program, results)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+def check_bounds(
+    name: str, target: str, program: Program, results: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Return a sentence for each bound that the first program of an entry exceeds."""
+    result = next(iter(results.values()))
+    if "error" in result:
+        return [f"{target}: {name} does not compile: {result['error']}"]
+    seconds, mib = (program.bounds or {})[target]
+    measured = {
+        "cpu_seconds": (seconds, "CPU seconds to compile"),
+        "temporary_mib": (mib, "MiB of temporary memory"),
+    }
+    return [
+        f"{target}: {name} needs {result[key]:.1f} {what}, more than {bound:g}"
+        for key, (bound, what) in measured.items()
+        if result[key] > bound
+    ]
+
+
+def _full_name(name: str, part: str) -> str:
+    return f"{name}: {part}" if part else name
+
+
+def _summary(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return result["error"]
+    return (
+        f"compiled in {result['cpu_seconds']:6.1f} CPU s, {result['temporary_mib']:8.1f} MiB "
+        f"temporary, {result['gflops']:10.1f} GFLOP, {result['traffic_mib']:10.1f} MiB moved, "
+        f"at least {result['least_ms']:.3f} ms"
+    )
+
+
+def _compile_in_process(target: str, name: str, limit: int) -> dict[str, dict[str, Any]]:
+    process = subprocess.run(
+        [sys.executable, __file__, target, name, "--here"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5)),
+    )
+    if process.returncode == -signal.SIGXCPU:
+        return {"": {"error": f"did not finish in {limit} s of CPU time"}}
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        return {"": {"error": lines[-1][:300]}}
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def _provenance(seconds: float) -> dict[str, Any]:
+    source = provenance(seconds)
+    return source | {"device": f"compiled on {source['device']}"}
+
+
+def compile_entry(target: str, name: str) -> dict[str, dict[str, Any]]:
+    """Compile the programs of an entry in this process; return what they cost, by their names."""
+    program, accelerator = PROGRAMS[name], TARGETS[target]
+    jax.config.update("jax_num_cpu_devices", program.chips)
+    mesh = Mesh(accelerator.devices()[: program.chips], (AXIS,))
+    recorded: list[dict[str, Any]] = []
+
+    def compiling_pmap(fn: Callable, **options: Any) -> Callable:
+        return _compiling(fn, mesh, options, program, accelerator, recorded)
+
+    with traced_for(accelerator.platform), mock.patch.object(jax, "pmap", compiling_pmap):
+        further = program.call() or {}
+    if len(recorded) != len(program.names):
+        raise SystemExit(f"{len(recorded)} programs, not {len(program.names)}: {program.names}")
+    if "activations" in further:
+        recorded[0]["activations_mib"] = round(further["activations"] / MIB, 1)
+    return dict(zip(program.names, recorded, strict=True))
+
+
+def _compiling(
+    fn: Callable,
+    mesh: Mesh,
+    options: dict[str, Any],
+    program: Program,
+    accelerator: Target,
+    recorded: list[dict[str, Any]],
+) -> Callable:
+    """Return a stand-in for `jax.pmap(fn)`, which compiles for the mesh and returns zeros."""
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    is_split = options["out_axes"] == 0
+    outputs: dict[Any, PyTree] = {}
+
+    def of_device(first: PyTree, rest: dict[str, PyTree]) -> PyTree:
+        batches = jax.tree.map(lambda array: array[0], rest["batches"])
+        output = fn(first, {**rest, "batches": batches})
+        return jax.tree.map(lambda array: array[None], output) if is_split else output
+
+    mapped = jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(whole, {"replicated": whole, "batches": split}),
+        out_specs=split if is_split else whole,
+        check_vma=False,
+    )
+    jitted = jax.jit(mapped, donate_argnums=options["donate_argnums"])
+
+    def placed(tree: PyTree, spec: PartitionSpec) -> PyTree:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(lambda tree: tree, tree),
+        )
+
+    def call(first: PyTree, rest: dict[str, PyTree]) -> PyTree:
+        specs = {"replicated": whole, "batches": split}
+        arguments = (
+            placed(first, whole), {name: placed(rest[name], specs[name]) for name in specs}
+        )  # fmt: skip
+        key = str(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments))
+        if key not in outputs:
+            number = min(len(recorded), len(program.trips) - 1)
+            costs, outputs[key] = compile_program(
+                jitted, arguments, program.trips[number], program.precision, accelerator
+            )
+            recorded.append(costs)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outputs[key])
+
+    return call
+
+
+def compile_program(
+    jitted: Any, arguments: tuple, trips: float, precision: str, accelerator: Target
+) -> tuple[dict[str, Any], PyTree]:
+    """Compile a program; return its costs and the shapes of its outputs.
+
+    The least time is that of its FLOPs at the peak of the chip, or of its traffic to main memory,
+    whichever is longer.
+    """
+    traced = jitted.trace(*arguments)
+    lowered = traced.lower()
+    began = time.process_time()
+    compiled = lowered.compile()
+    seconds = time.process_time() - began
+    memory, operations = compiled.memory_analysis(), memory_traffic(compiled.as_text(), trips)
+    flops = count_flops(traced.jaxpr.jaxpr, trips)
+    traffic = sum(one.bytes for one in operations)
+    by_time = {
+        "products": flops / accelerator.flops_per_second[precision],
+        "memory": traffic / accelerator.bytes_per_second,
+    }
+    cycles = sum(one.cycles for one in operations)
+    return {
+        "cpu_seconds": round(seconds, 1),
+        "temporary_mib": round(memory.temp_size_in_bytes / MIB, 1),
+        "arguments_mib": round(memory.argument_size_in_bytes / MIB, 1),
+        "trips": trips,
+        "gflops": round(flops / 1e9, 2),
+        "traffic_mib": round(traffic / MIB, 1),
+        "limited_by": max(by_time, key=lambda name: by_time[name]),
+        "least_ms": round(1e3 * max(by_time.values()), 4),
+        "compiler_ms": round(1e3 * cycles / _V5E_CYCLES_PER_SECOND, 4) if cycles else None,
+        "largest": largest(operations),
+    }, traced.out_info
+
+
+def largest(operations: list[Operation]) -> list[dict[str, Any]]:
+    """Return the largest operations, by estimated cycles or else by traffic, with their share."""
+    by_cycles = any(one.cycles for one in operations)
+
+    def cost(one: Operation) -> float:
+        return one.cycles if by_cycles else one.bytes
+
+    def source(one: Operation) -> str:
+        return one.source.split("/", 1)[-1] or one.name
+
+    total = sum(map(cost, operations)) or 1.0
+    merged = [
+        (sum(map(cost, group)), name)
+        for name, group in groupby(sorted(operations, key=source), key=source)
+        for group in [list(group)]
+    ]
+    ordered = sorted(merged, reverse=True)[:NUM_LARGEST]
+    return [{"operation": name, "share": round(part / total, 4)} for part, name in ordered]
+
+
+def format_table(stored: dict[str, dict[str, Any]]) -> str:
+    """Return the Markdown table of the programs in a file."""
+    lines = [
+        "| program | CPU s | temporary MiB | activations MiB | GFLOP | MiB moved | least ms | "
+        "limited by | compiler's ms | ten largest |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, part, result in _rows(stored):
+        if "error" in result:
+            lines.append(f"| {_full_name(name, part)} | {result['error']} | | | | | | | | |")
+            continue
+        share = sum(one["share"] for one in result["largest"])
+        estimate = result["compiler_ms"]
+        cells = (
+            _full_name(name, part),
+            f"{result['cpu_seconds']:.0f}",
+            f"{result['temporary_mib']:,.0f}",
+            f"{result['activations_mib']:,.0f}" if "activations_mib" in result else "",
+            f"{result['gflops']:,.1f}",
+            f"{result['traffic_mib']:,.0f}",
+            f"{result['least_ms']:,.2f}",
+            result["limited_by"],
+            "" if estimate is None else f"{estimate:,.2f}",
+            f"{share:.0%}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rows(stored: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str, dict[str, Any]]]:
+    for name in PROGRAMS:
+        for part, result in stored.get(name, {}).get("programs", {}).items():
+            yield name, part, result
+
+
+if __name__ == "__main__":
+    main()
