@@ -10,7 +10,7 @@ because the packages of one exclude those of the other:
     PYTHONPATH=. python benchmarks/accelerators.py h100 --out results/accelerators
 
 `--check` compiles the programs that have bounds, as CI does, and fails if a bound is exceeded.
-`--table` prints the tables of docs/accelerators.md from the files in --out.
+`--table` prints the table of docs/accelerators.md and the predictions from the file in --out.
 
 `jaxadv.core.devices.pmap_batches` alone maps over devices, with `jax.pmap`. Here `jax.shard_map`
 takes its place, over a mesh of one to four accelerators and along the same axis. Nothing is
@@ -39,10 +39,16 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from benchmarks.accelerator_programs import PROGRAMS, Program
+from benchmarks.accelerator_programs import (
+    PROGRAMS,
+    TRAIN_IMAGES,
+    Program,
+    training_config,
+)
 from benchmarks.program_costs import Operation, count_flops, memory_traffic
 from jaxadv.core.devices import AXIS, num_cores, traced_for
 from jaxadv.runs.workdir import provenance
+from jaxadv.training.curriculum import linear_budget
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -121,7 +127,10 @@ def main() -> None:
         return
     path = options.out and options.out / f"{options.target}.json"
     if options.table:
-        print(format_table(json.loads(path.read_text())))
+        stored = json.loads(path.read_text())
+        print(format_table(stored))
+        for name in set(stored) & {"train bignet", "train bignet, 4 chips"}:
+            print(predict_main_job(stored, name, options.target))
         return
     os.environ |= ENVIRONMENT
     jax.config.update("jax_num_cpu_devices", num_cores())  # as `provenance` describes the machine
@@ -279,33 +288,73 @@ def compile_program(
     """Compile a program; return its costs and the shapes of its outputs.
 
     The least time is that of its FLOPs at the peak of the chip, or of its traffic to main memory,
-    whichever is longer.
+    whichever is longer. Only the compiler for the TPU estimates the time of its instructions.
     """
     traced = jitted.trace(*arguments)
     lowered = traced.lower()
     began = time.process_time()
     compiled = lowered.compile()
     seconds = time.process_time() - began
-    memory, operations = compiled.memory_analysis(), memory_traffic(compiled.as_text(), trips)
-    flops = count_flops(traced.jaxpr.jaxpr, trips)
-    traffic = sum(one.bytes for one in operations)
-    by_time = {
-        "products": flops / accelerator.flops_per_second[precision],
-        "memory": traffic / accelerator.bytes_per_second,
-    }
-    cycles = sum(one.cycles for one in operations)
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    operations = memory_traffic(text, trips)
+    costs = _costs(count_flops(traced.jaxpr.jaxpr, trips), operations)
+    fixed = _costs(count_flops(traced.jaxpr.jaxpr, 0), memory_traffic(text, 0))
+    times = least_times(costs, precision, accelerator)
     return {
         "cpu_seconds": round(seconds, 1),
         "temporary_mib": round(memory.temp_size_in_bytes / MIB, 1),
         "arguments_mib": round(memory.argument_size_in_bytes / MIB, 1),
         "trips": trips,
-        "gflops": round(flops / 1e9, 2),
-        "traffic_mib": round(traffic / MIB, 1),
-        "limited_by": max(by_time, key=lambda name: by_time[name]),
-        "least_ms": round(1e3 * max(by_time.values()), 4),
-        "compiler_ms": round(1e3 * cycles / _V5E_CYCLES_PER_SECOND, 4) if cycles else None,
+        **costs,
+        "without_trips": fixed,
+        "limited_by": max(times, key=lambda name: times[name]),
+        "least_ms": round(max(times.values()), 4),
         "largest": largest(operations),
     }, traced.out_info
+
+
+def _costs(flops: float, operations: list[Operation]) -> dict[str, float]:
+    cycles = sum(one.cycles for one in operations)
+    return {
+        "gflops": round(flops / 1e9, 3),
+        "traffic_mib": round(sum(one.bytes for one in operations) / MIB, 2),
+        "compiler_ms": round(1e3 * cycles / _V5E_CYCLES_PER_SECOND, 4),
+    }
+
+
+def least_times(costs: dict[str, float], precision: str, accelerator: Target) -> dict[str, float]:
+    """Return the milliseconds of products at the chip's peak, and of its main memory."""
+    return {
+        "products": costs["gflops"] / accelerator.flops_per_second[precision] * 1e12,
+        "memory": costs["traffic_mib"] * MIB / accelerator.bytes_per_second * 1e3,
+    }
+
+
+def predict_main_job(stored: dict[str, dict[str, Any]], name: str, target: str) -> str:
+    """Return the predicted time of all training steps of `configs/curriculum.py` on CIFAR-10.
+
+    The validation after each epoch and the evaluation are not included.
+
+    Args:
+      stored: results of a target.
+      name: entry of a training step of that config.
+      target: of `TARGETS`.
+    """
+    config, program = training_config("bignet", {}), PROGRAMS[name]
+    (result,) = stored[name]["programs"].values()
+    num_epochs, least, estimated = config.train.num_epochs, 0.0, 0.0
+    for epoch in range(num_epochs):
+        num_steps = linear_budget(config.attack, epoch, num_epochs).num_steps
+        costs = {
+            key: fixed + (result[key] - fixed) * num_steps / result["trips"]
+            for key, fixed in result["without_trips"].items()
+        }
+        num_updates = TRAIN_IMAGES // config.train.batch_size
+        times = least_times(costs, program.precision, TARGETS[target])
+        least += num_updates * max(times.values()) / 1e3
+        estimated += num_updates * costs["compiler_ms"] / 1e3
+    line = f"{target}, {name}: at least {least:.1f} s of training"
+    return f"{line}, {estimated:.1f} s by the compiler's estimates" if estimated else line
 
 
 def largest(operations: list[Operation]) -> list[dict[str, Any]]:
@@ -340,7 +389,6 @@ def format_table(stored: dict[str, dict[str, Any]]) -> str:
             lines.append(f"| {_full_name(name, part)} | {result['error']} | | | | | | | | |")
             continue
         share = sum(one["share"] for one in result["largest"])
-        estimate = result["compiler_ms"]
         cells = (
             _full_name(name, part),
             f"{result['cpu_seconds']:.0f}",
@@ -350,7 +398,7 @@ def format_table(stored: dict[str, dict[str, Any]]) -> str:
             f"{result['traffic_mib']:,.0f}",
             f"{result['least_ms']:,.2f}",
             result["limited_by"],
-            "" if estimate is None else f"{estimate:,.2f}",
+            f"{result['compiler_ms']:,.2f}" if result["compiler_ms"] else "",
             f"{share:.0%}",
         )
         lines.append(f"| {' | '.join(cells)} |")

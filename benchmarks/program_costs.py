@@ -26,7 +26,18 @@ def count_flops(jaxpr: Jaxpr, trips: Trips) -> float:
       jaxpr: of the program.
       trips: iterations of the loops whose number is traced; a loop within such a loop runs once.
     """
-    return sum(_equation_flops(equation, trips) for equation in jaxpr.eqns)
+    return sum(_equation_flops(equation, trips) for equation in _needed(jaxpr))
+
+
+def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """Return the equations that outputs depend on; XLA removes the others."""
+    needed = {id(variable) for variable in jaxpr.outvars}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(variable) in needed for variable in equation.outvars):
+            needed |= {id(variable) for variable in equation.invars}
+            equations.append(equation)
+    return equations
 
 
 def _equation_flops(equation: JaxprEqn, trips: Trips) -> float:

@@ -23,9 +23,19 @@ def test_flops_of_products_and_convolutions():
 
     forward = 2 * 2 * 8 * 8 * 9 * 3 * 7
     assert flops(conv, images, kernel) == forward
-    # The gradient of a strided convolution has as many products as the convolution: a quarter here.
+    # The gradient of a strided convolution has as many products as the convolution.
     strided = jax.grad(lambda images: conv(images, kernel, (2, 2)).sum())
-    assert flops(strided, images) == 2 * forward / 4
+    assert flops(strided, images) == forward / 4
+
+
+def test_flops_of_unused_products_do_not_count():
+    x, w = jnp.ones((4, 5)), jnp.ones((5, 6))
+
+    def fn(x, w):
+        unused = x @ w
+        return x + 1, unused.shape[0]
+
+    assert flops(jax.jit(fn), x, w) == 0
 
 
 def test_flops_of_loops_count_their_trips():
