@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -127,7 +127,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.here:
         resource.setrlimit(resource.RLIMIT_CPU, (options.limit, options.limit + 5))
-        print(json.dumps(compile_entry(options.target, *options.programs)))
+        (name,) = options.programs
+        jax.config.update("jax_num_cpu_devices", PROGRAMS[name].chips)
+        print(json.dumps(compile_entry(options.target, name)))
         return
     path = options.out and options.out / f"{options.target}.json"
     if options.table:
@@ -214,9 +216,11 @@ def _provenance(seconds: float) -> dict[str, Any]:
 
 
 def compile_entry(target: str, name: str) -> dict[str, dict[str, Any]]:
-    """Compile the programs of an entry in this process; return what they cost, by their names."""
+    """Compile the programs of an entry in this process; return what they cost, by their names.
+
+    JAX must have as many CPU devices as the entry has chips.
+    """
     program, accelerator = PROGRAMS[name], TARGETS[target]
-    jax.config.update("jax_num_cpu_devices", program.chips)
     mesh = Mesh(accelerator.devices()[: program.chips], (AXIS,))
     recorded: list[dict[str, Any]] = []
 
@@ -278,7 +282,7 @@ def _compiling(
                 jitted, arguments, program.trips[number], program.precision, accelerator
             )
             recorded.append(costs)
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outputs[key])
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs[key])
 
     return call
 
