@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from benchmarks.program_costs import residual_bytes
+from benchmarks.program_costs import Trips, residual_bytes
 from configs import curriculum, gan
 from jaxadv.adapters.trained import noise_models
 from jaxadv.attacks.batching import Model
@@ -46,14 +46,14 @@ class Program(NamedTuple):
     Attributes:
       call: calls jaxadv; may return further figures.
       names: of its programs, in the order in which they first run.
-      trips: iterations of the loops of each program whose number is traced.
+      trips: iterations of the loops whose number is traced, of each program; see `count_flops`.
       precision: of its products.
       chips: number of chips of a TPU.
     """
 
     call: Callable[[], dict[str, float] | None]
     names: tuple[str, ...] = ("",)
-    trips: tuple[float, ...] = (1,)
+    trips: tuple[Trips, ...] = ((),)
     precision: str = "float32"
     chips: int = 1
 
@@ -197,7 +197,10 @@ PUBLISHED_MODELS = (
     "mnist_cnn", "resnet_18", "resnet_50", "preactresnet_18", "preactresnet_18_v2",
     "dm_preactresnet_18", "wideresnet_28_10", "dm_wideresnet_28_10",
 )  # fmt: skip
-_DEFENCES = ("pni", "rse", "dropout", "input_noise", "spectral_norm", "low_rank")
+_DEFENCES = {
+    "pni": "bignet", "rse": "bignet", "dropout": "biggernet", "input_noise": "bignet",
+    "spectral_norm": "bignet", "low_rank": "bignet",
+}  # fmt: skip
 
 # About three times what was measured, in CPU seconds and MiB; see results/accelerators.
 BOUNDS = {
@@ -208,83 +211,86 @@ BOUNDS = {
 
 PROGRAMS: dict[str, Program] = {
     **{
-        f"train {model}": Program(partial(train, model), trips=(8,), precision="bfloat16")
+        f"train {model}": Program(partial(train, model), trips=((8,),), precision="bfloat16")
         for model in (*STUDY_MODELS, *PUBLISHED_MODELS)
     },
     **{
-        f"train bignet, {defence}": Program(
-            partial(train, "bignet", model__defence__name=defence), trips=(8,), precision="bfloat16"
+        f"train {model}, {defence}": Program(
+            partial(train, model, model__defence__name=defence), trips=((8,),), precision="bfloat16"
         )
-        for defence in _DEFENCES
+        for defence, model in _DEFENCES.items()
     },
     "train bignet, TRADES": Program(
         partial(train, "bignet", train__loss="trades", attack__loss="kl"),
-        trips=(8,), precision="bfloat16",
+        trips=((8,),), precision="bfloat16",
     ),
     "train bignet, N-FGSM": Program(
         partial(train, "bignet", attack__name="n_fgsm"), precision="bfloat16"
     ),
     "train bignet, float32": Program(
-        partial(train, "bignet", train__precision="float32"), trips=(8,)
+        partial(train, "bignet", train__precision="float32"), trips=((8,),)
     ),
     "train wrn_13_10, float32": Program(
-        partial(train, "wrn_13_10", train__precision="float32"), trips=(8,)
+        partial(train, "wrn_13_10", train__precision="float32"), trips=((8,),)
     ),
     "train bignet, 1024 images": Program(
-        partial(train, "bignet", train__batch_size=1024), trips=(8,), precision="bfloat16"
+        partial(train, "bignet", train__batch_size=1024), trips=((8,),), precision="bfloat16"
     ),
     "train bignet, 4 chips": Program(
-        partial(train, "bignet"), trips=(8,), precision="bfloat16", chips=4
+        partial(train, "bignet"), trips=((8,),), precision="bfloat16", chips=4
     ),
     "train bignet, 1024 images, 4 chips": Program(
-        partial(train, "bignet", train__batch_size=1024), trips=(8,), precision="bfloat16", chips=4
+        partial(train, "bignet", train__batch_size=1024),
+        trips=((8,),), precision="bfloat16", chips=4,
     ),
-    "attack bignet, PGD-40": Program(partial(attack, "bignet", "pgd", **_PGD), trips=(40,)),
+    "attack bignet, PGD-40": Program(partial(attack, "bignet", "pgd", **_PGD), trips=((40,),)),
     "attack bignet, PGD-40, 4 chips": Program(
-        partial(attack, "bignet", "pgd", **_PGD), trips=(40,), chips=4
+        partial(attack, "bignet", "pgd", **_PGD), trips=((40,),), chips=4
     ),
-    "attack wrn_13_10, PGD-40": Program(partial(attack, "wrn_13_10", "pgd", **_PGD), trips=(40,)),
+    "attack wrn_13_10, PGD-40": Program(
+        partial(attack, "wrn_13_10", "pgd", **_PGD), trips=((40,),)
+    ),
     "attack bignet, FGSM": Program(partial(attack, "bignet", "fgsm")),
-    "attack bignet, APGD": Program(partial(attack, "bignet", "apgd", num_steps=25), trips=(25,)),
-    "attack bignet, FAB": Program(partial(attack, "bignet", "fab", num_steps=25), trips=(25,)),
+    "attack bignet, APGD": Program(partial(attack, "bignet", "apgd", num_steps=25), trips=((25,),)),
+    "attack bignet, FAB": Program(partial(attack, "bignet", "fab", num_steps=25), trips=((25,),)),
     "attack bignet, NES": Program(
         partial(attack, "bignet", "nes", step_size=0.01, num_queries=500, samples_per_gradient=50),
-        trips=(10,),
+        trips=((10,),),
     ),
     "attack bignet, NES of labels": Program(
         partial(
             attack, "bignet", "nes_label_only", step_size=0.01, num_queries=500,
             samples_per_gradient=10, label_samples=5,
         ),
-        trips=(10,),
+        trips=((10,),),
     ),
     "attack bignet, Square": Program(
-        partial(attack, "bignet", "square", num_queries=500), trips=(500,)
+        partial(attack, "bignet", "square", num_queries=500), trips=((500,),)
     ),
     "attack bignet, random search": Program(
-        partial(attack, "bignet", "random_search", num_queries=100), trips=(100,)
+        partial(attack, "bignet", "random_search", num_queries=100), trips=((100,),)
     ),
     "attack bignet, AutoAttack": Program(
-        partial(attack, "bignet", "autoattack"), _STAGES, (1, 25, 25, 25, 500, 1)
+        partial(attack, "bignet", "autoattack"), _STAGES, ((), (25,), (25,), (25,), (500,), ())
     ),
     "attack bignet with PNI, PGD-10, EOT of 20": Program(
         partial(
             attack, "bignet", "pgd", defence="pni", step_size=0.008, num_steps=10,
             num_noise_samples=20,
         ),
-        trips=(10,),
+        trips=((10, 20),),
     ),
     "attack bignet with PNI, AutoAttack (rand)": Program(
         partial(attack, "bignet", "autoattack", defence="pni", version="rand"),
-        ("success check", "apgd_ce", "apgd_dlr", "flags"), (1, 25, 25, 1),
+        ("success check", "apgd_ce", "apgd_dlr", "flags"), ((), (25, 20), (25, 20), ()),
     ),
     "score bignet": Program(partial(score, "bignet", 1)),
     "score wrn_13_10": Program(partial(score, "wrn_13_10", 1)),
     "score bignet with PNI, 50 passes": Program(partial(score, "bignet", 50, "pni")),
-    "certify bignet, 100 passes": Program(partial(certify, "bignet"), trips=(100,)),
+    "certify bignet, 100 passes": Program(partial(certify, "bignet"), trips=((100,),)),
     "GAN step": Program(gan_step, precision="bfloat16 operands"),
     "GAN averaging": Program(gan_averaging, precision="bfloat16 operands"),
     "GAN sampler": Program(partial(gan_sampler, "prior")),
-    "GAN sampler, Langevin": Program(partial(gan_sampler, "ddls"), trips=(50,)),
+    "GAN sampler, Langevin": Program(partial(gan_sampler, "ddls"), trips=((50,),)),
     "GAN evaluator": Program(gan_evaluator),
 }  # fmt: skip

@@ -47,7 +47,7 @@ from benchmarks.accelerator_programs import (
     Program,
     training_config,
 )
-from benchmarks.program_costs import Operation, count_flops, memory_traffic
+from benchmarks.program_costs import Operation, Trips, count_flops, memory_traffic
 from jaxadv.core.devices import AXIS, num_cores, traced_for
 from jaxadv.runs.workdir import provenance
 from jaxadv.training.curriculum import linear_budget
@@ -288,7 +288,7 @@ def _compiling(
 
 
 def compile_program(
-    jitted: Any, arguments: tuple, trips: float, precision: str, accelerator: Target
+    jitted: Any, arguments: tuple, trips: Trips, precision: str, accelerator: Target
 ) -> tuple[dict[str, Any], PyTree]:
     """Compile a program; return its costs and the shapes of its outputs.
 
@@ -303,7 +303,7 @@ def compile_program(
     memory, text = compiled.memory_analysis(), compiled.as_text()
     operations = memory_traffic(text, trips)
     costs = _costs(count_flops(traced.jaxpr.jaxpr, trips), operations)
-    fixed = _costs(count_flops(traced.jaxpr.jaxpr, 0), memory_traffic(text, 0))
+    fixed = _costs(count_flops(traced.jaxpr.jaxpr, (0,)), memory_traffic(text, (0,)))
     times = least_times(costs, precision, accelerator)
     return {
         "cpu_seconds": round(seconds, 1),
@@ -351,7 +351,7 @@ def predict_main_job(stored: dict[str, dict[str, Any]], name: str, target: str) 
     for epoch in range(num_epochs):
         num_steps = linear_budget(config.attack, epoch, num_epochs).num_steps
         costs = {
-            key: fixed + (result[key] - fixed) * num_steps / result["trips"]
+            key: fixed + (result[key] - fixed) * num_steps / result["trips"][0]
             for key, fixed in result["without_trips"].items()
         }
         num_updates = TRAIN_IMAGES // config.train.batch_size

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-Trips = float
+Trips = tuple[float, ...]
 
 
 def count_flops(jaxpr: Jaxpr, trips: Trips) -> float:
@@ -24,7 +24,8 @@ def count_flops(jaxpr: Jaxpr, trips: Trips) -> float:
 
     Args:
       jaxpr: of the program.
-      trips: iterations of the loops whose number is traced; a loop within such a loop runs once.
+      trips: iterations of the loops whose number is traced: of the outer ones, then of those within
+        such a loop, and so on; further ones run once.
     """
     return sum(_equation_flops(equation, trips) for equation in _needed(jaxpr))
 
@@ -55,9 +56,13 @@ def _equation_flops(equation: JaxprEqn, trips: Trips) -> float:
     if name == "cond":
         return max(count_flops(branch.jaxpr, trips) for branch in params["branches"])
     if name == "while":
-        return trips * count_flops(params["body_jaxpr"].jaxpr, 1)
+        return _first(trips) * count_flops(params["body_jaxpr"].jaxpr, trips[1:])
     inner = sum(count_flops(jaxpr, trips) for jaxpr in _inner_jaxprs(params))
     return inner * (params["length"] if name == "scan" else 1)
+
+
+def _first(trips: Trips) -> float:
+    return trips[0] if trips else 1
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
@@ -92,8 +97,7 @@ def memory_traffic(hlo: str, trips: Trips) -> list[Operation]:
 
     Args:
       hlo: text of the optimised program.
-      trips: iterations of the loops whose number the compiler does not know; a loop within such a
-        loop runs once.
+      trips: iterations of the loops whose number the compiler does not know, as in `count_flops`.
     """
     computations, entry = _parse(hlo)
     operations: list[Operation] = []
@@ -104,8 +108,9 @@ def memory_traffic(hlo: str, trips: Trips) -> list[Operation]:
         for one in instructions:
             if one.opcode == "while":
                 known = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.text)
-                count = float(known[1]) if known else trips
-                visit(_called(one, "body")[0], times * count, trips if known else 1)
+                count = float(known[1]) if known else _first(trips)
+                inner = trips if known else trips[1:]
+                visit(_called(one, "body")[0], times * count, inner)
             elif one.opcode in ("call", "conditional"):
                 for called in _called(one, "to_apply", "branch_computations", "true_computation",
                                       "false_computation"):  # fmt: skip

@@ -35,7 +35,7 @@ def test_programs_are_compiled_and_give_zeros_in_the_shapes_of_pmap(fn, is_split
         return mapped(WEIGHTS, ROWS)
 
     expected, outputs = call(), []
-    program = Program(lambda: outputs.append(call()), trips=(10,), chips=2)
+    program = Program(lambda: outputs.append(call()), trips=((10,),), chips=2)
     with (
         mock.patch.dict(accelerators.TARGETS, cpu=CPU),
         mock.patch.dict(accelerators.PROGRAMS, entry=program),

@@ -7,7 +7,7 @@ from jax import lax
 from benchmarks.program_costs import count_flops, memory_traffic, residual_bytes
 
 
-def flops(fn, *args, trips=1):
+def flops(fn, *args, trips=()):
     return count_flops(jax.make_jaxpr(fn)(*args).jaxpr, trips)
 
 
@@ -49,7 +49,13 @@ def test_flops_of_loops_count_their_trips():
 
     x = jnp.ones((5, 5))
     assert flops(jax.jit(scanned), x) == 7 * 250
-    assert flops(traced, x, 3, trips=3) == 3 * 7 * 250
+    assert flops(traced, x, 3, trips=(3,)) == 3 * 7 * 250
+
+    def nested(x, n, m):
+        return lax.fori_loop(0, m, lambda _, x: traced(x, n), x)
+
+    assert flops(nested, x, 3, 2, trips=(2, 3)) == 2 * 3 * 7 * 250
+    assert flops(nested, x, 3, 2, trips=(2,)) == 2 * 7 * 250
 
 
 def test_traffic_of_a_program_with_a_loop():
@@ -86,7 +92,7 @@ ENTRY %main (data: u8[1000,128], rows: s32[8], x: f32[3,5]) -> f32[8,128] {
   ROOT %result = f32[8,128]{1,0:T(8,128)} get-tuple-element(%loop), index=1
 }
 """
-    found = {one.name: one for one in memory_traffic(hlo, trips=10)}
+    found = {one.name: one for one in memory_traffic(hlo, trips=(10,))}
     assert set(found) == {"taken", "padded", "exp.1", "neg.1"}
     assert found["taken"].bytes == 8 * 128 + 8 * 128 + 8 * 4  # not the whole of 1,000 rows
     assert found["padded"].bytes == 2 * 8 * 128 * 4  # padded to a tile
@@ -101,7 +107,7 @@ def test_traffic_of_a_compiled_program():
         return lax.scan(lambda x, _: (jnp.sin(x @ x), None), x, length=5)[0]
 
     x = jnp.ones((64, 64))
-    operations = memory_traffic(jax.jit(fn).lower(x).compile().as_text(), trips=1)
+    operations = memory_traffic(jax.jit(fn).lower(x).compile().as_text(), trips=())
     total = sum(one.bytes for one in operations)
     # Each product and each sine reads and writes at least one array.
     assert 5 * 4 * x.nbytes <= total <= 5 * 8 * x.nbytes
