@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="check the bounds of CI")
     parser.add_argument("--table", action="store_true", help="print the tables of --out")
     parser.add_argument("--here", action="store_true", help="compile in this process")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.here:
         resource.setrlimit(resource.RLIMIT_CPU, (options.limit, options.limit + 5))
         (name,) = options.programs
