@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from absl import logging
 from jaxtyping import PyTree
 
@@ -335,7 +336,7 @@ def write(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _check_disk_space(directory, items)
-        with _without_logging(), _checkpointer(items) as checkpointer:
+        with _without_logging(), _without_leak(), _checkpointer(items) as checkpointer:
             checkpointer.save(
                 partial,
                 args=ocp.args.Composite(
@@ -544,3 +545,26 @@ def _without_logging() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _without_leak() -> Iterator[None]:
+    """Convert each specification of TensorStore to JSON once.
+
+    TensorStore (0.1.74 to 0.1.86) leaks the strings of each result of `KvStore.Spec.to_json`, and
+    Orbax converts the same specification for every array of an item.
+    """
+    to_json = ts.KvStore.Spec.to_json
+    results: dict[tuple[str, bool], Any] = {}
+
+    def to_json_once(spec: ts.KvStore.Spec, include_defaults: bool = False) -> Any:
+        key = repr(spec), include_defaults
+        if key not in results:
+            results[key] = to_json(spec, include_defaults=include_defaults)
+        return results[key]
+
+    ts.KvStore.Spec.to_json = to_json_once  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        ts.KvStore.Spec.to_json = to_json  # type: ignore[method-assign]
