@@ -65,9 +65,7 @@ def run_attack(
       The result in numpy arrays. That of AutoAttack has an `AutoAttackResult` as its `extras`.
     """
     key = stream(seed, "attack")
-    examples = Examples(
-        np.asarray(to_float(jnp.asarray(split.images[ids]))), split.labels[ids], ids
-    )
+    examples = Examples(_float_images(split, ids, batch_size), split.labels[ids], ids)
     arguments = {"eps": attack.eps, **attack.arguments}
     options: dict[str, Any] = {"batch_size": batch_size, "bar": bar, "cache": cache}
     if attack.spec.is_ensemble:
@@ -135,7 +133,7 @@ def score_images(
       bar: progress bar over forward passes.
     """
     if images is None:
-        images = np.asarray(to_float(jnp.asarray(split.images[ids])))
+        images = _float_images(split, ids, batch_size)
     step = _score_step(model.make_logits_fn, num_passes, model.on_host)
     size = whole_batch(batch_size, len(split.labels))
     scores = []
@@ -156,6 +154,23 @@ def score_images(
         if bar is not None:
             bar.update(len(rows) * num_passes)
     return Scores(*map(np.concatenate, zip(*scores, strict=True)))
+
+
+def _float_images(
+    split: HostBatch, ids: Int[np.ndarray, "n"], batch_size: int
+) -> Float[np.ndarray, "n height width channels"]:
+    """Convert images of a split to floats in [0, 1], in batches of one shape.
+
+    JAX compiles each operation for each shape and keeps it in memory. In training, the number of
+    correctly classified images differs from epoch to epoch.
+    """
+    size = whole_batch(batch_size, len(split.labels))
+    return np.concatenate(
+        [
+            np.asarray(to_float(jnp.asarray(split.images[padded])))[: len(rows)]
+            for rows, padded in padded_batches(ids, size)
+        ]
+    )
 
 
 @cache
