@@ -18,7 +18,7 @@ from jaxadv.core.devices import traced_for
 from jaxadv.core.images import to_float
 from jaxadv.core.rng import stream
 from jaxadv.core.types import HostBatch
-from jaxadv.evaluation.attack_runner import run_attack
+from jaxadv.evaluation.attack_runner import run_attack, score_images
 from jaxadv.evaluation.attack_suites import ConfiguredAttack, expand_suite
 from jaxadv.models import make_model
 from jaxadv.models.classifier import make_logits_fn
@@ -90,6 +90,24 @@ def test_removing_fooled_examples_does_not_change_the_others(problem, name):
         assert len(np.unique(queries[found.success])) > 2  # examples leave at different times
     assert queries[~found.success].max() > 30  # after the first segment
     assert 0 < found.success.sum() < 50
+
+
+def test_another_number_of_images_compiles_nothing(problem, caplog):
+    weights, split = problem
+    pgd = ConfiguredAttack("a", "pgd", 0.05, arguments={"step_size": 0.01, "num_steps": 3})
+    on = noise_models(PLAIN, weights, seed=3)["on"]
+
+    def attack_and_score(ids):
+        images = np.asarray(run_attack(on, split, pgd, ids, 16, 3).images)
+        for scored in (None, images):
+            score_images(on, split, scored, ids, 16, 3)
+
+    with jax.log_compiles():
+        attack_and_score(ALL[:20])
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        attack_and_score(ALL[:21])
+        assert "Compiling" not in caplog.text
 
 
 def test_finished_batches_are_not_attacked_again_after_a_kill(problem, monkeypatch):
