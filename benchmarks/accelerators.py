@@ -15,10 +15,13 @@ because the packages of one exclude those of the other:
 `jaxadv.core.devices.pmap_batches` alone maps over devices, with `jax.pmap`. Here `jax.shard_map`
 takes its place, over a mesh of one to four accelerators and along the same axis. Nothing is
 executed: the programs return zeros. Each entry is compiled in a separate process with a limit of
-CPU time, which other jobs on the machine hardly change.
+CPU time, which other jobs on the machine hardly change. Programs are kept in the folder
+JAXADV_COMPILED, if it is set, so that other counts of their costs compile nothing.
 """
 
 import argparse
+import gzip
+import hashlib
 import json
 import logging
 import os
@@ -59,6 +62,7 @@ ENVIRONMENT = {
     "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # no trial runs on a GPU
     "TF_CPP_MIN_LOG_LEVEL": "3",  # of the compilers' own messages, errors only
 }
+_FOLDER_OF_COMPILED = "JAXADV_COMPILED"
 MIB = 2**20
 NUM_LARGEST = 10
 
@@ -296,19 +300,14 @@ def compile_program(
     whichever is longer. Only the compiler for the TPU estimates the time of its instructions.
     """
     traced = jitted.trace(*arguments)
-    lowered = traced.lower()
-    began = time.process_time()
-    compiled = lowered.compile()
-    seconds = time.process_time() - began
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    compiled = _compile(traced.lower())
+    text = compiled.pop("hlo")
     operations = memory_traffic(text, trips)
     costs = _costs(count_flops(traced.jaxpr.jaxpr, trips), operations)
     fixed = _costs(count_flops(traced.jaxpr.jaxpr, (0,)), memory_traffic(text, (0,)))
     times = least_times(costs, precision, accelerator)
     return {
-        "cpu_seconds": round(seconds, 1),
-        "temporary_mib": round(memory.temp_size_in_bytes / MIB, 1),
-        "arguments_mib": round(memory.argument_size_in_bytes / MIB, 1),
+        **compiled,
         "trips": trips,
         **costs,
         "without_trips": fixed,
@@ -316,6 +315,28 @@ def compile_program(
         "least_ms": round(max(times.values()), 4),
         "largest": largest(operations),
     }, traced.out_info
+
+
+def _compile(lowered: Any) -> dict[str, Any]:
+    """Compile a program, or read it from the folder of compiled programs if there is one."""
+    folder = os.environ.get(_FOLDER_OF_COMPILED)
+    name = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    path = Path(folder) / f"{name}.json.gz" if folder else None
+    if path and path.exists():
+        return json.loads(gzip.decompress(path.read_bytes()))
+    began = time.process_time()
+    compiled = lowered.compile()
+    seconds, memory = time.process_time() - began, compiled.memory_analysis()
+    result = {
+        "cpu_seconds": round(seconds, 1),
+        "temporary_mib": round(memory.temp_size_in_bytes / MIB, 1),
+        "arguments_mib": round(memory.argument_size_in_bytes / MIB, 1),
+        "hlo": compiled.as_text(),
+    }
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(json.dumps(result).encode()))
+    return result
 
 
 def _costs(flops: float, operations: list[Operation]) -> dict[str, float]:
