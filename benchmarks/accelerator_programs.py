@@ -44,7 +44,7 @@ class Program(NamedTuple):
     """A program, or several that a call maps over the devices one after another.
 
     Attributes:
-      call: calls jaxadv; may return further figures.
+      call: calls jaxadv; a training step returns "activations" in bytes, see `residual_bytes`.
       names: of its programs, in the order in which they first run.
       trips: iterations of the loops whose number is traced, of each program; see `count_flops`.
       precision: of its products.
@@ -80,13 +80,20 @@ def train(model: str, **changes: Any) -> dict[str, float]:
     )
     step = pmap_batches(make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True)
     budget = Budget(np.float32(0.03), np.float32(0.01), np.int32(8))
-    step(state, data, budget, np.zeros(size, np.int32), images(0, shape))
+    num_synthetic = setup.num_synthetic * jax.device_count()
+    rows: Any = np.zeros(size - num_synthetic, np.int32)
+    if config.data.streaming:
+        data, rows = None, images(size, shape)
+    step(state, data, budget, rows, images(num_synthetic, shape))
     share = size // jax.device_count() * (2 if config.train.loss == "trades" else 1)
     return {"activations": _activations(setup.model, state.variables, share, shape)}
 
 
 def _activations(model: Any, variables: PyTree, num_images: int, shape: tuple[int, ...]) -> float:
-    """Return the bytes that backpropagation through a model needs, besides its parameters."""
+    """Return the bytes that backpropagation through a model keeps, as JAX writes it.
+
+    XLA keeps less, since it fuses operations. The parameters do not count.
+    """
     alone = model.clone(axis_name=None)
     rngs = {name: jax.random.key(0) for name in ("dropout", "noise", "weight_noise")}
     rest = {key: value for key, value in variables.items() if key != "params"}
@@ -144,7 +151,8 @@ def certify(model: str) -> None:
     config = training_config(model, {}).evaluation.certification
     config.update({"num_examples": TEST_BATCH, "num_estimation": 100})
     module, variables = classifier(model, "input_noise")
-    certify_split(module, variables, images(TEST_BATCH), config, TEST_BATCH, 0, progress=False)
+    with jax.default_matmul_precision("float32"):
+        certify_split(module, variables, images(TEST_BATCH), config, TEST_BATCH, 0, progress=False)
 
 
 def _gan_setup() -> tuple[ConfigDict, Any, Any]:
@@ -192,21 +200,22 @@ def gan_evaluator() -> None:
 _STAGES = ("success check", "apgd_ce", "apgd_t", "fab_t", "square", "flags")
 _PGD = {"step_size": 0.01, "num_steps": 40, "random_start": False}
 _BF16 = {"precision": "bfloat16"}
-STUDY_MODELS = ("net", "bignet", "biggernet", "wrn_13_10", "vit_3_128")
+STUDY_MODELS = ("net", "bignet", "biggernet", "wrn_13_10", "vit_3_128", "vit_5_256")
 PUBLISHED_MODELS = (
-    "mnist_cnn", "resnet_18", "resnet_50", "preactresnet_18", "preactresnet_18_v2",
-    "dm_preactresnet_18", "wideresnet_28_10", "dm_wideresnet_28_10",
+    "mnist_cnn", "resnet_18", "resnet_34", "resnet_50", "preactresnet_18", "preactresnet_18_v2",
+    "dm_preactresnet_18", "dm_preactresnet_34", "wideresnet_28_10", "dm_wideresnet_28_10",
 )  # fmt: skip
 _DEFENCES = {
     "pni": "bignet", "rse": "bignet", "dropout": "biggernet", "input_noise": "bignet",
     "spectral_norm": "bignet", "low_rank": "bignet",
 }  # fmt: skip
 
-# About three times what was measured, in CPU seconds and MiB; see results/accelerators.
+# CPU seconds: about three times what was measured, since machines differ. MiB of temporary memory:
+# half as much again, and 10 MiB.
 BOUNDS = {
-    "train bignet": {"v5e": (60, 40), "h100": (20, 40)},
-    "attack bignet, PGD-40": {"v5e": (60, 150), "h100": (20, 150)},
-    "attack bignet, NES": {"v5e": (200, 1000), "h100": (20, 500)},
+    "train bignet": {"v5e": (60, 17), "h100": (12, 32)},
+    "attack bignet, PGD-40": {"v5e": (150, 13), "h100": (6, 73)},
+    "attack bignet, NES": {"v5e": (210, 930), "h100": (9, 440)},
 }
 
 PROGRAMS: dict[str, Program] = {
@@ -220,6 +229,31 @@ PROGRAMS: dict[str, Program] = {
         )
         for defence, model in _DEFENCES.items()
     },
+    "train wrn_13_10, rse": Program(
+        partial(train, "wrn_13_10", model__defence__name="rse"),
+        trips=((8,),), precision="bfloat16",
+    ),
+    "train bignet, learned low_rank": Program(
+        partial(
+            train, "bignet", model__defence__name="low_rank", model__defence__low_rank__learned=True
+        ),
+        trips=((8,),), precision="bfloat16",
+    ),
+    "train bignet, half attacked": Program(
+        partial(train, "bignet", attack__fraction=0.5), trips=((8,),), precision="bfloat16"
+    ),
+    "train bignet, not attacked": Program(
+        partial(train, "bignet", attack__fraction=0.0), precision="bfloat16"
+    ),
+    "train bignet, half synthetic": Program(
+        partial(train, "bignet", data__synthetic__share=0.5), trips=((8,),), precision="bfloat16"
+    ),
+    "train bignet, streamed": Program(
+        partial(train, "bignet", data__streaming=True), trips=((8,),), precision="bfloat16"
+    ),
+    "train bignet, L2": Program(
+        partial(train, "bignet", attack__norm="l2"), trips=((8,),), precision="bfloat16"
+    ),
     "train bignet, TRADES": Program(
         partial(train, "bignet", train__loss="trades", attack__loss="kl"),
         trips=((8,),), precision="bfloat16",
@@ -250,28 +284,36 @@ PROGRAMS: dict[str, Program] = {
     "attack wrn_13_10, PGD-40": Program(
         partial(attack, "wrn_13_10", "pgd", **_PGD), trips=((40,),)
     ),
+    "attack bignet, PGD-40 in L2": Program(
+        partial(attack, "bignet", "pgd", norm="l2", **_PGD), trips=((40,),)
+    ),
     "attack bignet, FGSM": Program(partial(attack, "bignet", "fgsm")),
     "attack bignet, APGD": Program(partial(attack, "bignet", "apgd", num_steps=25), trips=((25,),)),
     "attack bignet, FAB": Program(partial(attack, "bignet", "fab", num_steps=25), trips=((25,),)),
     "attack bignet, NES": Program(
         partial(attack, "bignet", "nes", step_size=0.01, num_queries=500, samples_per_gradient=50),
-        trips=((10,),),
+        trips=((10, 0),),
     ),
     "attack bignet, NES of labels": Program(
         partial(
             attack, "bignet", "nes_label_only", step_size=0.01, num_queries=500,
             samples_per_gradient=10, label_samples=5,
         ),
-        trips=((10,),),
+        trips=((10, 0),),
     ),
     "attack bignet, Square": Program(
-        partial(attack, "bignet", "square", num_queries=500), trips=((500,),)
+        partial(attack, "bignet", "square", num_queries=500), trips=((500, 0),)
     ),
     "attack bignet, random search": Program(
-        partial(attack, "bignet", "random_search", num_queries=100), trips=((100,),)
+        partial(attack, "bignet", "random_search", num_queries=100), trips=((100, 0),)
     ),
     "attack bignet, AutoAttack": Program(
-        partial(attack, "bignet", "autoattack"), _STAGES, ((), (25,), (25,), (25,), (500,), ())
+        partial(attack, "bignet", "autoattack"), _STAGES, ((), (25,), (25,), (25,), (500, 0), ())
+    ),
+    "attack bignet, AutoAttack (plus)": Program(
+        partial(attack, "bignet", "autoattack", version="plus"),
+        ("success check", "apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t", "flags"),
+        ((), (25,), (25,), (25,), (500, 0), (25,), (25,), ()),
     ),
     "attack bignet with PNI, PGD-10, EOT of 20": Program(
         partial(
@@ -290,7 +332,9 @@ PROGRAMS: dict[str, Program] = {
     "certify bignet, 100 passes": Program(partial(certify, "bignet"), trips=((100,),)),
     "GAN step": Program(gan_step, precision="bfloat16 operands"),
     "GAN averaging": Program(gan_averaging, precision="bfloat16 operands"),
-    "GAN sampler": Program(partial(gan_sampler, "prior")),
-    "GAN sampler, Langevin": Program(partial(gan_sampler, "ddls"), trips=((50,),)),
+    "GAN sampler": Program(partial(gan_sampler, "prior"), precision="bfloat16"),
+    "GAN sampler, Langevin": Program(
+        partial(gan_sampler, "ddls"), trips=((50,),), precision="bfloat16"
+    ),
     "GAN evaluator": Program(gan_evaluator),
 }  # fmt: skip

@@ -2,67 +2,88 @@
 
 XLA's own cost analysis counts the body of a loop once, knows no FLOPs of a library call on a GPU,
 and counts what a TPU keeps on the chip as traffic to its main memory. Here loops count by their
-trips, FLOPs are those of matrix products and convolutions, and traffic is that of main memory.
+trips, FLOPs are those of matrix products and convolutions, and what a TPU keeps on the chip is no
+traffic. A GPU's cache is not considered: all operands count as traffic.
 """
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 Trips = tuple[float, ...]
 
 
-def count_flops(jaxpr: Jaxpr, trips: Trips) -> float:
+def count_flops(jaxpr: Jaxpr, trips: Trips, needed: Sequence[bool] | None = None) -> float:
     """Return the FLOPs of matrix products and convolutions; a multiplication and a sum are two.
 
-    Zeros that a dilation inserts do not count; zeros of a padding do.
+    Products with zeros that a padding or a dilation inserts do not count.
 
     Args:
       jaxpr: of the program.
       trips: iterations of the loops whose number is traced: of the outer ones, then of those within
         such a loop, and so on; further ones run once.
+      needed: whether each output is used; None: all are.
     """
-    return sum(_equation_flops(equation, trips) for equation in _needed(jaxpr))
+    return sum(_equation_flops(equation, trips, used) for equation, used in _needed(jaxpr, needed))
 
 
-def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
-    """Return the equations that outputs depend on; XLA removes the others."""
-    needed = {id(variable) for variable in jaxpr.outvars}
-    equations = []
+def _needed(jaxpr: Jaxpr, outputs: Sequence[bool] | None) -> Iterator[tuple[JaxprEqn, list[bool]]]:
+    """Yield the equations that outputs depend on, with their used outputs; XLA drops the others."""
+    used = outputs or [True] * len(jaxpr.outvars)
+    variables = {id(one) for one, is_used in zip(jaxpr.outvars, used, strict=True) if is_used}
     for equation in reversed(jaxpr.eqns):
-        if equation.effects or any(id(variable) in needed for variable in equation.outvars):
-            needed |= {id(variable) for variable in equation.invars}
-            equations.append(equation)
-    return equations
+        used = [id(variable) in variables for variable in equation.outvars]
+        if equation.effects or any(used):
+            variables |= {id(variable) for variable in equation.invars}
+            yield equation, used
 
 
-def _equation_flops(equation: JaxprEqn, trips: Trips) -> float:
+def _equation_flops(equation: JaxprEqn, trips: Trips, used: list[bool]) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         lhs = equation.invars[0].aval.shape
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracted)
     if name == "conv_general_dilated":
-        _, in_channels, *window = (
-            equation.invars[1].aval.shape[i] for i in params["dimension_numbers"].rhs_spec
-        )
-        products = math.prod(equation.outvars[0].aval.shape) * math.prod(window) * in_channels
-        return 2 * products / math.prod(params["lhs_dilation"])
+        return _convolution_flops(equation)
     if name == "cond":
-        return max(count_flops(branch.jaxpr, trips) for branch in params["branches"])
+        return max(count_flops(branch.jaxpr, trips, used) for branch in params["branches"])
     if name == "while":
         return _first(trips) * count_flops(params["body_jaxpr"].jaxpr, trips[1:])
-    inner = sum(count_flops(jaxpr, trips) for jaxpr in _inner_jaxprs(params))
-    return inner * (params["length"] if name == "scan" else 1)
+    if name == "scan":
+        return params["length"] * count_flops(params["jaxpr"].jaxpr, trips)
+    return sum(
+        count_flops(jaxpr, trips, used if len(used) == len(jaxpr.outvars) else None)
+        for jaxpr in _inner_jaxprs(params)
+    )
 
 
-def _first(trips: Trips) -> float:
-    return trips[0] if trips else 1
+def _convolution_flops(equation: JaxprEqn) -> float:
+    images, kernel, outputs = (one.aval.shape for one in (*equation.invars, *equation.outvars))
+    params = equation.params
+    layout = params["dimension_numbers"]
+    products = kernel[layout.rhs_spec[1]] * math.prod(outputs[i] for i in layout.out_spec[:2])
+    axes = zip(
+        (images[i] for i in layout.lhs_spec[2:]),
+        (kernel[i] for i in layout.rhs_spec[2:]),
+        (outputs[i] for i in layout.out_spec[2:]),
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        strict=True,
+    )
+    for length, size, out, stride, (low, _), dilation, step in axes:
+        positions = stride * np.arange(out)[:, None] + step * np.arange(size) - low
+        inside = (positions >= 0) & (positions <= (length - 1) * dilation)
+        products *= int((inside & (positions % dilation == 0)).sum())
+    return 2 * products
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
@@ -71,6 +92,10 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
             yield value.jaxpr
         elif isinstance(value, Jaxpr):
             yield value
+
+
+def _first(trips: Trips) -> float:
+    return trips[0] if trips else 1
 
 
 @dataclass
@@ -92,6 +117,15 @@ class Operation:
     cycles: float
 
 
+@dataclass
+class _Instruction:
+    name: str
+    type: str
+    opcode: str
+    operands: list[str]
+    text: str
+
+
 def memory_traffic(hlo: str, trips: Trips) -> list[Operation]:
     """Return the instructions that touch main memory or take time, of all computations that run.
 
@@ -100,21 +134,20 @@ def memory_traffic(hlo: str, trips: Trips) -> list[Operation]:
       trips: iterations of the loops whose number the compiler does not know, as in `count_flops`.
     """
     computations, entry = _parse(hlo)
-    operations: list[Operation] = []
 
-    def visit(name: str, times: float, trips: Trips) -> None:
-        instructions = computations[name]
+    def visit(name: str, times: float, trips: Trips) -> list[Operation]:
+        instructions, operations = computations[name], []
         by_name = {one.name: one for one in instructions}
         for one in instructions:
             if one.opcode == "while":
-                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.text)
-                count = float(known[1]) if known else _first(trips)
-                inner = trips if known else trips[1:]
-                visit(_called(one, "body")[0], times * count, inner)
-            elif one.opcode in ("call", "conditional"):
-                for called in _called(one, "to_apply", "branch_computations", "true_computation",
-                                      "false_computation"):  # fmt: skip
-                    visit(called, times, trips)
+                known = _known_trips(one, computations)
+                count, inner = (_first(trips), trips[1:]) if known is None else (known, trips)
+                operations += visit(_called(one, "body")[0], times * count, inner)
+            elif one.opcode == "call":
+                operations += visit(_called(one, "to_apply")[0], times, trips)
+            elif one.opcode == "conditional":
+                branches = [visit(branch, times, trips) for branch in _branches(one)]
+                operations += max(branches, key=lambda branch: sum(step.bytes for step in branch))
             elif one.opcode not in _WITHOUT_TRAFFIC:
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', one.text)
                 source = re.search(r'op_name="([^"]*)"', one.text)
@@ -127,9 +160,29 @@ def memory_traffic(hlo: str, trips: Trips) -> list[Operation]:
                         times * float(cycles[1] if cycles else 0),
                     )
                 )
+        return operations
 
-    visit(entry, 1, trips)
-    return operations
+    return visit(entry, 1, trips)
+
+
+def _known_trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> float | None:
+    """Return the iterations of a loop that counts from 0 to a constant, otherwise None."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
+        return float(known[1])
+    condition = computations[_called(loop, "condition")[0]]
+    constants = {
+        one.name: float(value[1])
+        for one in condition
+        if (value := re.search(r" constant\((\d+)\)", one.text))
+    }
+    root = condition[-1]
+    if root.opcode == "compare" and "direction=LT" in root.text:
+        return constants.get(root.operands[1])
+    return None
+
+
+def _branches(conditional: _Instruction) -> list[str]:
+    return _called(conditional, "branch_computations", "true_computation", "false_computation")
 
 
 _WITHOUT_TRAFFIC = {
@@ -137,16 +190,6 @@ _WITHOUT_TRAFFIC = {
     "replica-id", "copy-done", "slice-done", "async-done", "all-reduce-done", "opt-barrier",
 }  # fmt: skip
 _READS_ROWS = {"gather", "dynamic-slice", "slice"}
-
-
-@dataclass
-class _Instruction:
-    name: str
-    type: str
-    opcode: str
-    operands: list[str]
-    text: str
-    shapes: list[tuple[str, float]] = field(default_factory=list)
 
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ((?:\([^=]*?\)|\S+)) ([\w\-]+)\((.*)$")
@@ -190,12 +233,16 @@ def _bytes_of(
 ) -> float:
     """Return the bytes that an execution of an instruction reads and writes in main memory."""
     written = _main_memory_bytes(one.type)
-    if one.opcode.endswith("-start"):  # its type is the result, the operand and a semaphore
+    if one.opcode == "copy-start":  # (result, operand, semaphore)
         written = _main_memory_bytes(_elements(one.type)[0])
+    elif one.opcode in ("slice-start", "async-start"):  # ((operands), result, semaphore)
+        written = _main_memory_bytes(_elements(one.type)[len(one.operands)])
     read = [_main_memory_bytes(by_name[name].type) if name in by_name else 0.0
             for name in one.operands]  # fmt: skip
     if one.opcode in _READS_ROWS and read:
-        read[0] = min(read[0], written)
+        read[0] = min(read[0], _size(one.type))
+    if one.opcode == "slice-start":
+        read[0] = min(read[0], _size(_elements(one.type)[1]))
     if one.opcode == "dynamic-update-slice":
         return 2 * read[1]
     if one.opcode == "fusion":
@@ -230,7 +277,7 @@ def _updates_rows(user: _Instruction, name: str) -> bool:
     return user.opcode == "dynamic-update-slice" and user.operands[0] == name
 
 
-_BYTES = {"pred": 1, "token": 0, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8}
+_BYTES = {"pred": 1, "token": 0, "opaque": 0}  # other types have their bits in their name
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 
 
@@ -254,8 +301,8 @@ def _array_bytes(array: re.Match) -> float:
         minor_first = [int(n) for n in order.split(",")]
         for axis, size in zip(minor_first, reversed(sizes), strict=False):
             shape[axis] = -(-shape[axis] // size) * size
-    bits = re.search(r"\d+$", dtype)
-    width = _BYTES.get(dtype, int(bits[0]) / 8 if bits else 0)
+    bits = re.search(r"\d+", dtype)
+    width = _BYTES[dtype] if bits is None else int(bits[0]) / 8
     return math.prod(shape) * width
 
 

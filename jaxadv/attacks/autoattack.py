@@ -26,6 +26,7 @@ from jaxadv.attacks.ensemble import CLEAN, AutoAttackResult, Stage, run_ensemble
 from jaxadv.attacks.fab import FAB
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.square import SQUARE
+from jaxadv.core.devices import platform, whole_batch
 from jaxadv.core.images import is_concrete
 from jaxadv.core.logits import are_probabilities, finite_logits, outputs_differ
 from jaxadv.core.losses import make_objective
@@ -103,8 +104,8 @@ def autoattack(
       norm: "linf" or "l2".
       version: "standard", "plus" or "rand".
       example_ids: distinct numbers of the examples, by default their positions.
-      batch_size: over all devices together. On a CPU at most a sixteenth of it is attacked at
-        a time, which leaves few idle rows and still fills the CPU.
+      batch_size: over all devices together. For a model in JAX on a CPU at most a sixteenth
+        of it is attacked at a time, which leaves few idle rows and still fills the CPU.
       progress: whether to show a progress bar over queries.
       ledger: resume cache: a mapping where finished parts are saved. A call that was interrupted
         resumes from it, to the same result. The arguments must be the same.
@@ -125,6 +126,8 @@ def autoattack(
     inputs = check_inputs(key, images, labels, None, example_ids)
     if not all(map(is_concrete, jax.tree.leaves(inputs))):
         raise ValueError("autoattack cannot run inside of jit or grad: call it outside")
+    if platform() != "cpu":  # where searches take whole batches
+        batch_size = whole_batch(batch_size, len(labels))
     model = trace_in_batches(logits_fn, inputs.key, inputs.images.shape[1:], inputs.images.dtype)
     examples = Examples(*map(np.asarray, (inputs.images, inputs.labels, inputs.example_ids)))
     num_classes = count_classes(model, examples, batch_size)

@@ -285,8 +285,8 @@ def search_survivors(
     The attack runs in segments of its query budget. After each segment the fooled examples leave
     and the remaining ones are packed into fewer batches. All take their steps together, so that
     the result of an example does not depend on the others. A batch has `batch_size` examples, or a
-    sixteenth of it on a CPU, and an eighth of that when few examples are left. Each size compiles
-    once.
+    sixteenth of it for a model in JAX on a CPU, and an eighth of that when few examples are left.
+    Each size compiles once.
 
     Args:
       spec: of a resumable attack.
@@ -401,9 +401,10 @@ def search_size(batch_size: int, left: int | None = None, *, on_host: bool = Fal
         small = min(max(batch_size // _TAIL_SHARE, _SMALL_CALL), batch_size)
         return min(batch_size, small, key=lambda size: -(-(left or batch_size) // size) * size)
     if platform() != "cpu":
-        # Large batches are faster, and each size takes minutes to compile for a TPU.
-        small = divisible_size(batch_size // _TAIL_SHARE)
-        return small if left and left <= small else divisible_size(batch_size)
+        # Large batches are faster, and each size takes about a minute to compile for a TPU.
+        shares = (_TAIL_SHARE, 1) if platform() == "tpu" else (_TAIL_SHARE, 4, 2, 1)
+        sizes = [divisible_size(batch_size // share) for share in shares]
+        return next((size for size in sizes if left and left <= size), sizes[-1])
     largest = divisible_size(batch_size // _SEARCH_SHARE)
     if left is None:
         return largest

@@ -23,7 +23,7 @@ from jaxadv.attacks.batching import (
     search_survivors,
 )
 from jaxadv.attacks.black_box import TracedBlackBox
-from jaxadv.core.devices import padded_batches, whole_batch
+from jaxadv.core.devices import padded_batches, platform, whole_batch
 from jaxadv.core.images import to_float
 from jaxadv.core.logits import finite_logits, predicted_class
 from jaxadv.core.losses import margin
@@ -67,6 +67,9 @@ def run_attack(
     key = stream(seed, "attack")
     examples = Examples(_float_images(split, ids, batch_size), split.labels[ids], ids)
     arguments = {"eps": attack.eps, **attack.arguments}
+    size = whole_batch(batch_size, len(split.labels))
+    if platform() != "cpu":  # where searches take whole batches
+        batch_size = size
     options: dict[str, Any] = {"batch_size": batch_size, "bar": bar, "cache": cache}
     if attack.spec.is_ensemble:
         num_classes = count_classes(model, examples, batch_size)
@@ -79,7 +82,7 @@ def run_attack(
         return search_survivors(
             attack.spec, key, model, examples, arguments, name=attack.key, **options
         )
-    options["batch_size"] = whole_batch(batch_size, len(split.labels))
+    options["batch_size"] = size
     return attack_in_batches(
         attack.spec, key, model, examples, arguments, name=attack.key, **options
     )

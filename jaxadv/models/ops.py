@@ -110,7 +110,8 @@ def _corners(images: Outputs) -> Windows:
     """Return the pixels of the 2x2 windows in four arrays; drop an odd last row and column.
 
     A TPU tiles the last two axes, in which windows of six axes would be padded. By the estimates of
-    its compiler, the input gradient of `bignet` and `biggernet` takes 0.80 and 0.68 of their time.
+    its compiler, the input gradients of `bignet` and `biggernet` take 0.80 and 0.68 of the time. On
+    an H100 that of `bignet` moves 55 instead of 60 MiB for 128 images.
     """
     height, width = (length // 2 * 2 for length in images.shape[1:3])
     return tuple(images[:, i:height:2, j:width:2] for i in range(2) for j in range(2))

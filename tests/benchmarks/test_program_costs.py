@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax import lax
 
 from benchmarks.program_costs import count_flops, memory_traffic, residual_bytes
@@ -21,11 +22,13 @@ def test_flops_of_products_and_convolutions():
             images, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    forward = 2 * 2 * 8 * 8 * 9 * 3 * 7
-    assert flops(conv, images, kernel) == forward
-    # The gradient of a strided convolution has as many products as the convolution.
-    strided = jax.grad(lambda images: conv(images, kernel, (2, 2)).sum())
-    assert flops(strided, images) == forward / 4
+    # A 3x3 kernel over 8 pixels has 22 products a row without those with the padding.
+    assert flops(conv, images, kernel) == 2 * 2 * 22 * 22 * 3 * 7
+    gradient = jax.grad(lambda images: conv(images, kernel).sum())
+    assert flops(gradient, images) == 2 * 2 * 22 * 22 * 3 * 7
+    # With stride 2 there are 11, also in the gradient, whose images are dilated with zeros.
+    strided = jax.grad(lambda images, kernel: conv(images, kernel, (2, 2)).sum(), argnums=(0, 1))
+    assert flops(strided, images, kernel) == 2 * (2 * 2 * 11 * 11 * 3 * 7)
 
 
 def test_flops_of_unused_products_do_not_count():
@@ -36,6 +39,9 @@ def test_flops_of_unused_products_do_not_count():
         return x + 1, unused.shape[0]
 
     assert flops(jax.jit(fn), x, w) == 0
+    inner = jax.jit(lambda x, w: (x @ w, x + 1))
+    assert flops(lambda x, w: inner(x, w)[1], x, w) == 0
+    assert flops(lambda x, w: inner(x, w)[0], x, w) == 2 * 4 * 5 * 6
 
 
 def test_flops_of_loops_count_their_trips():
@@ -100,6 +106,88 @@ ENTRY %main (data: u8[1000,128], rows: s32[8], x: f32[3,5]) -> f32[8,128] {
     assert found["exp.1"].bytes == 10 * 4096  # its result stays on the chip
     assert found["exp.1"].cycles == 500
     assert found["neg.1"].bytes == 10 * 4096
+
+
+def test_traffic_of_a_loop_that_counts_to_a_constant():
+    hlo = """HloModule jit_f
+
+%body (arg: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %arg = (s32[], f32[8,128]{1,0}) parameter(0)
+  %x = f32[8,128]{1,0} get-tuple-element(%arg), index=1
+  %i = s32[] get-tuple-element(%arg), index=0
+  %exp.1 = f32[8,128]{1,0} exponential(%x)
+  ROOT %out = (s32[], f32[8,128]{1,0}) tuple(%i, %exp.1)
+}
+
+%condition (arg.1: (s32[], f32[8,128])) -> pred[] {
+  %arg.1 = (s32[], f32[8,128]{1,0}) parameter(0)
+  %counter = s32[] get-tuple-element(%arg.1), index=0
+  %limit = s32[]{:T(128)} constant(37)
+  ROOT %less = pred[] compare(%counter, %limit), direction=LT
+}
+
+ENTRY %main (start: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %start = (s32[], f32[8,128]{1,0}) parameter(0)
+  ROOT %loop = (s32[], f32[8,128]{1,0}) while(%start), condition=%condition, body=%body
+}
+"""
+    (exponential,) = memory_traffic(hlo, trips=(10,))
+    assert exponential.bytes == 37 * 2 * 4096
+
+
+def entry(*instructions):
+    lines = "\n".join(f"  {line}" for line in instructions)
+    return f"HloModule f\n\n{FUSED}\nENTRY %main (p: f32[1024,1024]) -> f32[4] {{\n{lines}\n}}\n"
+
+
+FUSED = """
+%updated (param_0: f32[1024,1024], param_1: f32[1,1024], param_2: s32[]) -> f32[1024,1024] {
+  %param_0 = f32[1024,1024]{1,0} parameter(0)
+  %param_1 = f32[1,1024]{1,0} parameter(1)
+  %param_2 = s32[] parameter(2)
+  ROOT %update = f32[1024,1024]{1,0} dynamic-update-slice(%param_0, %param_1, %param_2, %param_2)
+}
+
+%small (a: f32[1024]) -> f32[1024] {
+  %a = f32[1024]{0} parameter(0)
+  ROOT %negated = f32[1024]{0} negate(%a)
+}
+
+%large (b: f32[1024,1024]) -> f32[1024,1024] {
+  %b = f32[1024,1024]{1,0} parameter(0)
+  ROOT %negated.1 = f32[1024,1024]{1,0} negate(%b)
+}
+"""
+BIG = "%p = f32[1024,1024]{1,0} parameter(0)"
+ROW = "%row = f32[1,1024]{1,0} parameter(1)"
+INDEX = "%i = s32[] parameter(2)"
+
+
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        ("%s = f32[4,1024]{1,0} slice(%p), slice={[0:4], [0:1024]}", 2 * 4 * 4096),
+        ("%s = f32[4,1024]{1,0} dynamic-slice(%p, %i, %i)", 2 * 4 * 4096 + 2 * 4),
+        ("%u = f32[1024,1024]{1,0} dynamic-update-slice(%p, %row, %i, %i)", 2 * 4096),
+        ("%u = f32[1024,1024]{1,0} fusion(%p, %row, %i), calls=%updated", 3 * 4096 + 4),
+        (
+            "%c = (f32[1024,1024]{1,0:S(1)}, f32[1024,1024]{1,0}, u32[]) copy-start(%p)",
+            4 * 2**20,
+        ),
+        (
+            "%c = ((f32[1024,1024]{1,0}), f32[4,1024]{1,0:S(1)}, s32[]) slice-start(%p)",
+            4 * 4096,
+        ),
+        (
+            "%c = f32[1024]{0} conditional(%i, %row, %p), branch_computations={%small, %large}",
+            2 * 4 * 2**20,
+        ),
+        ("%c = f32[1024,1024]{1,0} call(%p), to_apply=%large", 2 * 4 * 2**20),
+    ],
+)
+def test_traffic_of_an_instruction(instruction, expected):
+    operations = memory_traffic(entry(BIG, ROW, INDEX, instruction), trips=())
+    assert sum(one.bytes for one in operations) == expected
 
 
 def test_traffic_of_a_compiled_program():

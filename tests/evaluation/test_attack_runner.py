@@ -18,6 +18,7 @@ from jaxadv.core.devices import traced_for
 from jaxadv.core.images import to_float
 from jaxadv.core.rng import stream
 from jaxadv.core.types import HostBatch
+from jaxadv.evaluation import attack_runner
 from jaxadv.evaluation.attack_runner import run_attack, score_images
 from jaxadv.evaluation.attack_suites import ConfiguredAttack, expand_suite
 from jaxadv.models import make_model
@@ -220,11 +221,23 @@ def test_sizes_of_batches_leave_few_rows_idle():
     assert batching.search_size(512) == 32
 
 
-@pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
-def test_an_accelerator_gets_whole_batches_of_two_sizes(accelerator):
+@pytest.mark.parametrize(
+    ("accelerator", "expected"),
+    [("tpu", [512, 64, 64, 512, 512, 512]), ("gpu", [512, 64, 64, 128, 512, 512])],
+)
+def test_an_accelerator_gets_whole_batches_of_few_sizes(accelerator, expected):
     with traced_for(accelerator):
         sizes = [batching.search_size(512, left) for left in (None, 1, 64, 65, 512, 5000)]
-    assert sizes == [512, 64, 64, 512, 512, 512]
+    assert sizes == expected
+
+
+def test_a_search_on_an_accelerator_has_no_more_rows_than_images(problem, monkeypatch):
+    search = Mock(side_effect=StopIteration)
+    monkeypatch.setattr(attack_runner, "search_survivors", search)
+    for accelerator in ("cpu", "tpu"):
+        with traced_for(accelerator), pytest.raises(StopIteration):
+            run(problem, "square", batch_size=512)
+    assert [call.kwargs["batch_size"] for call in search.call_args_list] == [512, 50]
 
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
