@@ -30,10 +30,10 @@ NO_PADS: Pads = ((0, 0), (0, 0))
 _IMAGES_PER_CHUNK = 16  # of the kernel gradient
 # Measured: convolutions of fewer input channels are hardly faster, so small groups are merged.
 _MIN_CHANNELS = 32
-# Most input channels of a convolution whose kernel gradient is a product with patches on a TPU.
-# Measured, for a 5x5 kernel and 1,024 images: XLA compiles its own form in 51 s for 4 channels and
-# in 13 s for 12; the patches take 4 s.
-_MAX_PATCH_CHANNELS = 4
+# A TPU's kernel gradient of fewer input channels has channels of zeros up to this number. Measured
+# for a 5x5 kernel and 1,024 images: XLA compiles it in 13 s for 12 channels and in 51 s for 4; for
+# 3 it was not done after nine minutes. A TPU pads channels to 128 anyway.
+_MIN_TPU_CHANNELS = 12
 
 
 def convolution(
@@ -51,8 +51,8 @@ def convolution(
     """
     size = kernel.shape[0]
     pads = pads_of(images, size, strides, padding)
-    if platform() == "tpu" and images.shape[-1] <= _MAX_PATCH_CHANNELS:
-        return _convolution_with_patches(images, kernel, (strides, strides), pads)
+    if platform() == "tpu" and images.shape[-1] < _MIN_TPU_CHANNELS:
+        return _convolution_of_few_channels(images, kernel, (strides, strides), pads)
     if platform() != "cpu":
         return _xla_convolution(images, kernel, (strides, strides), pads)
     if size == 1 and pads == NO_PADS:
@@ -95,37 +95,32 @@ def _xla_convolution(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolution_with_patches(images: Images, kernel: Kernel, strides: Pair, pads: Pads) -> Outputs:
-    """Run XLA's convolution; its kernel gradient is a matrix product with patches of the images."""
+def _convolution_of_few_channels(
+    images: Images, kernel: Kernel, strides: Pair, pads: Pads
+) -> Outputs:
+    """Run XLA's convolution; its kernel gradient is that of images with channels of zeros."""
     return _xla_convolution(images, kernel, strides, pads)
 
 
-def _patches_fwd(images, kernel, strides, pads):
+def _few_channels_fwd(images, kernel, strides, pads):
     return _xla_convolution(images, kernel, strides, pads), (images, kernel)
 
 
-def _patches_bwd(strides, pads, residuals, gradient):
+def _few_channels_bwd(strides, pads, residuals, gradient):
     images, kernel = residuals
     _, images_vjp = jax.vjp(lambda x: _xla_convolution(x, kernel, strides, pads), images)
-    patches = _patches(images, kernel.shape[:2], gradient.shape[1:3], strides, pads)
-    kernel_gradient = jnp.einsum("nhwp,nhwo->po", patches, gradient).reshape(kernel.shape)
-    return *images_vjp(gradient), kernel_gradient
+    channels = images.shape[-1]
+    missing = (0, _MIN_TPU_CHANNELS - channels)
+    # The barrier keeps XLA from removing the zeros.
+    wide = lax.optimization_barrier(jnp.pad(images, (*NO_PADS, (0, 0), missing)))
+    _, kernel_vjp = jax.vjp(
+        lambda kernel: _xla_convolution(wide, kernel, strides, pads),
+        jnp.pad(kernel, (*NO_PADS, missing, (0, 0))),
+    )
+    return *images_vjp(gradient), kernel_vjp(gradient)[0][:, :, :channels]
 
 
-_convolution_with_patches.defvjp(_patches_fwd, _patches_bwd)
-
-
-def _patches(
-    images: Images, sizes: Pair, out_sizes: Pair, strides: Pair, pads: Pads
-) -> Float[Array, "batch out_height out_width patch"]:
-    """Return the pixels under the kernel at each position (im2col), as shifted images."""
-    padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
-    ends = [(out - 1) * stride + 1 for out, stride in zip(out_sizes, strides, strict=True)]
-    shifted = [
-        padded[:, row : row + ends[0] : strides[0], column : column + ends[1] : strides[1]]
-        for row, column in itertools.product(*map(range, sizes))
-    ]
-    return jnp.concatenate(shifted, axis=-1)
+_convolution_of_few_channels.defvjp(_few_channels_fwd, _few_channels_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))

@@ -100,14 +100,14 @@ def test_runs_that_are_killed_at_random_end_in_the_same_bits(tmp_path, seed):
 
 @pytest.mark.soak
 def test_memory_stays_flat_over_a_thousand_epochs(tmp_path):
-    process = start(tmp_path / "run", NUM_EPOCHS, *TINY_EPOCHS)
     resident = {}
-    for line in process.stdout:
-        if line.startswith("epoch"):
-            epoch = int(line.split()[1].split("/")[0])
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            resident[epoch] = int(status.split("VmRSS:")[1].split()[0]) / 1024
-    assert process.wait() == 0
+    with start(tmp_path / "run", NUM_EPOCHS, *TINY_EPOCHS) as process:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                epoch = int(line.split()[1].split("/")[0])
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                resident[epoch] = int(status.split("VmRSS:")[1].split()[0]) / 1024
+    assert process.returncode == 0
     for epoch in (1, 10, 100, 200, 400, 600, 800, 1000):
         print(f"epoch {epoch:5}: {resident[epoch]:.0f} MiB", flush=True)
     assert resident[NUM_EPOCHS] < 1.02 * resident[NUM_EPOCHS // 5]
