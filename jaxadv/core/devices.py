@@ -100,8 +100,8 @@ def set_up_cpu() -> bool:
         jax.config.update("jax_num_cpu_devices", current if asked else num_cores())
     except RuntimeError:  # JAX has started
         return False
-    # XLA aborts on unknown flags: JAX within the bounds of pyproject.toml has it.
-    if _YNNPACK not in flags:
+    # XLA aborts on unknown flags: JAX within the bounds of pyproject.toml has this one.
+    if jax.__version_info__ < (0, 13) and _YNNPACK not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=".strip()
     return True
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxadv.core import devices
 from jaxadv.core.devices import (
     AXIS,
     enable_compilation_cache,
@@ -15,6 +16,7 @@ from jaxadv.core.devices import (
     pmap_batches,
     positions,
     replicate,
+    set_up_cpu,
     traced_for,
 )
 
@@ -148,6 +150,17 @@ jaxadv.evaluate(box, images, [0, 0], **options)
     assert "JAX has started with 1 CPU device(s) on 7 cores" in in_jax
     assert "call jaxadv.set_up_cpu() before anything else uses JAX" in in_jax
     assert "JAX has started" not in outside  # it uses one device anyway
+
+
+@pytest.mark.parametrize(
+    ("version", "flags"), [((0, 12, 9), f"--{devices._YNNPACK}="), ((0, 13, 0), "")]
+)
+def test_a_later_version_of_jax_gets_no_flag_of_xla(monkeypatch, version, flags):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "__version_info__", version)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    assert set_up_cpu()
+    assert os.environ["XLA_FLAGS"] == flags
 
 
 def test_a_cpu_beside_an_accelerator_gets_programs_for_a_cpu(monkeypatch):
