@@ -112,13 +112,14 @@ def _run_job() -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     devices.set_up_arithmetic()
     devices.set_up_cpu()
-    if _DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value:
+    of_processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _DISTRIBUTED.value or any(value is not None for value in of_processes):
         if config.mode == "study":
             raise UserError(
                 "config.mode is study, whose runs are executed one after another in one process: "
-                "omit --distributed, --coordinator and --num_processes"
+                "omit --distributed, --coordinator, --num_processes and --process_id"
             )
-        distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        distributed.initialize(*of_processes)
         protect_output()  # again, since sys.stdout is another stream now
     if config.get("compilation_cache", True):
         devices.enable_compilation_cache()
@@ -127,10 +128,11 @@ def _run_job() -> int:
     import jax
 
     from jaxadv.config import check, set_defaults
-    from jaxadv.runs.workdir import expand_paths
+    from jaxadv.runs.workdir import check_processes, expand_paths
 
     job = import_module(f"jaxadv.{_JOBS[config.mode]}")
     expand_paths(config)
+    check_processes(config)
     for line in set_defaults(config):
         print(line, flush=True)
     check(config, jax.device_count())

@@ -52,6 +52,7 @@ def error_line(*arguments, **environment):
         ((*CURRICULUM, "seed=1"), "unknown argument 'seed=1'"),
         (("--config", "configs/evaluate.py:digits"), "unknown attack suite 'digits'"),
         (("--config", "configs/study.py", "--distributed"), "omit --distributed"),
+        ((*CURRICULUM, "--process_id=1"), "no cluster such as Slurm, Open MPI or a TPU pod"),
     ],
 )
 def test_wrong_flags_are_reported_in_one_line(arguments, message):
@@ -90,7 +91,8 @@ def test_warnings_set_the_exit_code_if_the_config_asks_for_it(
     config = evaluate.get_config()
     config.evaluation.fail_on_warnings = fail_on_warnings
     values = {"_CONFIG": config, "_WORKDIR": "out", "_DEBUG": False, "_DISTRIBUTED": False}
-    for name, value in {**values, "_COORDINATOR": None, "_NUM_PROCESSES": None}.items():
+    values |= {"_COORDINATOR": None, "_NUM_PROCESSES": None, "_PROCESS_ID": None}
+    for name, value in values.items():
         monkeypatch.setattr(program, name, SimpleNamespace(value=value))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restored afterwards
     monkeypatch.setattr("jaxadv.core.devices.set_up_cpu", lambda: None)

@@ -93,16 +93,18 @@ def _detect_cluster(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> tuple[str, int, int, Sequence[int] | None]:
     """Replace each argument that is None by the value that JAX detects from the cluster."""
-    devices = None
-    if detect := _private("clusters", "ClusterEnv.auto_detect_unset_distributed_params"):
+    remedy = "pass --coordinator=HOST:PORT, --num_processes and --process_id"
+    detect = _private("clusters", "ClusterEnv.auto_detect_unset_distributed_params")
+    try:
         coordinator, num_processes, process_id, devices = detect(
             coordinator, num_processes, process_id, None, None, int(_START_SECONDS)
         )
-    if coordinator is None or num_processes is None or process_id is None:
+    except TypeError:  # `detect` is None, or has other parameters
         raise UserError(
-            "no cluster such as Slurm, Open MPI or a TPU pod was detected: pass "
-            "--coordinator=HOST:PORT, --num_processes and --process_id"
-        )
+            f"this version of JAX does not let jaxadv detect the cluster: {remedy}"
+        ) from None
+    if coordinator is None or num_processes is None or process_id is None:
+        raise UserError(f"no cluster such as Slurm, Open MPI or a TPU pod was detected: {remedy}")
     return coordinator, num_processes, process_id, devices
 
 
@@ -161,7 +163,11 @@ def first_process_first(make: Callable[[], T]) -> T:
 
 
 def _wait_for_all() -> None:
-    """Wait for all processes; if JAX lacks the private API, in a collective with its timeout."""
+    """Wait for all processes. Without the private API it uses a collective.
+
+    The first collective of a run times out after 30 s on CPUs, where it connects the processes;
+    `check_processes` runs it at once.
+    """
     name = f"jaxadv/{next(_barrier_numbers)}"
     if client := _coordination_client():
         client.wait_at_barrier(name, _DAY_MILLISECONDS)
@@ -179,8 +185,8 @@ def any_process(flag: bool) -> bool:
 def exit_all(code: int, text: str) -> NoReturn:
     """Print a message and exit, in all processes of the run with the message of this one.
 
-    If JAX lacks the private API, the other processes exit without the message, when the heartbeats
-    of this one stop.
+    If JAX lacks the private API, the other processes exit without the message, once they miss the
+    heartbeats of this one.
 
     Args:
       code: exit code.

@@ -189,7 +189,6 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
       UserError: the workdir holds a run of another config, another process uses it, or it cannot
         be written.
     """
-    check_processes(config)
     if not is_first():
         yield
         return

@@ -1,6 +1,6 @@
 """One process of the runs in test_distributed.py and test_distributed_gan.py.
 
-python tests/runs/distributed_job.py JOB[_without_private_api] WORKDIR [run.py's flags]
+python tests/runs/distributed_job.py JOB[_without_private_api] WORKDIR [flags of run.py]
 """
 
 import json
@@ -59,12 +59,6 @@ def save_slowly(_, workdir: Path) -> list[str]:
     return train.run(two_epochs(), workdir)
 
 
-def different_configs(config, workdir: Path) -> list[str]:
-    """Train with another config in each process."""
-    config.seed = jax.process_index()
-    return train.run(config, workdir)
-
-
 def communicate(_, workdir: Path) -> list[str]:
     """Exchange values between the processes."""
     index = jax.process_index()
@@ -76,6 +70,12 @@ def communicate(_, workdir: Path) -> list[str]:
     assert local_rows(8).tolist() == [2 * index, 2 * index + 1, 2 * index + 4, 2 * index + 5]
     mark = workdir / "mark"
     assert distributed.first_process_first(mark.exists if index else mark.touch) in (None, True)
+    return []
+
+
+def wait_for_slow_first(_, workdir: Path) -> list[str]:
+    """Wait for the first process longer than its library of collectives waits for a connection."""
+    distributed.from_first(lambda: time.sleep(35))
     return []
 
 
@@ -106,8 +106,7 @@ def train_sample_and_attack(_, workdir: Path) -> list[str]:
     given = workdir / "given"
     source = given if given.exists() else workdir / "gan"
     for name in SAMPLINGS:
-        if not distributed.from_first((workdir / name / "manifest.json").exists):
-            sampling.run(sampling_config(name, workdir), source)
+        sampling.run(sampling_config(name, workdir), source)
     _shorten_autoattack()
     return checkpoint.run(attack_config(source / "evaluator"), workdir / "attacks")
 
@@ -160,12 +159,11 @@ if __name__ == "__main__":
         "fail": fail,
         "wait": wait,
         "save_slowly": save_slowly,
-        "different_configs": different_configs,
+        "wait_for_slow_first": wait_for_slow_first,
         "gan": train_sample_and_attack,
         "gan_stopped_in_second_round": stop_in_second_round,
         "gan_hanging_in_attacks": hang_in_attacks,
     }[job]
     program.import_module = lambda _: type("Job", (), {"run": staticmethod(train_run)})
-    flags = ["--config", "configs/curriculum.py:digits", "--workdir", workdir]
-    sys.argv = ["run.py", *flags, *sys.argv[3:]]
+    sys.argv = ["run.py", "--workdir", workdir, *sys.argv[3:]]
     program.app.run(program.main, flags_parser=program._parse_flags)

@@ -9,8 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def start(job, workdir, num_processes=2, *, num_devices=2):
-    """Start the processes of a job."""
+CONFIG = "--config=configs/curriculum.py:digits"
+
+
+def start(job, workdir, num_processes=2, *, num_devices=2, flags=((CONFIG,), (CONFIG,))):
+    """Start the processes of a job; `flags` has flags of run.py for each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -30,6 +33,7 @@ def start(job, workdir, num_processes=2, *, num_devices=2):
                 *command,
                 *distributed_flags,
                 *([f"--process_id={number}"] if distributed_flags else []),
+                *flags[number],
             ],
             cwd=ROOT,
             env=environment,

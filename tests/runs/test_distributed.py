@@ -98,6 +98,11 @@ def test_without_the_private_api_of_jax_values_are_exchanged(tmp_path):
     assert not any("Traceback" in stderr for _, stderr in outputs)
 
 
+def test_without_the_private_api_of_jax_a_process_waits_for_a_slow_first(tmp_path):
+    codes, outputs = wait_for_exit(start("wait_for_slow_first_without_private_api", tmp_path))
+    assert codes == [0, 0], outputs
+
+
 def test_without_the_private_api_of_jax_an_exception_in_one_process_ends_all(tmp_path):
     began = time.monotonic()
     codes, outputs = wait_for_exit(start("fail_without_private_api", tmp_path))
@@ -145,8 +150,16 @@ def test_the_state_is_saved_before_all_processes_stop(tmp_path):
     assert [path.name for path in (tmp_path / "interrupted").iterdir()] == ["0"]
 
 
-def test_different_configs_of_the_processes_are_reported(tmp_path):
-    codes, outputs = wait_for_exit(start("different_configs", tmp_path))
+@pytest.mark.parametrize(
+    ("flag", "difference"),
+    [
+        ("--config.seed=1", "config.seed was 0, is 1"),
+        ("--config.mode=sample", "config.mode was gan, is sample"),
+    ],
+)
+def test_different_configs_of_the_processes_are_reported(tmp_path, flag, difference):
+    config = "--config=configs/gan.py:digits"
+    codes, outputs = wait_for_exit(start("wait", tmp_path, flags=((config,), (config, flag))))
     assert codes == [1, 1]
     for _, stderr in outputs:
-        assert "the processes have different configs (config.seed was 0, is 1)" in stderr
+        assert f"the processes have different configs ({difference}): pass the same" in stderr

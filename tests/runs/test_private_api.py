@@ -24,8 +24,8 @@ def test_what_is_missing_is_none(module, name):
     assert distributed._private(module, name) is None
 
 
-def test_without_cluster_detection_the_flags_are_required(monkeypatch):
-    monkeypatch.setattr(distributed, "_private", lambda module, name: None)
-    assert distributed._detect_cluster("host:1", 2, 0) == ("host:1", 2, 0, None)
-    with pytest.raises(UserError, match="pass --coordinator=HOST:PORT"):
+@pytest.mark.parametrize("detect", [None, lambda coordinator: (coordinator, 2, 0, None)])
+def test_without_cluster_detection_the_flags_are_required(monkeypatch, detect):
+    monkeypatch.setattr(distributed, "_private", lambda module, name: detect)
+    with pytest.raises(UserError, match="does not let jaxadv detect the cluster: pass --coord"):
         distributed._detect_cluster(None, None, None)
