@@ -28,7 +28,7 @@ from jaxadv.core.files import atomic_write, write_json
 from jaxadv.core.types import UserError
 from jaxadv.data.mapped_arrays import CHUNK, MappedArray, map_member, map_npy, member_chunks
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _NUM_PROBED = 1000  # images whose range of values is checked
 
 
@@ -117,15 +117,15 @@ def open_synthetic(
 
 def _open_shards(folder: Path) -> tuple[list[MappedArray], np.ndarray]:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         digests = manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"cannot read {folder / _MANIFEST} ({error}): pass a folder written by "
+            f"cannot read {folder / MANIFEST} ({error}): pass a folder written by "
             "config.mode=sample"
         ) from None
     if not isinstance(digests, dict) or not digests:
-        raise UserError(f"{folder / _MANIFEST} lists no files: sample it again")
+        raise UserError(f"{folder / MANIFEST} lists no files: sample it again")
     size = sum((folder / name).stat().st_size for name in digests if (folder / name).exists())
     with tqdm(total=size, desc=f"Verify {folder.name}", unit="B", unit_scale=True,
               disable=None, leave=False) as bar:  # fmt: skip
@@ -211,8 +211,8 @@ class ShardWriter:
         self._num_images = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / _MANIFEST).exists():
-                for path in (*folder.glob("*_?????.npy"), *folder.glob(f"{_MANIFEST}.*.partial")):
+            if not (folder / MANIFEST).exists():
+                for path in (*folder.glob("*_?????.npy"), *folder.glob(f"{MANIFEST}.*.partial")):
                     path.unlink()
             if any(folder.iterdir()):
                 raise UserError(f"{folder} is not empty: move or delete it")
@@ -234,7 +234,7 @@ class ShardWriter:
         if self._buffer:
             self._write_shard()
         manifest = {**entries, "num_images": self._num_images, "sha256": self._digests}
-        write_json(self._folder / _MANIFEST, manifest)
+        write_json(self._folder / MANIFEST, manifest)
 
     def _write_shard(self) -> None:
         images, labels = (np.concatenate(arrays) for arrays in zip(*self._buffer, strict=True))

@@ -30,7 +30,7 @@ from jaxadv.gan.metrics import (
 )
 from jaxadv.models.checks import variable_shapes
 from jaxadv.models.classifier import is_declared_stochastic
-from jaxadv.runs.distributed import from_first, is_first
+from jaxadv.runs.distributed import from_first
 from jaxadv.runs.workdir import DATA_KEYS, claimed, read_in_first, restore_classifier
 from jaxadv.training.train import train as train_classifier
 
@@ -265,17 +265,19 @@ def write_neighbours(
     """Write samples and the train images nearest to them, by pixels and by features."""
     real = train_images(dataset)
     features, real_features = (classify(evaluator, images).features for images in (samples, real))
-    if not is_first():
-        return
-    by_pixels, _ = nearest(_pixels(samples), _pixels(real))
-    by_features, _ = nearest(features, real_features)
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            samples=samples,
-            by_pixels=real[by_pixels],
-            by_features=real[by_features],
-        )
+
+    def write_here() -> None:
+        by_pixels, _ = nearest(_pixels(samples), _pixels(real))
+        by_features, _ = nearest(features, real_features)
+        with atomic_write(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                samples=samples,
+                by_pixels=real[by_pixels],
+                by_features=real[by_features],
+            )
+
+    from_first(write_here)
 
 
 def _pixels(images: ImageArray) -> Float[np.ndarray, "n pixels"]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxadv.core.devices import pmap_batches
+from jaxadv.core.files import read_json
 from jaxadv.core.rng import example_keys, stream
+from jaxadv.core.sample_quality import SampleEvaluation
 from jaxadv.core.types import ByteImages, HostBatch, Labels, PerExample, UserError
 from jaxadv.data.sources import source_family
-from jaxadv.data.synthetic import ShardWriter, pack
+from jaxadv.data.synthetic import MANIFEST, ShardWriter, pack
 from jaxadv.gan.evaluator import (
     SampleEvaluator,
     classify,
@@ -31,17 +33,13 @@ from jaxadv.gan.evaluator import (
 from jaxadv.gan.networks import Latents
 from jaxadv.gan.step import GanSetup, restore, sample_latents
 from jaxadv.runs.distributed import from_first, is_first
-from jaxadv.runs.workdir import (
-    check_processes,
-    load_dataset,
-    provenance,
-    source_version,
-    trained_config,
-)
+from jaxadv.runs.workdir import load_dataset, provenance, source_version, trained_config
+
+_PLACE_KEYS = ("path", "format")  # of `config.sampling`: they do not change the samples
 
 
 def run(config: ConfigDict, workdir: Path) -> list[str]:
-    """Write labelled samples of a GAN to a folder and evaluate them.
+    """Write labelled samples of a GAN to a folder and evaluate them, unless they are there.
 
     Args:
       config: of configs/gan.py. `sampling` describes the samples. `data.data_dir` and
@@ -53,10 +51,9 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
       No warnings.
 
     Raises:
-      UserError: the config is not valid, there is no checkpoint, or the folder is not empty.
+      UserError: the config is not valid, there is no checkpoint, or the folder has other files.
     """
     source_version()
-    check_processes(config)
     started = time.monotonic()
     sampling = config.sampling
     trained = trained_config(workdir, "gan", config.data.data_dir)
@@ -67,42 +64,64 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
     dataset = load_dataset(trained.data)
     setup, networks, number = restore(trained, dataset, workdir, sampling.which)
     folder = Path(sampling.path or workdir / "synthetic")
-    writer = ShardWriter(folder, sampling.shard_size) if is_first() else None
-    evaluator = make_sample_evaluator(trained, dataset, workdir)
-    sampler = make_sampler(setup, sampling)
-    num_classes = len(dataset.class_names)
-    filtered = sampling.min_probability > 0 or sampling.labels == "judged"
-    if filtered:
-        batches = filtered_batches(sampler, networks, evaluator, num_classes, sampling)
-    else:
-        batches = sample_batches(
-            sampler, networks, sampling.num_images, num_classes, sampling.batch_size
-        )
-    first = concatenate(_write(batches, writer, sampling.num_images, num_test_images(dataset)))
-    evaluation = evaluate_on_test(evaluator, first, dataset)
     packed = folder.with_name(f"{folder.name}.npz") if sampling.format == "npz" else None
+    filtered = sampling.min_probability > 0 or sampling.labels == "judged"
+    described = json.loads(sampling.to_json())
+    if stored := from_first(lambda: _stored_evaluation(folder, described, number)):
+        print(f"{folder} has these samples already", flush=True)
+        evaluation = SampleEvaluation.from_json(stored)
+    else:
+        writer = ShardWriter(folder, sampling.shard_size) if is_first() else None
+        evaluator = make_sample_evaluator(trained, dataset, workdir)
+        sampler = make_sampler(setup, sampling)
+        num_classes = len(dataset.class_names)
+        if filtered:
+            batches = filtered_batches(sampler, networks, evaluator, num_classes, sampling)
+        else:
+            batches = sample_batches(
+                sampler, networks, sampling.num_images, num_classes, sampling.batch_size
+            )
+        first = concatenate(_write(batches, writer, sampling.num_images, num_test_images(dataset)))
+        evaluation = evaluate_on_test(evaluator, first, dataset)
 
-    def close_here() -> None:
-        if writer is None:
-            return
-        writer.close(
-            dataset=dataset.name,
-            class_names=list(dataset.class_names),
-            round=number,
-            sampling=json.loads(sampling.to_json()),
-            judged=evaluation.to_json(),
-            provenance=provenance(time.monotonic() - started),
-        )
-        if packed:
-            pack(folder, packed)
+        def close_here() -> None:
+            assert writer is not None
+            writer.close(
+                dataset=dataset.name,
+                class_names=list(dataset.class_names),
+                round=number,
+                sampling=described,
+                judged=evaluation.to_json(),
+                provenance=provenance(time.monotonic() - started),
+            )
 
-    from_first(close_here)
+        from_first(close_here)
+    if packed:
+        from_first(lambda: pack(folder, packed))
     print(summary(evaluation.samples))
     if filtered:
         print("The evaluator selected or labelled these samples: its accuracy on them is biased")
     for path in filter(None, (packed, folder)):
         print(f"Samples: {path}")
     return []
+
+
+def _stored_evaluation(
+    folder: Path, described: Mapping[str, Any], number: int
+) -> dict[str, Any] | None:
+    """Return the evaluation in a folder that has all samples of a round; None in other folders.
+
+    Args:
+      folder: where the samples are written.
+      described: `config.sampling` in JSON.
+      number: of the round.
+    """
+    manifest = read_json(folder / MANIFEST)
+    stored = manifest.get("sampling", {})
+    is_same = all(
+        stored.get(key) == value for key, value in described.items() if key not in _PLACE_KEYS
+    )
+    return manifest["judged"] if is_same and manifest.get("round") == number else None
 
 
 def _write(

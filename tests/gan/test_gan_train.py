@@ -410,6 +410,26 @@ def test_samples_become_a_data_set(finished, monkeypatch):
     assert evaluation.num_images == 50
     result = GanResult.from_json(json.loads((finished / "gan.json").read_text()))
     assert evaluation.evaluator_accuracy == result.evaluator_accuracy
+
+
+def test_complete_samples_are_not_repeated(finished, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "samples"
+    changes = {"path": str(folder), "format": "npz", "num_images": 12}
+    config = tiny_config(**{f"sampling.{name}": value for name, value in changes.items()})
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "pack", killed)
+        with pytest.raises(Killed):
+            sampling.run(config, finished)
+    manifest = (folder / "manifest.json").read_bytes()
+    sampling.run(config, finished)
+    assert f"{folder} has these samples already" in capsys.readouterr().out
+    assert (folder / "manifest.json").read_bytes() == manifest
+    assert len(open_synthetic(tmp_path / "samples.npz", (32, 32, 3), 10)) == 12
+    config.sampling.truncation = 0.5
+    with pytest.raises(UserError, match="is not empty"):
+        sampling.run(config, finished)
+    config.sampling.truncation = None
+    (folder / "manifest.json").write_text(json.dumps({**json.loads(manifest), "round": 7}))
     with pytest.raises(UserError, match="is not empty"):
         sampling.run(config, finished)
 
