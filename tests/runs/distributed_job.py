@@ -134,6 +134,18 @@ def stop_in_second_round(_, workdir: Path) -> list[str]:
     return train_sample_and_attack(None, workdir)
 
 
+def hang_in_sampling(_, workdir: Path) -> list[str]:
+    """Hang in the first process when it has written the first shard of samples."""
+    write_shard = sampling.ShardWriter._write_shard
+
+    def write_and_hang(self):
+        write_shard(self)
+        time.sleep(1000)
+
+    sampling.ShardWriter._write_shard = write_and_hang
+    return train_sample_and_attack(None, workdir)
+
+
 def hang_in_attacks(_, workdir: Path) -> list[str]:
     """Hang in the first process when it has saved a part of AutoAttack's second search."""
     write = DiskCache.__setitem__
@@ -162,6 +174,7 @@ if __name__ == "__main__":
         "wait_for_slow_first": wait_for_slow_first,
         "gan": train_sample_and_attack,
         "gan_stopped_in_second_round": stop_in_second_round,
+        "gan_hanging_in_sampling": hang_in_sampling,
         "gan_hanging_in_attacks": hang_in_attacks,
     }[job]
     program.import_module = lambda _: type("Job", (), {"run": staticmethod(train_run)})
