@@ -25,7 +25,7 @@
 # takes a minute and a half on two CPU cores.
 
 # %%
-REPOSITORY = ""  # the address to clone from, if this notebook is not in a checkout
+REPOSITORY = ""  # the address of the project, unless this notebook is in a checkout
 DATA = "digits"  # or "cifar10"
 MODEL = "bignet"
 NUM_EPOCHS = 10
@@ -37,8 +37,9 @@ WORKDIR = "runs/colab"  # on Colab this is a folder on Google Drive
 # ## Install
 #
 # Installs the package for the accelerator of the runtime, unless it is installed already. Colab's
-# own JAX 0.7 and Flax 0.11 are too old for it: they are upgraded to JAX 0.10 and Flax 0.12. Colab's
-# NumPy stays, so that the runtime needs no restart.
+# own JAX 0.7 and Flax 0.11 are too old for it: they are upgraded to JAX 0.10 and Flax 0.12. NumPy,
+# Matplotlib and Pillow, which the runtime has loaded, stay. If Colab asks to restart the runtime,
+# do so and run all cells again.
 
 # %%
 import importlib.metadata
@@ -55,7 +56,9 @@ python = sys.executable
 root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "run.py").exists()), None)
 if root is None:
     root = Path("jaxadv").absolute()
-    subprocess.run(["git", "clone", "--quiet", REPOSITORY, str(root)], check=True)
+    if not (root / "run.py").exists():
+        assert REPOSITORY, "set REPOSITORY in the first cell to the address of the project"
+        subprocess.run(["git", "clone", "--quiet", REPOSITORY, str(root)], check=True)
 os.chdir(root)
 installed = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
 if "jaxadv" not in {found.name for found in installed}:

@@ -1,6 +1,7 @@
 """The notebook runs from top to bottom, as a user runs it."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import jupytext
@@ -30,6 +31,7 @@ def executed(tmp_path_factory):
     values = {"MODEL": "net", "NUM_EPOCHS": 2, "NUM_EXAMPLES": 16}
     values |= {"ATTACK_SUITE": "plain", "WORKDIR": str(workdir)}
     settings.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
+    settings.source += "\nimport matplotlib.pyplot"  # before the installation, as Colab does
     nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}
     ).execute()
@@ -56,3 +58,40 @@ def test_notebook_evaluates_the_trained_model(executed):
     again = json.loads((workdir / "plain" / "evaluation.json").read_text())
     assert again["checkpoint"]["sha256"] == evaluation["checkpoint"]["sha256"]
     assert again["clean"]["accuracy"] == evaluation["clean"]["accuracy"]
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch):
+    """Execute the first lines of the install cell in an empty folder, without the installation."""
+    (cell,) = [
+        cell.source
+        for cell in jupytext.read(NOTEBOOKS / "colab.py").cells
+        if "git" in cell.source and "pip install" in cell.source
+    ]
+    lines, installation, _ = cell.partition("installed = ")
+    assert installation
+    monkeypatch.chdir(tmp_path)
+
+    def run(repository):
+        monkeypatch.chdir(tmp_path)
+        exec(lines, {"REPOSITORY": repository})
+        return Path.cwd()
+
+    return run
+
+
+def test_notebook_outside_of_a_checkout_clones_the_project_once(prepare, tmp_path):
+    repository = tmp_path / "origin"
+    repository.mkdir()
+    (repository / "run.py").touch()
+    identity = ("-c", "user.name=name", "-c", "user.email=name@example.org")
+    for command in (("init", "--quiet"), ("add", "."), (*identity, "commit", "-qm", "all")):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    for _ in range(2):  # again after a restart of the runtime
+        assert prepare(str(repository)) == tmp_path / "jaxadv"
+        assert (tmp_path / "jaxadv" / "run.py").exists()
+
+
+def test_notebook_outside_of_a_checkout_asks_for_the_repository(prepare):
+    with pytest.raises(AssertionError, match="set REPOSITORY in the first cell"):
+        prepare("")
