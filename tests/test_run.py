@@ -123,3 +123,40 @@ def test_a_stopped_run_prints_the_command_that_resumes_it(tmp_path):
         == f"Stopped (SIGTERM). Resume with: {shlex.join(['python', *command])}"
     )
     assert list((tmp_path / "interrupted").iterdir())
+
+
+COUNT_ARENAS = """
+import ctypes, os, sys, threading
+import run
+if "limit" in sys.argv:
+    run._limit_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+allocated, counted = threading.Barrier(13), threading.Barrier(13)
+def allocate():
+    libc.malloc(1000)
+    allocated.wait()
+    counted.wait()
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads:
+    thread.start()
+allocated.wait()
+read, write = os.pipe()
+libc.fdopen.restype = ctypes.c_void_p
+stream = ctypes.c_void_p(libc.fdopen(write, b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+print(os.read(read, 1 << 20).count(b"<heap nr="))
+counted.wait()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_threads_share_two_arenas():
+    def count(*arguments):
+        command = [sys.executable, "-c", COUNT_ARENAS, *arguments]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return int(found.stdout)
+
+    assert count() > 2
+    assert count("limit") == 2
