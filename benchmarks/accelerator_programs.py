@@ -213,7 +213,7 @@ _DEFENCES = {
 # CPU seconds: about three times what was measured, since machines differ. MiB of temporary memory:
 # half as much again, and 10 MiB.
 BOUNDS = {
-    "train bignet": {"v5e": (60, 17), "h100": (12, 32)},
+    "train bignet": {"v5e": (110, 17), "h100": (12, 32)},
     "attack bignet, PGD-40": {"v5e": (150, 13), "h100": (6, 73)},
     "attack bignet, NES": {"v5e": (210, 930), "h100": (9, 440)},
 }
