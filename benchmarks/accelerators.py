@@ -14,8 +14,8 @@ the packages of one alone:
 
 `jaxadv.core.devices.pmap_batches` alone maps over devices, with `jax.pmap`. Here `jax.shard_map`
 takes its place, over a mesh of one to four accelerators and along the same axis. Nothing is
-executed: the programs return zeros. Each entry is compiled in a separate process with a limit of
-CPU time, which other jobs on the machine hardly change. Programs are kept in the folder
+executed: the programs return zeros. Other processes compile, with a limit of CPU time for each
+entry, which other jobs on the machine hardly change. Programs are kept in the folder
 JAXADV_COMPILED, if it is set, so that other counts of their costs compile nothing.
 """
 
@@ -29,10 +29,12 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument("--missing", action="store_true", help="only what TARGET.json lacks")
     parser.add_argument("--check", action="store_true", help="check the bounds of CI")
     parser.add_argument("--table", action="store_true", help="print the tables of --out")
-    parser.add_argument("--here", action="store_true", help="compile one entry in this process")
+    parser.add_argument("--here", action="store_true", help="compile in this process")
     options = parser.parse_intermixed_args()
     known = BOUNDS if options.check else PROGRAMS
     if unknown := set(options.programs) - set(known):
@@ -140,7 +142,7 @@ def main() -> None:
     if options.table and not (path and path.exists()):
         parser.error("--table needs --out with a folder of results")
     if options.here:
-        _compile_here(options.target, options.programs[0], options.limit)
+        _compile_here(options.target, options.programs, options.limit)
     elif options.table:
         print_tables(json.loads(path.read_text()), options.target)
     elif options.check:
@@ -158,31 +160,33 @@ def compile_entries(
     # JAX logs a traceback for a plugin without its GPU.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)
     jax.config.update("jax_num_cpu_devices", num_cores())  # as `provenance` describes the machine
-    for name in names:
-        stored = json.loads(path.read_text()) if path and path.exists() else {}
-        if only_missing and name in stored:
-            continue
-        if PROGRAMS[name].chips > len(TARGETS[target].chips):
-            print(f"{target:5} {name:50} has {PROGRAMS[name].chips} chips, for a TPU only")
-            continue
-        began = time.monotonic()
-        results = _compile_in_process(target, name, limit)
+    stored = json.loads(path.read_text()) if path and path.exists() else {}
+    if only_missing:
+        names = [name for name in names if name not in stored]
+    too_large = [name for name in names if PROGRAMS[name].chips > len(TARGETS[target].chips)]
+    if too_large:
+        print(f"{target} is one chip and leaves out {', '.join(too_large)}")
+        names = [name for name in names if name not in too_large]
+    began = time.monotonic()
+    for name, results in _compile_in_processes(target, names, limit):
         if path:
-            seconds = time.monotonic() - began
-            stored[name] = {"programs": results, "provenance": _provenance(seconds)}
+            source = provenance(time.monotonic() - began)
+            source["device"] = f"compiled on {source['device']}"
+            stored[name] = {"programs": results, "provenance": source}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(stored, indent=1) + "\n")
+        began = time.monotonic()
 
 
 def _check(target: str, names: list[str]) -> list[str]:
     """Compile entries and return a sentence for each bound that they exceed."""
     os.environ |= ENVIRONMENT
-    failures = []
-    for name in names:
-        seconds, _ = BOUNDS[name][target]
-        results = _compile_in_process(target, name, int(seconds) + _START_SECONDS)
-        failures += check_bounds(name, target, results)
-    return failures
+    limit = int(max(BOUNDS[name][target][0] for name in names)) + _START_SECONDS
+    return [
+        failure
+        for name, results in _compile_in_processes(target, names, limit)
+        for failure in check_bounds(name, target, results)
+    ]
 
 
 def check_bounds(name: str, target: str, results: dict[str, dict[str, Any]]) -> list[str]:
@@ -215,40 +219,74 @@ def _summary(result: dict[str, Any]) -> str:
     )
 
 
-def _compile_in_process(target: str, name: str, limit: int) -> dict[str, dict[str, Any]]:
-    process = subprocess.run(
-        [sys.executable, __file__, target, name, "--here", "--limit", str(limit)],
-        capture_output=True,
-        text=True,
-    )
-    if process.returncode == -signal.SIGXCPU:
-        results = {"": {"error": f"did not finish in {limit} s of CPU time"}}
-    elif process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-        results = {"": {"error": lines[-1][:300]}}
-    else:
-        results = json.loads(process.stdout.splitlines()[-1])
+def _compile_in_processes(
+    target: str, names: list[str], limit: int
+) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """Yield each entry with its results; a process compiles entries until one of them ends it."""
+    left = list(names)
+    while left:
+        num_chips = PROGRAMS[left[0]].chips
+        group = takewhile(lambda name, chips=num_chips: PROGRAMS[name].chips == chips, left)
+        command = [sys.executable, __file__, target, *group, "--here", "--limit", str(limit)]
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        ):
+            assert process.stdout is not None
+            for line in process.stdout:
+                yield _printed(target, left.pop(0), json.loads(line))
+            code = process.wait()
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or [f"exit code {code}"])[-1]
+        if code:
+            if code == -signal.SIGXCPU:
+                last = f"did not finish in {limit} s of CPU time"
+            yield _printed(target, left.pop(0), {"": {"error": last[:300]}})
+
+
+def _printed(
+    target: str, name: str, results: dict[str, dict[str, Any]]
+) -> tuple[str, dict[str, dict[str, Any]]]:
     for part, result in results.items():
         print(f"{target:5} {_full_name(name, part):50} {_summary(result)}", flush=True)
-    return results
+    return name, results
 
 
-def _compile_here(target: str, name: str, limit: int) -> None:
-    """Print the results of an entry as JSON, within a limit of CPU seconds."""
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-    jax.config.update("jax_num_cpu_devices", PROGRAMS[name].chips)
-    try:
-        results = compile_entry(target, name)
-    except ModuleNotFoundError as error:
-        results = {"": {"error": f"{error}: install the extra of {target}, see --help"}}
-    except Exception as error:  # of the compilers
-        results = {"": {"error": f"{type(error).__name__}: {first_line(error)}"}}
-    print(json.dumps(results))
+def _compile_here(target: str, names: list[str], limit: int) -> None:
+    """Print the results of each entry as a line of JSON, within a limit of CPU seconds for each."""
+    jax.config.update("jax_num_cpu_devices", PROGRAMS[names[0]].chips)
+    for name in names:
+        soon = int(time.process_time()) + limit
+        resource.setrlimit(resource.RLIMIT_CPU, (soon, resource.RLIM_INFINITY))
+        try:
+            results = compile_entry(target, name)
+        except ModuleNotFoundError as error:
+            results = {"": {"error": f"{error}: install the extra of {target}, see --help"}}
+        except Exception as error:  # of the compilers
+            results = {"": {"error": f"{type(error).__name__}: {first_line(error)}"}}
+        print(json.dumps(results), flush=True)
 
 
-def _provenance(seconds: float) -> dict[str, Any]:
-    source = provenance(seconds)
-    return source | {"device": f"compiled on {source['device']}"}
+@dataclass
+class Recording:
+    """The programs of an entry so far.
+
+    Attributes:
+      program: the entry.
+      accelerator: where it runs.
+      costs: of each program.
+      outputs: the shapes of the outputs of each program.
+    """
+
+    program: Program
+    accelerator: Target
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    outputs: dict[Any, PyTree] = field(default_factory=dict)
+
+
+# The last one is that of the entry that is being compiled. jaxadv caches mapped functions, which
+# may serve several entries.
+_recordings: list[Recording] = []
 
 
 def compile_entry(target: str, name: str) -> dict[str, dict[str, Any]]:
@@ -258,32 +296,25 @@ def compile_entry(target: str, name: str) -> dict[str, dict[str, Any]]:
     """
     program, accelerator = PROGRAMS[name], TARGETS[target]
     mesh = Mesh(accelerator.devices()[: program.chips], (AXIS,))
-    recorded: list[dict[str, Any]] = []
+    _recordings.append(Recording(program, accelerator))
 
     def compiling_pmap(fn: Callable, **options: Any) -> Callable:
-        return _compiling(fn, mesh, options, program, accelerator, recorded)
+        return _compiling(fn, mesh, options)
 
     with traced_for(accelerator.platform), mock.patch.object(jax, "pmap", compiling_pmap):
         further = program.call() or {}
-    if len(recorded) != len(program.names):
-        raise ValueError(f"{name} has {len(recorded)} programs, not {len(program.names)}")
+    costs = _recordings.pop().costs
+    if len(costs) != len(program.names):
+        raise ValueError(f"{name} has {len(costs)} programs, not {len(program.names)}")
     if "activations" in further:
-        recorded[0]["activations_mib"] = round(further["activations"] / MIB, 1)
-    return dict(zip(program.names, recorded, strict=True))
+        costs[0]["activations_mib"] = round(further["activations"] / MIB, 1)
+    return dict(zip(program.names, costs, strict=True))
 
 
-def _compiling(
-    fn: Callable,
-    mesh: Mesh,
-    options: dict[str, Any],
-    program: Program,
-    accelerator: Target,
-    recorded: list[dict[str, Any]],
-) -> Callable:
+def _compiling(fn: Callable, mesh: Mesh, options: dict[str, Any]) -> Callable:
     """Return a stand-in for `jax.pmap(fn)`, which compiles for the mesh and returns zeros."""
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
     is_split = options["out_axes"] == 0
-    outputs: dict[Any, PyTree] = {}
 
     def of_device(first: PyTree, rest: dict[str, PyTree]) -> PyTree:
         batches = jax.tree.map(lambda array: array[0], rest["batches"])
@@ -311,14 +342,21 @@ def _compiling(
         arguments = (
             placed(first, whole), {name: placed(rest[name], specs[name]) for name in specs}
         )  # fmt: skip
-        key = str(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments))
-        if key not in outputs:
-            number = min(len(recorded), len(program.trips) - 1)
-            costs, outputs[key] = compile_program(
-                jitted, arguments, program.trips[number], program.precision, accelerator
+        recording = _recordings[-1]
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
+        key = id(jitted), str(shapes)
+        if key not in recording.outputs:
+            program, number = recording.program, len(recording.costs)
+            costs, recording.outputs[key] = compile_program(
+                jitted,
+                arguments,
+                program.trips[min(number, len(program.trips) - 1)],
+                program.precision,
+                recording.accelerator,
             )
-            recorded.append(costs)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs[key])
+            recording.costs.append(costs)
+        outputs = recording.outputs[key]
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
 
     return call
 
@@ -347,25 +385,35 @@ def compile_program(
 
 
 def _compile(lowered: Any) -> dict[str, Any]:
-    """Compile a program, or read it from the folder of compiled programs if there is one."""
+    """Compile a program once, or read it from the folder of compiled programs if there is one."""
+    text = lowered.as_text()
     folder = os.environ.get(_FOLDER_OF_COMPILED)
-    name = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-    path = Path(folder) / f"{name}.json.gz" if folder else None
-    if path and path.exists():
-        return json.loads(gzip.decompress(path.read_bytes()))
+    name = f"{hashlib.sha256(text.encode()).hexdigest()}.json.gz"
+    path = Path(folder) / name if folder else None
+    if text not in _compiled:
+        if path and path.exists():
+            _compiled[text] = json.loads(gzip.decompress(path.read_bytes()))
+        else:
+            _compiled[text] = _compile_now(lowered)
+    if path and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(json.dumps(_compiled[text]).encode()))
+    return dict(_compiled[text])
+
+
+_compiled: dict[str, dict[str, Any]] = {}
+
+
+def _compile_now(lowered: Any) -> dict[str, Any]:
     began = time.process_time()
     compiled = lowered.compile()
     seconds, memory = time.process_time() - began, compiled.memory_analysis()
-    result = {
+    return {
         "cpu_seconds": round(seconds, 1),
         "temporary_mib": round(memory.temp_size_in_bytes / MIB, 1),
         "arguments_mib": round(memory.argument_size_in_bytes / MIB, 1),
         "hlo": compiled.as_text(),
     }
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gzip.compress(json.dumps(result).encode()))
-    return result
 
 
 def _costs(flops: float, operations: list[Operation]) -> dict[str, float]:

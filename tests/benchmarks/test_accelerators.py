@@ -93,3 +93,21 @@ def test_the_largest_operations_have_their_share():
 def test_every_named_model_has_a_training_step():
     named = set(factory._MODELS) | {"wrn_13_10", "vit_3_128", "wideresnet_28_10"}
     assert {f"train {model}" for model in named} <= set(PROGRAMS)
+
+
+def test_entries_may_share_a_mapped_function():
+    mapped = []
+
+    def call():
+        if not mapped:
+            mapped.append(pmap_batches(steps, num_replicated=1, num_batches=1))
+        mapped[0](WEIGHTS, ROWS)
+
+    entries = {"first": Program(call), "second": Program(call, trips=((3,),))}
+    with (
+        mock.patch.dict(accelerators.TARGETS, cpu=CPU),
+        mock.patch.dict(accelerators.PROGRAMS, entries),
+    ):
+        first, second = (compile_entry("cpu", name)[""] for name in entries)
+    assert second["gflops"] == pytest.approx(4 * PRODUCT, rel=1e-3)
+    assert first["gflops"] == pytest.approx(2 * PRODUCT, rel=1e-3)
