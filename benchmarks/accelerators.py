@@ -369,7 +369,7 @@ def compile_program(
     Only the compiler for the TPU estimates the time of its instructions.
     """
     traced = jitted.trace(*arguments)
-    compiled = _compile(traced.lower())
+    compiled = _compile(traced.lower(), accelerator.platform)
     text = compiled.pop("hlo")
     operations = memory_traffic(text, trips)
     costs = _costs(count_flops(traced.jaxpr.jaxpr, trips), operations)
@@ -384,11 +384,11 @@ def compile_program(
     }, traced.out_info
 
 
-def _compile(lowered: Any) -> dict[str, Any]:
+def _compile(lowered: Any, platform: str) -> dict[str, Any]:
     """Compile a program once, or read it from the folder of compiled programs if there is one."""
-    text = lowered.as_text()
+    text = lowered.as_text()  # which may be the same for two platforms
     folder = os.environ.get(_FOLDER_OF_COMPILED)
-    name = f"{hashlib.sha256(text.encode()).hexdigest()}.json.gz"
+    name = f"{platform}-{hashlib.sha256(text.encode()).hexdigest()}.json.gz"
     path = Path(folder) / name if folder else None
     if text not in _compiled:
         if path and path.exists():
