@@ -178,7 +178,8 @@ def job(monkeypatch):
     def ran(config, workdir):
         given = []
         values = {"_CONFIG": config, "_WORKDIR": workdir, "_DEBUG": False, "_DISTRIBUTED": False}
-        for name, value in {**values, "_COORDINATOR": None, "_NUM_PROCESSES": None}.items():
+        no_processes = dict.fromkeys(("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID"))
+        for name, value in {**values, **no_processes}.items():
             monkeypatch.setattr(program, name, SimpleNamespace(value=value))
         name = program._JOBS[config.mode]
         monkeypatch.setattr(f"jaxadv.{name}.run", lambda *arguments: given.extend(arguments))
