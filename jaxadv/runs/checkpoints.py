@@ -554,6 +554,8 @@ def _without_leak() -> Iterator[None]:
     TensorStore (0.1.74 to 0.1.86) leaks the strings of each result of `KvStore.Spec.to_json`, and
     Orbax converts the same specification for every array of an item.
     """
+    # Of the class's dictionary: the attribute of the class would not bind to instances again.
+    method = vars(ts.KvStore.Spec)["to_json"]
     to_json = ts.KvStore.Spec.to_json
     results: dict[tuple[str, bool], Any] = {}
 
@@ -567,4 +569,4 @@ def _without_leak() -> Iterator[None]:
     try:
         yield
     finally:
-        ts.KvStore.Spec.to_json = to_json  # type: ignore[method-assign]
+        ts.KvStore.Spec.to_json = method  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from jaxadv.core.types import UserError
 from jaxadv.runs import checkpoints
@@ -72,6 +73,11 @@ def test_a_save_leaves_no_memory_behind_for_each_array(tmp_path):
         gc.collect()
         num_blocks.append(sys.getallocatedblocks())
     assert num_blocks[5] - num_blocks[2] < 3 * 2 * 100  # 3 saves; the leak is 4 blocks an array
+
+
+def test_a_save_leaves_tensorstore_as_it_was(tmp_path):
+    checkpoints.save(tmp_path, 1, {"weights": {"kernel": np.zeros(1)}}, {ROBUST: 0.0})
+    assert ts.KvStore.Spec({"driver": "memory"}).to_json() == {"driver": "memory"}
 
 
 def test_restoring_without_a_checkpoint_returns_none(tmp_path):
