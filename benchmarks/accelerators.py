@@ -66,6 +66,7 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # of the compilers' own messages, errors only
 }
 _START_SECONDS = 60  # of a process, beside its compiler
+_PER_PROCESS = 6  # entries: the TPU's compiler keeps about 500 MB for each
 _FOLDER_OF_COMPILED = "JAXADV_COMPILED"
 MIB = 2**20
 NUM_LARGEST = 10
@@ -226,7 +227,9 @@ def _compile_in_processes(
     left = list(names)
     while left:
         num_chips = PROGRAMS[left[0]].chips
-        group = takewhile(lambda name, chips=num_chips: PROGRAMS[name].chips == chips, left)
+        group = takewhile(
+            lambda name, chips=num_chips: PROGRAMS[name].chips == chips, left[:_PER_PROCESS]
+        )
         command = [sys.executable, __file__, target, *group, "--here", "--limit", str(limit)]
         with (
             tempfile.TemporaryFile("w+") as errors,
