@@ -30,7 +30,7 @@ from jaxadv.gan.evaluator import SampleEvaluator, classify
 from jaxadv.gan.sampling import make_sampler
 from jaxadv.gan.step import init_state as init_gan_state
 from jaxadv.gan.step import make_averaging, make_gan_setup, make_gan_step
-from jaxadv.models.classifier import make_classifier
+from jaxadv.models.classifier import make_classifier, state_collections
 from jaxadv.training.curriculum import Budget
 from jaxadv.training.step import init_state, make_train_step, make_training_setup
 
@@ -73,20 +73,25 @@ def train(model: str, **changes: Any) -> dict[str, float]:
     size = config.train.batch_size
     setup = make_training_setup(config, NUM_CLASSES, lambda step: config.optimizer.learning_rate)
     state = jax.eval_shape(lambda: init_state(setup, shape))
-    data = ResidentSplit(
-        jax.ShapeDtypeStruct((TRAIN_IMAGES, math.prod(shape)), jnp.uint8),
-        jax.ShapeDtypeStruct((TRAIN_IMAGES,), jnp.int32),
-        shape,
-    )
     step = pmap_batches(make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True)
     budget = Budget(np.float32(0.03), np.float32(0.01), np.int32(8))
     num_synthetic = setup.num_synthetic * jax.device_count()
     rows: Any = np.zeros(size - num_synthetic, np.int32)
+    data: ResidentSplit | None = train_split(shape)
     if config.data.streaming:
         data, rows = None, images(size, shape)
     step(state, data, budget, rows, images(num_synthetic, shape))
     share = size // jax.device_count() * (2 if config.train.loss == "trades" else 1)
     return {"activations": _activations(setup.model, state.variables, share, shape)}
+
+
+def train_split(shape: tuple[int, int, int]) -> ResidentSplit:
+    """Return the shapes of a train split on the devices."""
+    return ResidentSplit(
+        jax.ShapeDtypeStruct((TRAIN_IMAGES, math.prod(shape)), jnp.uint8),
+        jax.ShapeDtypeStruct((TRAIN_IMAGES,), jnp.int32),
+        shape,
+    )
 
 
 def _activations(model: Any, variables: PyTree, num_images: int, shape: tuple[int, ...]) -> float:
@@ -99,14 +104,14 @@ def _activations(model: Any, variables: PyTree, num_images: int, shape: tuple[in
     rest = {key: value for key, value in variables.items() if key != "params"}
 
     def forward(params: PyTree, rest: PyTree, images: Any) -> Any:
-        collections = [name for name in rest if name in ("batch_stats", "spectral")]
+        collections = state_collections(variables)
         return alone.apply(
             {**rest, "params": params}, images, train=True, rngs=rngs, mutable=collections
         )[0]
 
     batch = jax.ShapeDtypeStruct((num_images, *shape), jnp.float32)
     params = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables["params"]))
-    return residual_bytes(partial(forward), variables["params"], rest, batch) - params
+    return residual_bytes(forward, variables["params"], rest, batch) - params
 
 
 def images(num: int, shape: tuple[int, ...] = CIFAR_SHAPE) -> HostBatch:
@@ -166,13 +171,8 @@ def gan_step() -> None:
     """Map the discriminator's and the generator's steps over the devices."""
     config, setup, state = _gan_setup()
     rows = np.zeros(config.train.num_discriminator_steps * config.train.batch_size, np.int32)
-    data = ResidentSplit(
-        jax.ShapeDtypeStruct((TRAIN_IMAGES, math.prod(CIFAR_SHAPE)), jnp.uint8),
-        jax.ShapeDtypeStruct((TRAIN_IMAGES,), jnp.int32),
-        CIFAR_SHAPE,
-    )
     step = pmap_batches(make_gan_step(setup), num_replicated=2, num_batches=1, donate_first=True)
-    step(state, data, rows)
+    step(state, train_split(CIFAR_SHAPE), rows)
 
 
 def gan_averaging() -> None:
