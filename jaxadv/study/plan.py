@@ -146,11 +146,13 @@ def _run_configs(name: str, seed: int, study: ConfigDict) -> dict[str, ConfigDic
 def _protocols(name: str, seed: int, scale: str) -> dict[str, Protocol]:
     """Return the further evaluations of a training by kind."""
     found = {}
+    smoke = scale == "smoke"
     if name in _PLAIN:
         found["noise"] = protocols.PLAIN
+    if name in (("bignet_curriculum", "bignet_best") if smoke else _AUTOATTACK):
+        found["autoattack"] = protocols.AUTOATTACK if scale == "full" else protocols.AUTOATTACK_1000
     if seed > 0:
         return found
-    smoke = scale == "smoke"
     if name in (("net_natural", "biggernet_curriculum") if smoke else _ORIGINAL):
         training_mode = name.startswith(_WITH_DROPOUT_OR_BATCH_NORM)
         found["study"] = (
@@ -160,8 +162,6 @@ def _protocols(name: str, seed: int, scale: str) -> dict[str, Protocol]:
         found["averaged"] = protocols.AVERAGED
     if name in _NES:
         found["nes"] = protocols.NES
-    if name in (("bignet_curriculum", "bignet_best") if smoke else _AUTOATTACK):
-        found["autoattack"] = protocols.AUTOATTACK if scale == "full" else protocols.AUTOATTACK_1000
     return found
 
 
