@@ -25,8 +25,8 @@ _ORIGINAL = (
 )
 _AUTOATTACK = (
     *("net_curriculum", "net_standard", "net_fixed", "net_short_ramp", "net_long_ramp"),
-    *("net_trades", "net_n_fgsm", "bignet_standard", "bignet_curriculum", "biggernet_curriculum"),
-    *("bignet_flip", "bignet_best"),
+    *("net_trades", "net_n_fgsm", "net_sgd", "net_gelu", "bignet_standard", "bignet_curriculum"),
+    *("bignet_flip", "bignet_flip_crop_jitter", "biggernet_curriculum", "bignet_best"),
 )
 _PLAIN = ("net_standard", "bignet_standard", "narrow_wrn", "wrn")
 _AVERAGED = ("net_input_noise", "narrow_wrn_rse", "wrn_rse")
