@@ -39,6 +39,7 @@ from configs.experiments import (
     other_defences,
     randomness,
     synthetic,
+    transformer,
     undefended,
     wide_resnet,
 )
@@ -51,8 +52,14 @@ TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "bignet_curriculum": lambda: adversary.get_config("curriculum"),
     "net_sgd": lambda: optimizer.get_config("sgd"),
     "net_gelu": lambda: activation.get_config("gelu"),
+    "bignet_natural_relu": lambda: activation.get_config("bignet_relu"),
+    "bignet_natural": lambda: activation.get_config("bignet_gelu"),
+    "biggernet_natural_relu": lambda: activation.get_config("biggernet_relu"),
+    "biggernet_natural": lambda: activation.get_config("biggernet_gelu"),
     "net_standard": lambda: other_defences.get_config("none"),
     "biggernet_curriculum": lambda: model_size.get_config("biggernet"),
+    "biggernet_flip": lambda: augmentation.get_config("biggernet_flip"),
+    "biggernet_flip_crop_jitter": lambda: augmentation.get_config("biggernet_flip_crop_jitter"),
     "bignet_rse": lambda: randomness.get_config("rse"),
     "bignet_pni_frozen": lambda: randomness.get_config("pni_frozen"),
     "bignet_pni": lambda: randomness.get_config("pni"),
@@ -75,6 +82,8 @@ TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "net_half_real": lambda: synthetic.get_config("half_real"),
     "narrow_wrn": lambda: wide_resnet.get_config("wrn"),
     "narrow_wrn_rse": lambda: wide_resnet.get_config("wrn_rse"),
+    "bignet_short": lambda: transformer.get_config("bignet"),
+    "vit_3_128_short": lambda: transformer.get_config("vit_3_128"),
     "vit_3_128": lambda: model_size.get_config("vit_3_128"),
     "vit_5_256": lambda: model_size.get_config("vit_5_256"),
     "wrn": lambda: wide_resnet.get_config("wrn"),
@@ -85,6 +94,7 @@ _THREE_SEEDS = (
     *("net_curriculum", "net_sgd", "net_gelu", "net_standard", "net_fixed", "net_short_ramp"),
     *("net_long_ramp", "net_fixed_all", "net_trades", "net_n_fgsm", "net_half_real"),
     *("bignet_curriculum", "bignet_standard", "bignet_rse", "bignet_pni", "bignet_best"),
+    *("bignet_natural_relu", "bignet_natural", "biggernet_natural_relu", "biggernet_natural"),
 )
 # Not run below scale full; a dry run estimates their time.
 _FOR_GPU = ("vit_3_128", "vit_5_256", "wrn", "wrn_rse")

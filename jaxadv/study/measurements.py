@@ -1,27 +1,31 @@
 """Accuracies in the records of the study, by training, evaluation and seed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from jaxadv.core.results import Accuracy, Evaluation
 from jaxadv.evaluation.gradient_masking import is_better_than_guessing
 from jaxadv.evaluation.metrics import binomial_accuracy
 from jaxadv.study.records import Record, is_evaluation_of
+from jaxadv.study.slides import EPS
 from jaxadv.study.specification import CORRECTED, ORIGINAL, SCORE, SLIDES, Cell, Experiment
 
 _SEEDS = range(10)
 
 
 class Measurement(NamedTuple):
-    """One accuracy of one model.
+    """One accuracy of one model, or its aggregated score: the sum of its accuracies at all radii.
 
     Attributes:
-      accuracy: share of correctly classified images.
-      ci95: its Wilson interval.
-      robust: which images are correctly classified, in the order of the split; None if not kept.
+      accuracy: share of correctly classified images; a score is a sum of shares.
+      ci95: its Wilson interval; for a score that of the normal approximation.
+      n: number of images.
+      robust: which images are correctly classified, in the order of the split; for a score, at how
+        many radii. None if not kept.
       training: name of the training without its seed; for the slides, of the study's model.
       source: checksum of the weights and key of the attack.
       predates_study: whether it was measured before the study; its record has a note.
@@ -31,7 +35,8 @@ class Measurement(NamedTuple):
 
     accuracy: float
     ci95: tuple[float, float]
-    robust: Bool[np.ndarray, "n"] | None
+    n: int
+    robust: Bool[np.ndarray, "n"] | Int[np.ndarray, "n"] | None
     training: str
     source: tuple[str, str]
     predates_study: bool = False
@@ -46,7 +51,7 @@ class Measurement(NamedTuple):
 
 Records = Mapping[str, Record]
 BySeed = Mapping[int, Measurement]
-Measurements = dict[Cell, dict[int, Measurement]]
+Measurements = dict[Cell, BySeed]
 
 
 def measure(experiment: Experiment, records: Records) -> Measurements:
@@ -57,13 +62,41 @@ def measure(experiment: Experiment, records: Records) -> Measurements:
       records: by the name of the run.
     """
     columns = [(CORRECTED, experiment.columns), (ORIGINAL, experiment.original)]
-    measurements = {
+    measurements: Measurements = {
         Cell(label, column, source): find(records, training, keys)
         for label, training in experiment.trainings.items()
         for source, keys_of in columns
         for column, keys in keys_of.items()
     }
-    return measurements | _slide_measurements(experiment.slides, experiment.num_slide_images)
+    measurements |= _slide_measurements(experiment.slides, experiment.num_slide_images)
+    for label, source in dict.fromkeys((cell.label, cell.source) for cell in measurements):
+        if source != SLIDES or SCORE in experiment.slides[label]:
+            measurements[Cell(label, SCORE, source)] = _scores(measurements, label, source)
+    return measurements
+
+
+def _scores(measurements: Measurements, label: str, source: str) -> BySeed:
+    """Return the aggregated score for each seed that has an accuracy at every radius."""
+    at_radii = [measurements.get(Cell(label, eps, source), {}) for eps in EPS]
+    seeds = set.intersection(*(set(by_seed) for by_seed in at_radii))
+    return {seed: _score([by_seed[seed] for by_seed in at_radii]) for seed in sorted(seeds)}
+
+
+def _score(at_radii: Sequence[Measurement]) -> Measurement:
+    """Return the sum of the accuracies of one model at all radii."""
+    total, first = sum(one.accuracy for one in at_radii), at_radii[0]
+    rows = [one.robust for one in at_radii]
+    robust = None if any(row is None for row in rows) else np.array(rows).sum(0)
+    if robust is None:  # the widest that it can be: as if all radii erred together
+        half = sum((one.ci95[1] - one.ci95[0]) / 2 for one in at_radii)
+    else:
+        half = 1.96 * float(robust.std()) / math.sqrt(len(robust))
+    return first._replace(
+        accuracy=total,
+        ci95=(total - half, total + half),
+        robust=robust,
+        source=(first.source[0], SCORE),
+    )
 
 
 def find(records: Records, training: str, keys: Sequence[str]) -> dict[int, Measurement]:
@@ -109,6 +142,7 @@ def _measurement(record: Record, training: str, attack: str, last: bool) -> Meas
     return Measurement(
         found.accuracy,
         found.ci95,
+        found.n,
         record.robust.get(f"{name}/{attack}"),
         training,
         (evaluation.source.sha256, attack),
@@ -136,6 +170,6 @@ def _slide_measurements(slides: Mapping[str, Mapping[str, float]], n: int) -> Me
                     binomial_accuracy(round(percent / 100 * n), n),
                     f"the study's {label}",
                 )
-                slide = Measurement(share.accuracy, share.ci95, None, model, (model, column))
+                slide = Measurement(share.accuracy, share.ci95, n, None, model, (model, column))
                 measurements[Cell(label, column, SLIDES)] = {0: slide}
     return measurements

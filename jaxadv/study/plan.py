@@ -19,15 +19,18 @@ from jaxadv.study.specification import Experiment
 # Trainings that are also evaluated by the original protocol, by AutoAttack, ...
 _ORIGINAL = (
     *("net_natural", "net_curriculum", "net_sgd", "net_gelu", "bignet_standard"),
-    *("bignet_curriculum", "biggernet_curriculum", "bignet_flip", "bignet_flip_crop_jitter"),
+    *("bignet_curriculum", "bignet_flip", "bignet_flip_crop_jitter"),
+    *("biggernet_curriculum", "biggernet_flip", "biggernet_flip_crop_jitter"),
     *("bignet_rse", "bignet_pni_frozen", "narrow_wrn", "narrow_wrn_rse"),
     *("vit_3_128", "vit_5_256", "wrn", "wrn_rse"),
 )
 _AUTOATTACK = (
     *("net_curriculum", "net_standard", "net_fixed", "net_short_ramp", "net_long_ramp"),
     *("net_trades", "net_n_fgsm", "net_sgd", "net_gelu", "bignet_standard", "bignet_curriculum"),
-    *("bignet_flip", "bignet_flip_crop_jitter", "biggernet_curriculum", "bignet_best"),
+    *("bignet_flip", "bignet_flip_crop_jitter", "bignet_best", "biggernet_curriculum"),
+    *("biggernet_flip", "biggernet_flip_crop_jitter", "vit_3_128_short", "bignet_short"),
 )
+_COARSE = ("biggernet_curriculum", "biggernet_flip", "biggernet_flip_crop_jitter")
 _PLAIN = ("net_standard", "bignet_standard", "narrow_wrn", "wrn")
 _AVERAGED = ("net_input_noise", "narrow_wrn_rse", "wrn_rse")
 _NES = ("net_natural", "net_standard", "net_curriculum")
@@ -158,6 +161,8 @@ def _protocols(name: str, seed: int, scale: str) -> dict[str, Protocol]:
         found["study"] = (
             protocols.ORIGINAL_WITH_TRAINING_MODE if training_mode else protocols.ORIGINAL
         )
+    if name in _COARSE and not smoke:
+        found["study_coarse"] = protocols.COARSE_IN_TRAINING_MODE
     if name in _AVERAGED and not smoke:
         found["averaged"] = protocols.AVERAGED
     if name in _NES:

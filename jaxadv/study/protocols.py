@@ -61,6 +61,13 @@ ORIGINAL_WITH_TRAINING_MODE = replace(
     ORIGINAL,
     attacks={**(ORIGINAL.attacks or {}), "training_mode": {**_ORIGINAL_PGD40, "noise": "training"}},
 )
+# The same attack in training mode with steps of 0.02.
+COARSE_IN_TRAINING_MODE = replace(
+    ORIGINAL,
+    attacks={
+        "training_mode_coarse": {**_ORIGINAL_PGD40, "step_size": 0.02, "noise": "training"},
+    },
+)
 # For random defences: 20 steps at the six radii, gradients averaged over 10 noise samples.
 AVERAGED = Protocol(attacks={"eot10": {**_PGD40, "num_steps": 20, "num_noise_samples": 10}})
 # Deterministic models, by as many gradients as models with a random defence.

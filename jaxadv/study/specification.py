@@ -21,18 +21,24 @@ CLEAN_AND_RADII: Columns = {
     **{eps: (f"pgd40/{eps}", f"averaged:eot10/{eps}") for eps in EPS},
 }
 AUTOATTACK: Columns = {"AutoAttack 0.03": ("autoattack:autoattack/0.03",)}
+# PGD-40 on the images that AutoAttack attacks; not shown in tables.
+SAME_IMAGES: Columns = {"PGD-40 0.03, images of AutoAttack": ("autoattack:pgd40/0.03",)}
 NOISE: Columns = {
     "one noise sample": ("pgd10/0.03", "noise:pgd10/0.03"),
     "200 gradients": ("eot20/0.03", "noise:pgd200/0.03"),
 }
+PGD_EPS = "0.03"  # the column of PGD-40 whose claims are also decided by AutoAttack
 # The study evaluated in training mode, which matters for models with dropout or batch norm.
 ORIGINAL_RADII: Columns = {
     "clean": ("study:clean/training", "study:clean"),
     **{eps: (f"study:training_mode/{eps}", f"study:pgd40/{eps}") for eps in EPS},
 }
 ORIGINAL_RADII_COARSE: Columns = {  # PGD steps of 0.02
-    "clean": ("study:clean",),
-    **{eps: (f"study:pgd40_coarse/{eps}",) for eps in EPS},
+    "clean": ("study:clean/training", "study:clean"),
+    **{
+        eps: (f"study_coarse:training_mode_coarse/{eps}", f"study:pgd40_coarse/{eps}")
+        for eps in EPS
+    },
 }
 # The original protocol, but in evaluation mode.
 EVALUATION_MODE: Columns = {f"evaluation mode {eps}": (f"study:pgd40/{eps}",) for eps in EPS}
@@ -59,11 +65,12 @@ class Claim:
     Attributes:
       text: the claim.
       origin: whose claim it is; begins with "the study" if it is the study's.
-      kind: "higher", the first is higher than the second; "no_gain", by less than one point;
-        "equal", no significant difference; "at_most", the first is at most `limit`.
+      kind: "higher", the first is higher than the second by more than `threshold`; "lower", the
+        first is lower; "no_gain", the first is not higher; "equal", no significant difference;
+        "at_most", the first is at most `threshold`.
       first: a cell.
       second: the cell that it is compared with; None for "at_most".
-      limit: a share in [0, 1], for "at_most".
+      threshold: a difference of shares for "higher", a share in [0, 1] for "at_most".
     """
 
     text: str
@@ -71,16 +78,23 @@ class Claim:
     kind: str
     first: Cell
     second: Cell | None = None
-    limit: float = 1.0
+    threshold: float = 0.0
 
 
-def higher(text: str, first: Cell, second: Cell, origin: str = "the study") -> Claim:
+def higher(
+    text: str, first: Cell, second: Cell, origin: str = "the study", by_more_than: float = 0.0
+) -> Claim:
     """Return the claim that the first accuracy is higher than the second."""
-    return Claim(text, origin, "higher", first, second)
+    return Claim(text, origin, "higher", first, second, by_more_than)
+
+
+def lower(text: str, first: Cell, second: Cell, origin: str = "the study") -> Claim:
+    """Return the claim that the first accuracy is lower than the second."""
+    return Claim(text, origin, "lower", first, second)
 
 
 def no_gain(text: str, first: Cell, second: Cell, origin: str = "the study") -> Claim:
-    """Return the claim that the first accuracy is less than one point above the second."""
+    """Return the claim that the first accuracy is not higher than the second."""
     return Claim(text, origin, "no_gain", first, second)
 
 
@@ -91,7 +105,7 @@ def equal(text: str, first: Cell, second: Cell, origin: str) -> Claim:
 
 def at_most(text: str, first: Cell, limit: float, origin: str = "the study") -> Claim:
     """Return the claim that an accuracy is at most a share."""
-    return Claim(text, origin, "at_most", first, limit=limit)
+    return Claim(text, origin, "at_most", first, threshold=limit)
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,7 @@ class Experiment:
     Attributes:
       name: argument of `config.study.only`, and name of its config in configs/experiments/.
       title: heading of the section.
+      topic: heading of its claims; experiments of one topic follow each other.
       text: what was trained and how it was attacked.
       trainings: for each row label the name of a training, with ":last" for its last checkpoint;
         "" if only the slides have values.
@@ -114,6 +129,7 @@ class Experiment:
 
     name: str
     title: str
+    topic: str
     text: str
     trainings: Mapping[str, str]
     claims: Sequence[Claim]

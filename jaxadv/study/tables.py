@@ -1,4 +1,4 @@
-"""Tables of the study's page: values of an experiment, the runs, verdicts, samples, warnings."""
+"""Tables of the study's page: values of an experiment, its slides, the runs and warnings."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Set
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from jaxadv.core.sample_quality import SampleEvaluation
 from jaxadv.reports import formats
 from jaxadv.study.costs import cost_in_gradients
+from jaxadv.study.differences import Difference
 from jaxadv.study.measurements import BySeed, Measurements
 from jaxadv.study.plan import Run, training_config
 from jaxadv.study.records import Record
-from jaxadv.study.slides import EPS
-from jaxadv.study.specification import CORRECTED, ORIGINAL, SCORE, Cell
+from jaxadv.study.specification import CORRECTED, ORIGINAL, Cell, Experiment
 from jaxadv.study.verdicts import NOT_RUN
 
 
@@ -83,50 +83,19 @@ def _slide_cells(row: Mapping[str, float], columns: list[str]) -> list[TableCell
 def _cells(
     measurements: Measurements, label: str, columns: list[str], source: str
 ) -> list[TableCell]:
-    return [
-        _mean_cell(scores(measurements, label, source))
-        if column == SCORE
-        else _accuracy_cell(measurements.get(Cell(label, column, source), {}))
-        for column in columns
-    ]
+    return [_accuracy_cell(measurements.get(Cell(label, column, source), {})) for column in columns]
 
 
 def _accuracy_cell(by_seed: BySeed) -> TableCell:
     """Return one accuracy with its interval, or the mean of several seeds with their deviation."""
-    cell = _mean_cell({seed: one.accuracy for seed, one in by_seed.items()})
-    if len(by_seed) != 1:
-        return cell
-    low, high = (100 * end for end in next(iter(by_seed.values())).ci95)
-    return TableCell(cell.value, f"{low:.1f}\N{EN DASH}{high:.1f}")
-
-
-def _mean_cell(shares: Mapping[int, float]) -> TableCell:
-    values = [100 * share for share in shares.values()]
-    if not values:
+    shown = [100 * one.accuracy for one in by_seed.values()]
+    if not shown:
         return TableCell()
-    mean = f"{statistics.mean(values):.1f}"
-    if len(values) == 1:
-        return TableCell(mean)
-    return TableCell(mean, f"\N{PLUS-MINUS SIGN} {statistics.stdev(values):.1f} [{len(values)}]")
-
-
-def scores(measurements: Measurements, label: str, source: str) -> dict[int, float]:
-    """Return the sum of the accuracies at all radii, for each seed that has them all.
-
-    Args:
-      measurements: of an experiment.
-      label: of a training.
-      source: `CORRECTED` or `ORIGINAL`.
-    """
-    at_radii = [
-        by_seed
-        for cell, by_seed in measurements.items()
-        if (cell.label, cell.source) == (label, source) and cell.column in EPS
-    ]
-    if not at_radii:
-        return {}
-    seeds = set.intersection(*(set(by_seed) for by_seed in at_radii))
-    return {seed: sum(by_seed[seed].accuracy for by_seed in at_radii) for seed in sorted(seeds)}
+    mean = f"{statistics.mean(shown):.1f}"
+    if len(shown) > 1:
+        return TableCell(mean, f"\N{PLUS-MINUS SIGN} {statistics.stdev(shown):.1f} [{len(shown)}]")
+    low, high = (100 * end for end in next(iter(by_seed.values())).ci95)
+    return TableCell(mean, f"{low:.1f}\N{EN DASH}{high:.1f}")
 
 
 def runs_table(
@@ -181,6 +150,15 @@ def _run_row(
     return row
 
 
+def describe_gan(records: Mapping[str, Record]) -> str:
+    """Return a description of the GAN that made the synthetic images, to follow "images"."""
+    record = records.get("gan/0/synthetic")
+    if record is None or record.manifest is None:
+        return "of a small GAN"
+    share = SampleEvaluation.from_json(record.manifest["judged"]).samples.accuracy
+    return f"of a small GAN, whose samples the evaluator recognises at {100 * share:.1f} %,"
+
+
 def describe_samples(
     trainings: Iterable[str], plan: Mapping[str, Run], records: Mapping[str, Record]
 ) -> list[str]:
@@ -199,6 +177,49 @@ def describe_samples(
                 f"their precision {samples.precision:.2f} and their recall {samples.recall:.2f}."
             )
     return sentences
+
+
+class Comparison(NamedTuple):
+    """How the values of the slides in one experiment compare with ours.
+
+    Attributes:
+      title: of the experiment.
+      num_compared: number of values that we have too, under the original protocol.
+      num_different: number of these that differ significantly.
+      different: the values that differ significantly, as text.
+      missing: labels of the trainings that were not run.
+    """
+
+    title: str
+    num_compared: int
+    num_different: int
+    different: list[str]
+    missing: list[str]
+
+
+def compare_with_slides(
+    experiment: Experiment, differences: Mapping[tuple[str, str], Difference]
+) -> Comparison:
+    """Return how the values of the slides compare with ours under the original protocol.
+
+    Args:
+      experiment: with values of the slides.
+      differences: ours minus the slides', by label and column.
+    """
+    different: dict[str, list[str]] = {}
+    for (label, column), difference in differences.items():
+        if difference.is_significant:
+            slide = experiment.slides[label][column]
+            ours = slide + 100 * difference.value
+            different.setdefault(label, []).append(f"{column}: {slide:g}, ours {ours:.1f}")
+    compared = {label for label, _ in differences}
+    return Comparison(
+        experiment.title,
+        len(differences),
+        sum(map(len, different.values())),
+        [f"{label} ({'; '.join(values)})" for label, values in different.items()],
+        [name for name in experiment.slides if experiment.trainings[name] and name not in compared],
+    )
 
 
 def warnings_of_runs(records: Mapping[str, Record]) -> dict[str, list[str]]:

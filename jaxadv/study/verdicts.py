@@ -1,105 +1,280 @@
-"""Verdicts on claims: supported, contradicted, inconclusive or not run, with their statistics."""
+"""Verdicts on claims: what the confidence interval of each attack says about them."""
 
-import math
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from jaxadv.study.measurements import BySeed, Measurement, Measurements
-from jaxadv.study.specification import CORRECTED, ORIGINAL, SLIDES, Claim
+from jaxadv.study.differences import (
+    LEVEL,
+    Difference,
+    SeedSpread,
+    common_seeds,
+    subtract,
+    training,
+)
+from jaxadv.study.measurements import BySeed, Measurements
+from jaxadv.study.slides import EPS
+from jaxadv.study.specification import (
+    AUTOATTACK,
+    CORRECTED,
+    ORIGINAL,
+    PGD_EPS,
+    SCORE,
+    SLIDES,
+    Cell,
+    Claim,
+)
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
-NOT_RUN = "not run"
-VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN)
+DID_NOT_TRAIN, NOT_RUN = "did not train", "not run"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, DID_NOT_TRAIN, NOT_RUN)
 COMMON = "0.03"  # the column whose seed variation replaces that of columns with one seed
-_NO_GAIN = 0.01
-_ENOUGH_SEEDS = 3  # to estimate a standard deviation from them alone
+NO_GAIN = 0.01  # a gain below one point supports a claim of no gain
+_OTHER_LEVELS = (0.90, 0.99)  # a verdict that differs at one of them is borderline
+_AUTOATTACK_COLUMN = next(iter(AUTOATTACK))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one attack says about a claim.
+
+    Attributes:
+      attack: name of the attack, or of the column that it compares.
+      word: a word of `VERDICTS`.
+      first: measurements of the first side by seed, of the seeds that trained.
+      second: of the second side; empty for a limit.
+      borderline: whether the 90 % or the 99 % interval gives another word.
+      difference: of the means; None if it cannot be computed, and for a limit.
+      p: two-sided p value of the threshold of the claim; None without a test.
+      collapsed: for each side the seeds that did not train, and the number of all its seeds.
+      identical: seeds in which both sides are the same evaluation of the same weights.
+    """
+
+    attack: str
+    word: str
+    first: BySeed
+    second: BySeed
+    borderline: bool = False
+    difference: Difference | None = None
+    p: float | None = None
+    collapsed: tuple[tuple[list[int], int], ...] = ()
+    identical: tuple[int, ...] = ()
 
 
 class Verdict(NamedTuple):
-    """The verdict on a claim: a word of `VERDICTS`, and the evidence as a sentence."""
+    """The verdict on a claim: the evidence of each attack, first that of AutoAttack if it has one.
 
-    word: str
-    sentence: str
-
-
-class SeedSpread(NamedTuple):
-    """How much trainings of one config differ between seeds.
-
-    Attributes:
-      deviation: standard deviation of their accuracies, pooled over all configs with several seeds.
-      freedom: degrees of freedom, the number of seeds minus the number of configs.
+    A claim without AutoAttack's evidence compares other columns than PGD-40 at eps 0.03.
     """
 
-    deviation: float
-    freedom: int
-
-
-class Difference(NamedTuple):
-    """Difference of two accuracies with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
+    evidence: tuple[Evidence, ...]
 
     @property
-    def is_significant(self) -> bool:
-        """Return whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
+    def decisive(self) -> Evidence:
+        """Return AutoAttack's evidence if AutoAttack was run, otherwise that of PGD-40."""
+        return next((one for one in self.evidence if one.word != NOT_RUN), self.evidence[0])
 
-
-def seed_spreads(experiments: Iterable[Measurements]) -> dict[str, SeedSpread]:
-    """Return the spread between seeds for each column in which a training has several seeds.
-
-    Seeds that did not learn are left out: their distance says nothing about the others.
-
-    Args:
-      experiments: measurements of each experiment; each training counts once per column.
-    """
-    repeated: dict[str, dict[str, BySeed]] = {}
-    for measurements in experiments:
-        for cell, by_seed in measurements.items():
-            learned = {seed: one for seed, one in by_seed.items() if one.learned}
-            if cell.source == CORRECTED and len(learned) > 1:
-                repeated.setdefault(cell.column, {}).setdefault(_training(learned), learned)
-    return {column: _pool(list(trainings.values())) for column, trainings in repeated.items()}
-
-
-def _pool(trainings: list[BySeed]) -> SeedSpread:
-    freedom = sum(len(by_seed) - 1 for by_seed in trainings)
-    squares = 0.0
-    for by_seed in trainings:
-        values = [one.accuracy for one in by_seed.values()]
-        squares += statistics.variance(values) * (len(values) - 1)
-    return SeedSpread(math.sqrt(squares / freedom), freedom)
+    @property
+    def agrees(self) -> bool:
+        """Return whether all attacks that were run decide the same."""
+        return len({one.word for one in self.evidence} - {NOT_RUN}) < 2
 
 
 def assess(claim: Claim, measurements: Measurements, spreads: Mapping[str, SeedSpread]) -> Verdict:
     """Return the verdict on a claim.
+
+    A claim that one model is more robust than another at eps 0.03 is decided by AutoAttack and by
+    PGD-40, other claims by the columns that they name.
 
     Args:
       claim: the claim.
       measurements: by seed, of the cells that it names.
       spreads: between seeds, for each column.
     """
+    evidence = []
+    for attack, cells in _cells_by_attack(claim, measurements).items():
+        sides = [measurements.get(cell, {}) for cell in cells]
+        evidence.append(_evidence(attack, claim, sides, _spread_of(cells[0].column, spreads)))
+    return Verdict(tuple(evidence))
+
+
+def _cells_by_attack(claim: Claim, measurements: Measurements) -> dict[str, list[Cell]]:
+    """Return for each attack that decides a claim the cells that it compares."""
     cells = [claim.first] if claim.second is None else [claim.first, claim.second]
-    sides = [measurements[cell] for cell in cells]
-    if not all(sides):
-        return Verdict(NOT_RUN, "")
-    if claim.kind == "at_most":
-        verdict = compare_with_limit(sides[0], claim.limit)
-    else:
-        spread = _spread_of(claim.first.column, spreads)
-        verdict = compare(sides[0], sides[1], claim.kind, spread)
-    if all(one.learned for side in sides for one in side.values()):
-        return verdict
-    return Verdict(INCONCLUSIVE, f"{verdict.sentence} But a model did not learn (‡).")
+    if any(cell[1:] != (PGD_EPS, CORRECTED) for cell in cells):
+        return {_heading(cells): cells}
+    with_pgd = {"PGD-40": cells}
+    sides = [measurements.get(cell) for cell in cells]
+    trainings = {training(side) if side else "" for side in sides}
+    if claim.second is None or (len(trainings) == 1 and all(sides)):
+        return with_pgd  # AutoAttack attacks only the best checkpoint of a training
+    return {"AutoAttack": [cell._replace(column=_AUTOATTACK_COLUMN) for cell in cells], **with_pgd}
+
+
+def _heading(cells: Sequence[Cell]) -> str:
+    """Return what a claim compares other than the corrected protocol's PGD-40 at eps 0.03."""
+    column = cells[0].column
+    if any(cell.source == ORIGINAL for cell in cells):
+        return ORIGINAL
+    if column in EPS:
+        return f"PGD-40, eps {column}"
+    if column == SCORE:
+        return "aggregated score"
+    return f"{int(column):,} queries" if column.isdigit() else column
 
 
 def _spread_of(column: str, spreads: Mapping[str, SeedSpread]) -> SeedSpread | None:
     return spreads.get(column) or spreads.get(COMMON)
+
+
+def _evidence(
+    attack: str, claim: Claim, sides: Sequence[BySeed], spread: SeedSpread | None
+) -> Evidence:
+    """Return what the measurements of the sides of a claim say about it.
+
+    Seeds that did not train are left out of the comparison, and decide its word.
+    """
+    if not all(sides):
+        return Evidence(attack, NOT_RUN, sides[0], sides[1] if len(sides) > 1 else {})
+    trained = [{seed: one for seed, one in side.items() if one.learned} for side in sides]
+    collapsed = tuple(
+        (sorted(side.keys() - kept.keys()), len(side))
+        for side, kept in zip(sides, trained, strict=True)
+    )
+    first, second = (*trained, {})[:2]
+    if not all(trained):
+        return Evidence(attack, DID_NOT_TRAIN, first, second, collapsed=collapsed)
+    if claim.second is None:
+        found = compare_with_limit(attack, first, claim.threshold)
+    else:
+        found = compare(attack, first, second, claim, spread)
+    if not any(seeds for seeds, _ in collapsed):
+        return found
+    return Evidence(
+        attack,
+        DID_NOT_TRAIN,
+        found.first,
+        found.second,
+        difference=found.difference,
+        p=found.p,
+        collapsed=collapsed,
+    )
+
+
+def compare_with_limit(attack: str, by_seed: BySeed, limit: float) -> Evidence:
+    """Return whether an accuracy is at most a limit, by its Wilson interval in every seed."""
+    words = {level: _word_at_limit(by_seed, limit, level) for level in (LEVEL, *_OTHER_LEVELS)}
+    return Evidence(
+        attack,
+        words[LEVEL],
+        by_seed,
+        {},
+        borderline=len(set(words.values())) > 1,
+        p=max(_score_test(one.accuracy, one.n, limit) for one in by_seed.values()),
+    )
+
+
+def _word_at_limit(by_seed: BySeed, limit: float, level: float) -> str:
+    from scipy.stats import binomtest
+
+    intervals = [
+        binomtest(round(one.accuracy * one.n), one.n).proportion_ci(level, method="wilson")
+        for one in by_seed.values()
+    ]
+    if all(interval.high <= limit for interval in intervals):
+        return SUPPORTED
+    return CONTRADICTED if all(interval.low > limit for interval in intervals) else INCONCLUSIVE
+
+
+def _score_test(share: float, n: int, limit: float) -> float:
+    """Return the p value of the test whose inversion is the Wilson interval (Wilson, 1927)."""
+    return Difference(share, (limit * (1 - limit) / n) ** 0.5).p_value(limit)
+
+
+def compare(
+    attack: str, first: BySeed, second: BySeed, claim: Claim, spread: SeedSpread | None
+) -> Evidence:
+    """Return what two accuracies say about a claim.
+
+    Args:
+      attack: name of the attack.
+      first: measurements by seed of the first side of the claim.
+      second: of the second side.
+      claim: the claim.
+      spread: between seeds; None if no config has several. It is not used for two evaluations of
+        the same training or of the same weights: these are compared on the seeds that both have.
+    """
+    seeds = common_seeds(first, second)
+    identical: tuple[int, ...] = ()
+    same_training = training(first) == training(second)
+    if same_training or _have_same_weights(first, second, seeds):
+        if not seeds:
+            return Evidence(attack, NOT_RUN, first, second)
+        first, second = ({seed: side[seed] for seed in seeds} for side in (first, second))
+        if same_training:
+            identical = tuple(s for s in seeds if first[s].source == second[s].source)
+        if list(identical) == seeds:
+            return Evidence(attack, INCONCLUSIVE, first, second, identical=identical)
+        spread = None
+    elif spread is None:
+        return Evidence(attack, INCONCLUSIVE, first, second)
+    difference = subtract(first, second, spread)
+    word = word_of(claim, difference.interval())
+    return Evidence(
+        attack,
+        word,
+        first,
+        second,
+        borderline=any(word_of(claim, difference.interval(at)) != word for at in _OTHER_LEVELS),
+        difference=difference,
+        p=difference.p_value(claim.threshold),
+        identical=identical,
+    )
+
+
+def _have_same_weights(first: BySeed, second: BySeed, seeds: list[int]) -> bool:
+    return bool(seeds) and all(first[seed].source[0] == second[seed].source[0] for seed in seeds)
+
+
+def word_of(claim: Claim, interval: tuple[float, float]) -> str:
+    """Return what the confidence interval of a difference says about a claim."""
+    low, high = interval
+    if claim.kind == "equal":
+        return CONTRADICTED if low > 0 or high < 0 else SUPPORTED
+    if claim.kind == "no_gain":
+        if low > 0:
+            return CONTRADICTED
+        return SUPPORTED if high < NO_GAIN else INCONCLUSIVE
+    if claim.kind == "lower":
+        low, high = -high, -low
+    if low > claim.threshold:
+        return SUPPORTED
+    return CONTRADICTED if high < claim.threshold else INCONCLUSIVE
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number (Holm, 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def holm_of_claims(verdicts: Sequence[Verdict]) -> dict[tuple[int, str], float]:
+    """Return the corrected p value of each test, by the index of the claim and the attack."""
+    tests = {
+        (index, one.attack): one.p
+        for index, verdict in enumerate(verdicts)
+        for one in verdict.evidence
+        if one.p is not None
+    }
+    return dict(zip(tests, holm(list(tests.values())), strict=True))
 
 
 def differences_from_slides(
@@ -119,181 +294,6 @@ def differences_from_slides(
     for cell, slide in measurements.items():
         ours = measurements.get(cell._replace(source=ORIGINAL))
         spread = _spread_of(cell.column, spreads)
-        if cell.source == SLIDES and ours and spread:
+        if cell.source == SLIDES and slide and ours and spread:
             differences[cell.label, cell.column] = subtract(ours, slide, spread)
     return differences
-
-
-def compare_with_limit(by_seed: BySeed, limit: float) -> Verdict:
-    """Return whether an accuracy is at most a limit, by its Wilson interval in every seed."""
-    if all(one.ci95[1] <= limit for one in by_seed.values()):
-        word = SUPPORTED
-    elif all(one.ci95[0] > limit for one in by_seed.values()):
-        word = CONTRADICTED
-    else:
-        word = INCONCLUSIVE
-    accuracies = [
-        f"{100 * one.accuracy:.1f} % ({100 * one.ci95[0]:.1f} to {100 * one.ci95[1]:.1f})"
-        for _, one in sorted(by_seed.items())
-    ]
-    return Verdict(word, f"{'; '.join(accuracies)}; limit {100 * limit:g} %.")
-
-
-def compare(first: BySeed, second: BySeed, kind: str, spread: SeedSpread | None) -> Verdict:
-    """Return the verdict on a claim about two accuracies.
-
-    Args:
-      first: measurements by seed of the side that is claimed to be higher, or not to gain.
-      second: measurements of the other side.
-      kind: "higher", "no_gain" (less than one point higher) or "equal" (no significant difference).
-      spread: between seeds; None if no config has several. It is not used for two evaluations of
-        the same training or of the same weights: these are compared on the seeds that both have.
-    """
-    seeds = _common_seeds(first, second)
-    if _training(first) == _training(second) or _have_same_weights(first, second, seeds):
-        if not seeds:
-            return Verdict(NOT_RUN, "")
-        first, second = ({seed: side[seed] for seed in seeds} for side in (first, second))
-        if seeds == _identical_seeds(first, second):
-            return Verdict(
-                INCONCLUSIVE, "Both are the same model: the best checkpoint is the last."
-            )
-        spread = None
-    elif spread is None:
-        return Verdict(INCONCLUSIVE, f"{_in_words(first, second)}; no config has several seeds.")
-    difference = subtract(first, second, spread)
-    return Verdict(_verdict_word(difference, kind), _evidence(first, second, difference))
-
-
-def _common_seeds(first: BySeed, second: BySeed) -> list[int]:
-    return sorted(first.keys() & second.keys())
-
-
-def _have_same_weights(first: BySeed, second: BySeed, seeds: list[int]) -> bool:
-    return bool(seeds) and all(first[seed].source[0] == second[seed].source[0] for seed in seeds)
-
-
-def _identical_seeds(first: BySeed, second: BySeed) -> list[int]:
-    """Return the seeds in which both sides are the same evaluation of the same weights."""
-    if _training(first) != _training(second):
-        return []
-    return [s for s in _common_seeds(first, second) if first[s].source == second[s].source]
-
-
-def _training(by_seed: BySeed) -> str:
-    return next(iter(by_seed.values())).training
-
-
-def _verdict_word(difference: Difference, kind: str) -> str:
-    if kind == "equal":
-        return CONTRADICTED if difference.is_significant else SUPPORTED
-    if kind == "no_gain":
-        if difference.high < _NO_GAIN:
-            return SUPPORTED
-        return CONTRADICTED if difference.low > _NO_GAIN else INCONCLUSIVE
-    if not difference.is_significant:
-        return INCONCLUSIVE
-    return SUPPORTED if difference.low > 0 else CONTRADICTED
-
-
-def subtract(first: BySeed, second: BySeed, spread: SeedSpread | None) -> Difference:
-    """Return the difference of two means over seeds with its 95 % confidence interval.
-
-    Its variance is the sum of two: that of the images, paired if all measurements are of the same
-    images, and that of the seeds. With three or more seeds on both sides, the latter is that of
-    each side (Welch, 1947), otherwise the pooled spread. Student's t has the degrees of freedom of
-    Satterthwaite (1946).
-
-    Args:
-      first: measurements by seed.
-      second: measurements by seed; the seeds may be others.
-      spread: between seeds; None if both are of the same trainings.
-
-    >>> robust = np.array([True] * 90 + [False] * 10)
-    >>> one = Measurement(0.9, (0.8, 0.95), robust, "net_adamw", ("aee1", "pgd40"))
-    >>> subtract({0: one}, {0: one}, None)
-    Difference(value=0.0, low=0.0, high=0.0)
-    """
-    from scipy.stats import norm, t  # takes a second to import
-
-    value = _mean(first) - _mean(second)
-    of_seeds = _seed_variances(first, second, spread) if spread else []
-    variance = _image_variance(first, second) + sum(part for part, _ in of_seeds)
-    denominator = sum(part**2 / freedom for part, freedom in of_seeds)
-    # With so many images their variance counts as known.
-    quantile = float(t.ppf(0.975, variance**2 / denominator) if denominator else norm.ppf(0.975))
-    half = quantile * math.sqrt(variance)
-    return Difference(value, value - half, value + half)
-
-
-def _seed_variances(first: BySeed, second: BySeed, spread: SeedSpread) -> list[tuple[float, int]]:
-    """Return the variances of the difference due to seeds, with their degrees of freedom."""
-    if min(len(first), len(second)) < _ENOUGH_SEEDS:
-        return [(spread.deviation**2 * (1 / len(first) + 1 / len(second)), spread.freedom)]
-    return [
-        (statistics.variance(one.accuracy for one in side.values()) / len(side), len(side) - 1)
-        for side in (first, second)
-    ]
-
-
-def _mean(by_seed: BySeed) -> float:
-    return statistics.mean(one.accuracy for one in by_seed.values())
-
-
-def _image_variance(first: BySeed, second: BySeed) -> float:
-    """Return the variance of the difference of two means over seeds due to the images."""
-    images = {one.images for side in (first, second) for one in side.values()}
-    if len(images) == 1 and images != {None}:
-        shares = [
-            np.array([one.robust for one in side.values()]).mean(0) for side in (first, second)
-        ]
-        return float((shares[0] - shares[1]).var() / len(shares[0]))
-    # A Wilson interval is about as wide as the normal approximation. Seeds share their images.
-    halves = [
-        statistics.mean((one.ci95[1] - one.ci95[0]) / 2 for one in side.values())
-        for side in (first, second)
-    ]
-    return (math.hypot(*halves) / 1.96) ** 2
-
-
-def mcnemar(first: Measurement, second: Measurement) -> float | None:
-    """Return the p value of McNemar's exact test, two-sided.
-
-    Returns:
-      None if the results per image are missing or of other images.
-    """
-    from scipy.stats import binomtest
-
-    if first.robust is None or second.robust is None or first.images != second.images:
-        return None
-    gained = int((first.robust & ~second.robust).sum())
-    lost = int((second.robust & ~first.robust).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-def _evidence(first: BySeed, second: BySeed, difference: Difference) -> str:
-    value, low, high = (_points(share) for share in difference)
-    counts = len(first), len(second)
-    seeds = "one seed each" if counts == (1, 1) else f"{counts[0]} and {counts[1]} seeds"
-    tested = [mcnemar(first[seed], second[seed]) for seed in _common_seeds(first, second)]
-    p_values = [_p_value(p) for p in tested if p is not None]
-    tests = f"; McNemar p {', '.join(p_values)}" if p_values else ""
-    identical = len(_identical_seeds(first, second))
-    note = f" In {identical} of {len(first)} seeds the best checkpoint is the last."
-    return (
-        f"{_in_words(first, second)}: {value} ({low} to {high}) points, {seeds}{tests}."
-        f"{note if identical else ''}"
-    )
-
-
-def _in_words(first: BySeed, second: BySeed) -> str:
-    return f"{100 * _mean(first):.1f} % vs. {100 * _mean(second):.1f} %"
-
-
-def _points(difference: float) -> str:
-    digits = 2 if abs(difference) < 0.001 else 1  # shows the sign of values near zero
-    return f"{100 * difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

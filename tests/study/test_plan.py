@@ -1,5 +1,7 @@
 """Tests of the study's plan: its runs at each scale, and the requested ones."""
 
+import itertools
+
 import pytest
 
 from configs import attack_suites, standard, study
@@ -21,8 +23,9 @@ from jaxadv.reports.plots import MARKERS, SERIES
 from jaxadv.reports.report import template
 from jaxadv.runs.workdir import differences
 from jaxadv.study.experiments import EXPERIMENTS
+from jaxadv.study.findings import FINDINGS
 from jaxadv.study.plan import make_plan, requested_runs
-from jaxadv.study.specification import CORRECTED, ORIGINAL, SLIDES
+from jaxadv.study.specification import CORRECTED, ORIGINAL, SCORE, SLIDES
 from jaxadv.training.curriculum import gradient_evaluations
 
 
@@ -56,7 +59,8 @@ def test_claims_are_about_cells_of_their_experiment():
             for cell in filter(None, (claim.first, claim.second)):
                 assert cell.label in experiment.trainings
                 assert (
-                    cell.column
+                    cell.column == SCORE
+                    or cell.column
                     in {
                         CORRECTED: experiment.columns,
                         ORIGINAL: experiment.original,
@@ -82,6 +86,38 @@ def test_trainings_of_a_plot_differ_in_colour():
     assert all(style.count(f"--series-{i}: ") == 2 for i in range(1, len(SERIES) + 1))
 
 
+def test_experiments_of_a_topic_follow_each_other():
+    topics = [experiment.topic for experiment in EXPERIMENTS.values()]
+    assert len([key for key, _ in itertools.groupby(topics)]) == len(set(topics))
+
+
+def test_findings_are_about_claims_of_the_page_and_state_their_costs():
+    claims = {claim for experiment in EXPERIMENTS.values() for claim in experiment.claims}
+    assert {claim for finding in FINDINGS for claim, _ in finding.claims} <= claims
+    plan = make_plan(study.get_config())
+
+    def cost(name):
+        return sum(gradient_evaluations(plan[name].config))
+
+    curriculum = cost("bignet_curriculum/0")
+    assert "twice the gradients" in FINDINGS[0].text
+    assert curriculum / cost("bignet_standard/0") == pytest.approx(2, rel=0.1)
+    assert "1.5 times the gradients" in FINDINGS[-1].text
+    assert cost("bignet_best/0") / curriculum == pytest.approx(1.5, rel=0.05)
+
+
+def test_autoattack_attacks_every_seed_of_the_trainings_that_are_compared():
+    plan = make_plan(study.get_config())
+    for name in (
+        *("bignet_best", "bignet_curriculum", "bignet_standard", "net_curriculum", "net_fixed"),
+        *("net_long_ramp", "net_trades", "net_n_fgsm", "net_sgd", "net_gelu"),
+    ):
+        for seed in range(3):
+            evaluation = plan[f"{name}/{seed}/autoattack"].config.evaluation
+            assert evaluation.num_examples == 1000
+            assert set(evaluation.attacks) == {"autoattack", "pgd40"}
+
+
 def test_curricula_have_equal_cost():
     plan = make_plan(study.get_config("cpu"))
     for training in EXPERIMENTS["curricula"].trainings.values():
@@ -96,7 +132,7 @@ def test_only_requests_experiments_with_their_dependencies():
     assert trainings == {"net_natural", "net_standard", "net_curriculum", "net_sgd"}
     assert names == [name for name in plan if name in names]
     assert {"gan/0", "gan/0/synthetic"} <= set(requested_runs("synthetic", EXPERIMENTS, plan))
-    with pytest.raises(UserError, match="only names 'randomnes': the experiments are undefended"):
+    with pytest.raises(UserError, match="only names 'randomnes': the experiments are adversary"):
         requested_runs("randomnes", EXPERIMENTS, plan)
 
 

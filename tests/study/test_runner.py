@@ -19,7 +19,7 @@ from jaxadv.study.plan import make_plan
 pytestmark = pytest.mark.slow  # compiles much
 
 EPS = ("0.01", "0.02", "0.03", "0.04", "0.05", "0.1")
-CLAIM = "AdamW trains a more robust model than SGD at the same learning rate"
+CLAIM = "AdamW trains a more robust net than SGD at the same learning rate"
 OPTIMIZER = ["net_curriculum/0", "net_curriculum/0/study", "net_sgd/0", "net_sgd/0/study"]
 
 
@@ -209,20 +209,20 @@ def test_page_compares_both_protocols_with_the_slides(jobs, config, plan, tmp_pa
     plan_second_seed(plan)
     runner.run(config, tmp_path / "study")
     markdown = (tmp_path / "results" / "index.md").read_text()
-    _, _, part = markdown.partition("## Model size")
+    _, _, part = markdown.partition("### Model size")
     assert "| net | slides |  | 39.6 | 32.5 |" in part
     interval = "(71.1\N{EN DASH}86.7)"
     assert f"| net | original protocol | 80.0 {interval} | ≠ 80.0 {interval} |" in part
-    assert "6 of 6 values of the slides are significantly different from ours" in part
+    assert "| Model size | 7 | 7 | net (0.01: 39.6, ours 80.0; " in markdown
+    assert "vit_3_128; vit_5_256; wrn_13_10 |" in markdown
+    assert "Of 7 values of the slides that we measured too, 7 are significantly" in markdown
     assert "Hollow" in part
-    _, _, part = markdown.partition("## SGD and AdamW")
-    assert "Hollow" not in part.partition("## ReLU")[0]
+    _, _, part = markdown.partition("### SGD and AdamW")
+    assert "Hollow" not in part.partition("### ReLU")[0]
     for plot in ("model_size_eps", "model_size_parameters"):
         svg = (tmp_path / "results" / "figures" / f"{plot}.svg").read_text()
         assert "original protocol" in svg
         assert "slides" in svg
-    (summary,) = [line for line in markdown.splitlines() if line.startswith("- **supported**: ")]
-    assert summary == f"- **supported**: {CLAIM}."
 
 
 def test_interrupted_study_writes_its_page_and_resumes(jobs, config, tmp_path):
@@ -247,20 +247,27 @@ def test_page_shows_the_records(jobs, config, plan, tmp_path):
     runner.run(config, tmp_path / "study")
     markdown = (tmp_path / "results" / "index.md").read_text()
     html = (tmp_path / "results" / "index.html").read_text()
-    sentence = (
-        "80.0 % vs. 60.0 %: +20.0 (+12.2 to +27.8) points, 2 and 2 seeds; "
-        "McNemar p &lt; 0.001, &lt; 0.001."
-    )
-    assert f"<strong>{CLAIM}: supported.</strong> {sentence}" in html
-    assert f"supported.** {sentence.replace('&lt;', '<')}" in markdown
+    sentence = "80.0 % vs. 60.0 %: +20.0 points (+12.2 to +27.8); 2 seeds each, 100 images"
+    sentence = sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+    verdict = "supported under PGD-40; AutoAttack not run"
+    assert f"{CLAIM}: <b>{verdict}</b>" in html
+    assert f"<b>PGD-40</b>: {sentence} <small>Holm &lt; 0.001</small>" in html
+    assert f"**{verdict}** | AutoAttack: not run<br>PGD-40: {sentence}; Holm < 0.001 |" in markdown
+    assert "PGD-40 | 80.0, 80.0 | 60.0, 60.0 | < 0.001 | < 0.001 | < 0.001, < 0.001 |" in markdown
+    (finding,) = [line for line in markdown.splitlines() if line.startswith("1. ")]
+    assert "AdamW trains a more robust net than SGD" in finding
+    assert "+20.0 points (+12.2 to +27.8) under PGD-40" in finding
+    stored = json.loads((tmp_path / "results" / "verdicts.json").read_text())["claims"][0]
+    assert (stored["text"], stored["verdict"]) == (CLAIM, verdict)
+    assert stored["evidence"][1]["difference"] == pytest.approx(0.2)
     assert "| SGD | original protocol | 60.0 (50.2\N{EN DASH}69.1) |" in markdown
     assert "| SGD | corrected protocol | 60.0 (± 0.0 [2]) |" in markdown
-    assert "360.0 |" in markdown  # six times 60
+    assert "360.0 (± 0.0 [2]) |" in markdown  # six times 60
     # 48,000 images times 1 + 0.5 int(10 + 30 t) for t from 0 to 0.9, and twice 10,000 x 6 x 40.
     assert "| net_sgd/0 | done | 1.1e+07 | 2 min | abc | 2026-01-02 | one |" in markdown
     assert "<svg" in html
     assert (tmp_path / "results" / "figures" / "optimizer_eps.svg").read_text().startswith("<svg")
-    assert "| GELU | not run |" in markdown
+    assert "| net, GELU | not run |" in markdown
     assert "| net_gelu/0 | not run | 1.1e+07 |  |" in markdown
     assert "| net_gelu/0/study | not run | 4.9e+05 | about 2 min |" in markdown
     assert "- net_sgd/0: pgd40/0.01, pgd40/0.02 is odd.\n- net_sgd/0: All is.\n" in markdown

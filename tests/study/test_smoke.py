@@ -51,7 +51,7 @@ def test_every_requested_run_is_done(results):
 def test_every_experiment_has_its_section_and_its_plots(results):
     html = (results / "index.html").read_text()
     for name, experiment in EXPERIMENTS.items():
-        assert f'<h2 id="{name}">' in html
+        assert f'<h3 id="{name}">' in html
         for kind in experiment.plots if name in ONLY else ():
             assert (results / "figures" / f"{name}_{kind}.svg").exists()
 

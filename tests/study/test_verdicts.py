@@ -1,120 +1,27 @@
-"""Tests of confidence intervals, p values and verdicts on claims."""
+"""Tests of verdicts on claims."""
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm, t, ttest_ind
+from study_measurements import N, measurement, of_training
 
-from jaxadv.evaluation.metrics import binomial_accuracy
 from jaxadv.study import specification
-from jaxadv.study.measurements import Measurement, measure
-from jaxadv.study.specification import ORIGINAL, SLIDES, Cell, Experiment
+from jaxadv.study.differences import Difference, SeedSpread
+from jaxadv.study.measurements import measure
+from jaxadv.study.specification import ORIGINAL, SCORE, SLIDES, Cell, Claim, Experiment
 from jaxadv.study.verdicts import (
     CONTRADICTED,
+    DID_NOT_TRAIN,
     INCONCLUSIVE,
     NOT_RUN,
     SUPPORTED,
-    SeedSpread,
+    Verdict,
     assess,
     compare,
     compare_with_limit,
     differences_from_slides,
-    mcnemar,
-    seed_spreads,
-    subtract,
+    holm,
+    holm_of_claims,
 )
-
-N = 1000
-
-
-def measurement(*robust_ranges, training="net", weights="w", n=N, learned=True):
-    """Return a measurement in which the images in ranges (start, end) are robust."""
-    robust = np.zeros(n, bool)
-    for start, end in robust_ranges:
-        robust[start:end] = True
-    share = binomial_accuracy(robust.sum(), n)
-    source = (weights, "pgd40/0.03")
-    return Measurement(share.accuracy, share.ci95, robust, training, source, learned=learned)
-
-
-def test_mcnemar_test_is_exact():
-    assert mcnemar(measurement((0, 500)), measurement((30, 510))) == binomtest(30, 40).pvalue
-    assert mcnemar(measurement((0, 500)), measurement((0, 500))) == 1.0
-
-
-def test_variance_of_one_training_is_that_of_its_images():
-    found = subtract(
-        {0: measurement((0, 500))}, {0: measurement((30, 510))}, None
-    )  # 30 gained, 10 lost
-    error = np.std([1] * 30 + [-1] * 10 + [0] * (N - 40)) / np.sqrt(N)
-    assert found == pytest.approx((0.02, 0.02 - 1.96 * error, 0.02 + 1.96 * error), rel=1e-4)
-
-
-def test_measurements_without_results_per_image_count_as_independent():
-    one, other = measurement((0, 500)), measurement((0, 450))
-    paired = subtract({0: one}, {0: other}, None)
-    independent = subtract({0: one._replace(robust=None)}, {0: other}, None)
-    error = np.sqrt(0.5 * 0.5 / N + 0.45 * 0.55 / N)
-    assert independent.high - independent.value == pytest.approx(1.96 * error, rel=0.01)
-    assert paired.high < independent.high
-    other_images = subtract({0: one}, {0: measurement((0, 50), n=100)}, None)
-    assert other_images.high > independent.high
-    held_out = other._replace(split="held_out")  # as many images, but different ones
-    assert subtract({0: one}, {0: held_out}, None) == independent
-    assert mcnemar(one, held_out) is None
-
-
-@pytest.mark.parametrize(
-    ("better", "worse", "equal_var"),
-    [
-        ([0.30, 0.32], [0.27, 0.28], True),  # too few to estimate their own deviation
-        ([0.30, 0.32, 0.31], [0.27, 0.28, 0.22], False),
-    ],
-)
-def test_interval_over_seeds_is_that_of_students_t_test_with_many_images(better, worse, equal_var):
-    n = 10**7  # so many images that their variance vanishes
-    sides = [
-        {seed: measurement((0, int(n * share)), n=n) for seed, share in enumerate(shares)}
-        for shares in (better, worse)
-    ]
-    cells = Cell("a", "0.03"), Cell("b", "0.03")
-    spread = seed_spreads(
-        [{cells[0]: of_training(sides[0], "a"), cells[1]: of_training(sides[1], "b")}]
-    )
-    assert spread["0.03"].freedom == len(better) + len(worse) - 2
-    found = subtract(*sides, spread["0.03"])
-    interval = ttest_ind(better, worse, equal_var=equal_var).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-3)
-
-
-def test_variances_of_images_and_seeds_add_up():
-    one, other, spread = (
-        {0: measurement((0, 560))},
-        {0: measurement((0, 500)), 1: measurement((0, 500))},
-        0.02,
-    )
-    of_images, of_seeds = 0.06 * 0.94 / N, spread**2 * 1.5
-    freedom = 3 * (of_images + of_seeds) ** 2 / of_seeds**2
-    half = t.ppf(0.975, freedom) * np.sqrt(of_images + of_seeds)
-    found = subtract(one, other, SeedSpread(spread, 3))
-    assert found == pytest.approx((0.06, 0.06 - half, 0.06 + half))
-    no_spread = subtract(one, other, SeedSpread(1e-9, 3))
-    assert no_spread.high == pytest.approx(0.06 + norm.ppf(0.975) * np.sqrt(of_images))
-
-
-def of_training(by_seed, training):
-    return {seed: one._replace(training=training) for seed, one in by_seed.items()}
-
-
-def test_training_in_two_experiments_counts_once_in_the_spread():
-    by_seed = {0: measurement((0, 500)), 1: measurement((0, 520))}
-    once = {Cell("net", "0.03"): by_seed, Cell("net", "clean"): {0: measurement((0, 900))}}
-    again = {Cell("net, last", "0.03"): {0: measurement((0, 300)), 1: measurement((0, 500))}}
-    by_seed[2] = measurement((0, 100), learned=False)  # left out
-    assert seed_spreads([once]) == seed_spreads([once, again])
-    assert seed_spreads([once]) == {
-        "0.03": SeedSpread(pytest.approx(np.std([0.5, 0.52], ddof=1)), 1)
-    }
-
 
 BETTER, WORSE, SAME = (
     measurement(right, training=name, weights=name)
@@ -125,6 +32,11 @@ SLIGHTLY, BY_A_POINT = (
     for right, name in (((0, 505), "slightly"), ((0, 510), "by a point"))
 )
 SMALL, LARGE = SeedSpread(0.005, 10), SeedSpread(0.05, 10)
+A, B = Cell("a", "0.03"), Cell("b", "0.03")
+
+
+def claim_of(kind, threshold=0.0):
+    return Claim("", "", kind, A, B, threshold)
 
 
 @pytest.mark.parametrize(
@@ -136,66 +48,82 @@ SMALL, LARGE = SeedSpread(0.005, 10), SeedSpread(0.05, 10)
         ({0: BETTER}, {0: WORSE}, "higher", LARGE, INCONCLUSIVE),  # within the spread of seeds
         ({0: BETTER}, {0: WORSE}, "higher", None, INCONCLUSIVE),  # unknown spread
         ({2: BETTER}, {0: WORSE, 1: WORSE}, "higher", SMALL, SUPPORTED),  # other seeds
-        (
-            {0: SAME},
-            {0: WORSE},
-            "no_gain",
-            SeedSpread(0.001, 10),
-            SUPPORTED,
-        ),  # by less than a point
+        ({0: WORSE}, {0: BETTER}, "lower", SMALL, SUPPORTED),
+        ({0: BETTER}, {0: WORSE}, "lower", SMALL, CONTRADICTED),
+        ({0: SAME}, {0: WORSE}, "lower", SMALL, INCONCLUSIVE),
+        ({0: SAME}, {0: WORSE}, "no_gain", SeedSpread(0.001, 10), SUPPORTED),  # less than a point
         ({0: SAME}, {0: WORSE}, "no_gain", SMALL, INCONCLUSIVE),
         ({0: BETTER}, {0: WORSE}, "no_gain", SMALL, CONTRADICTED),
         ({0: WORSE}, {0: BETTER}, "no_gain", SMALL, SUPPORTED),
-        (
-            {0: SLIGHTLY},
-            {0: WORSE},
-            "no_gain",
-            SeedSpread(0.0005, 10),
-            SUPPORTED,
-        ),  # 0.1 to 0.9 points
-        (
-            {0: BY_A_POINT},
-            {0: WORSE},
-            "no_gain",
-            SeedSpread(0.0005, 10),
-            INCONCLUSIVE,
-        ),  # 0.4 to 1.6 points
+        # A small gain is a gain: 0.1 to 0.9 points, and 0.4 to 1.6 points.
+        ({0: SLIGHTLY}, {0: WORSE}, "no_gain", SeedSpread(0.0005, 10), CONTRADICTED),
+        ({0: BY_A_POINT}, {0: WORSE}, "no_gain", SeedSpread(0.0005, 10), CONTRADICTED),
         ({0: SAME}, {0: WORSE}, "equal", SMALL, SUPPORTED),
         ({0: BETTER}, {0: WORSE}, "equal", SMALL, CONTRADICTED),
         ({0: WORSE}, {0: BETTER}, "equal", SMALL, CONTRADICTED),
     ],
 )
 def test_verdict_follows_from_the_confidence_interval(first, second, kind, spread, word):
-    assert compare(first, second, kind, spread).word == word
+    assert compare("PGD-40", first, second, claim_of(kind), spread).word == word
+
+
+@pytest.mark.parametrize(
+    ("threshold", "word"), [(0.03, SUPPORTED), (0.06, INCONCLUSIVE), (0.09, CONTRADICTED)]
+)
+def test_gain_is_compared_with_the_threshold(threshold, word):
+    found = compare("clean", {0: BETTER}, {0: WORSE}, claim_of("higher", threshold), SMALL)
+    assert found.word == word
+    assert found.p == found.difference.p_value(threshold)
+
+
+def test_verdict_that_another_level_changes_is_borderline():
+    error, freedom = 0.01, 10
+
+    def found(value):
+        """Return the evidence of a difference of so many points."""
+        first = measurement((0, int(N * (0.5 + value))), training="a", weights="a")
+        spread = SeedSpread(error, freedom)  # of the difference, without that of the images
+        first = {0: first._replace(robust=None, ci95=(0.0, 0.0))}
+        second = {0: WORSE._replace(robust=None, ci95=(0.0, 0.0))}
+        return compare("", first, second, claim_of("higher"), spread)
+
+    # Student's t with 10 degrees of freedom: 1.812, 2.228 and 3.169 times sqrt(2) points.
+    for value, word, borderline in (
+        (0.020, INCONCLUSIVE, False),
+        (0.029, INCONCLUSIVE, True),
+        (0.035, SUPPORTED, True),
+        (0.050, SUPPORTED, False),
+    ):
+        assert (found(value).word, found(value).borderline) == (word, borderline)
 
 
 def test_two_evaluations_of_one_training_need_no_spread():
     best, last = measurement((0, 560), weights="best"), measurement((0, 500), weights="last")
-    assert compare({0: best}, {0: last}, "higher", None).word == SUPPORTED
-    assert compare({0: best}, {1: last}, "higher", None).word == NOT_RUN  # no common seed
-    same = compare({0: best}, {0: best}, "higher", None)
-    assert same.word == INCONCLUSIVE
-    assert same.sentence == "Both are the same model: the best checkpoint is the last."
-    both = compare({0: best, 1: best}, {0: last, 1: best}, "higher", None)
-    assert both.sentence.endswith(" In 1 of 2 seeds the best checkpoint is the last.")
+    higher = claim_of("higher")
+    assert compare("", {0: best}, {0: last}, higher, None).word == SUPPORTED
+    assert compare("", {0: best}, {1: last}, higher, None).word == NOT_RUN  # no common seed
+    same = compare("", {0: best}, {0: best}, higher, None)
+    assert (same.word, same.identical, same.p) == (INCONCLUSIVE, (0,), None)
+    both = compare("", {0: best, 1: best}, {0: last, 1: best}, higher, None)
+    assert both.identical == (1,)
 
 
 def test_two_trainings_with_the_same_weights_need_no_spread():
-    noisy = measurement((0, 560), training="with noise at test time")
-    assert compare({0: noisy}, {0: measurement((0, 500))}, "higher", LARGE).word == SUPPORTED
+    noisy, higher = measurement((0, 560), training="with noise at test time"), claim_of("higher")
+    assert compare("", {0: noisy}, {0: measurement((0, 500))}, higher, LARGE).word == SUPPORTED
     retrained = measurement((0, 500), weights="others")
-    assert compare({0: noisy}, {0: retrained}, "higher", LARGE).word == INCONCLUSIVE
+    assert compare("", {0: noisy}, {0: retrained}, higher, LARGE).word == INCONCLUSIVE
 
 
 def slide_measurements(slides):
-    experiment = Experiment("", "", "", trainings={}, claims=(), slides=slides, num_slide_images=N)
+    experiment = Experiment(
+        "", "", "", "", trainings={}, claims=(), slides=slides, num_slide_images=N
+    )
     return measure(experiment, {})
 
 
 def test_slides_are_compared_with_the_original_protocol():
-    slides = slide_measurements(
-        {"net": {"0.03": 50.0, "0.1": 5.0, "score": 55.0}, "vit": {"0.03": 1.0}}
-    )
+    slides = slide_measurements({"net": {"0.03": 50.0, "0.1": 5.0}, "vit": {"0.03": 1.0}})
     assert slides.keys() == {
         Cell("net", "0.03", SLIDES), Cell("net", "0.1", SLIDES), Cell("vit", "0.03", SLIDES)
     }  # fmt: skip
@@ -205,62 +133,116 @@ def test_slides_are_compared_with_the_original_protocol():
     spreads = {"0.03": SeedSpread(1e-9, 3)}
     ((key, found),) = differences_from_slides(ours | slides, spreads).items()
     assert key == ("net", "0.03")
-    error = np.sqrt(0.56 * 0.44 / N + 0.5 * 0.5 / N)
     assert found.value == pytest.approx(0.06)
-    assert found.low == pytest.approx(0.06 - 1.96 * error, abs=1e-3)
+    assert found.error == pytest.approx(np.sqrt(0.56 * 0.44 / N + 0.5 * 0.5 / N), rel=0.01)
     assert differences_from_slides(ours | slides, {}) == {}  # unknown spread
-
-
-def test_evidence_has_the_difference_and_the_p_values():
-    one = {0: measurement((0, 500)), 1: measurement((0, 560))}
-    other = {0: measurement((30, 510)), 1: measurement((0, 500), weights="v")}
-    other = of_training(other, "other")
-    assert compare(one, other, "higher", SMALL).sentence == (
-        "53.0 % vs. 49.0 %: +4.0 (+2.7 to +5.3) points, 2 and 2 seeds; McNemar p = 0.002, < 0.001."
-    )
-    assert compare({0: BETTER}, {0: WORSE}, "higher", SMALL).sentence == (
-        "56.0 % vs. 50.0 %: +6.0 (+3.9 to +8.1) points, one seed each; McNemar p < 0.001."
-    )
-
-
-def test_evidence_shows_the_sign_of_values_near_zero():
-    many = 100_000
-    one = {0: measurement((0, 200), n=many)}
-    other = {0: measurement((0, 160), n=many, training="other", weights="v")}
-    assert (
-        "+0.04 (+0.03 to +0.05) points"
-        in compare(one, other, "higher", SeedSpread(1e-9, 3)).sentence
-    )
 
 
 def test_limit_is_compared_with_the_wilson_interval():
     none = measurement((0, 0))
-    assert compare_with_limit({0: none}, 0.01).word == SUPPORTED
-    assert compare_with_limit({0: none}, 0.001).word == INCONCLUSIVE
-    assert compare_with_limit({0: none, 1: BETTER}, 0.01).word == INCONCLUSIVE
-    assert compare_with_limit({0: BETTER}, 0.01).word == CONTRADICTED
-
-
-def claim_higher(first, second):
-    return specification.higher("", Cell(first, "0.03"), Cell(second, "0.03"))
+    assert compare_with_limit("", {0: none}, 0.01).word == SUPPORTED
+    assert compare_with_limit("", {0: none}, 0.001).word == INCONCLUSIVE
+    assert compare_with_limit("", {0: none, 1: BETTER}, 0.01).word == INCONCLUSIVE
+    assert compare_with_limit("", {0: BETTER}, 0.01).word == CONTRADICTED
+    # The p value is that of the level at which the interval ends at the limit.
+    at_limit = compare_with_limit("", {0: none}, none.ci95[1])
+    assert at_limit.p == pytest.approx(0.05)
+    assert at_limit.borderline
+    assert not compare_with_limit("", {0: none}, 0.01).borderline
 
 
 def test_column_without_several_seeds_has_the_spread_of_the_common_column():
     better, worse = Cell("better", "0.1", ORIGINAL), Cell("worse", "0.1", ORIGINAL)
     measurements = {better: {0: BETTER}, worse: {0: WORSE}}
     claim = specification.higher("", better, worse)
-    assert assess(claim, measurements, {"0.03": LARGE}).word == INCONCLUSIVE
-    assert assess(claim, measurements, {"0.03": LARGE, "0.1": SMALL}).word == SUPPORTED
+    assert assess(claim, measurements, {"0.03": LARGE}).decisive.word == INCONCLUSIVE
+    spreads = {"0.03": LARGE, "0.1": SMALL}
+    assert assess(claim, measurements, spreads).decisive.word == SUPPORTED
 
 
-def test_claims_about_models_that_did_not_learn_are_inconclusive():
-    guess = {0: measurement((0, 100), training="guess", learned=False)}
-    cell = Cell("guess", "0.03")
-    found = {cell: guess, Cell("net", "0.03"): {0: BETTER}, Cell("none", "0.03"): {}}
-    verdict = assess(claim_higher("net", "guess"), found, {"0.03": SMALL})
-    assert verdict.word == INCONCLUSIVE
-    assert verdict.sentence.endswith("But a model did not learn (‡).")
-    assert assess(specification.at_most("", cell, 0.2), found, {}).word == INCONCLUSIVE
-    at_most = specification.at_most("", Cell("net", "0.03"), 0.2)
-    assert assess(at_most, found, {}).word == CONTRADICTED
-    assert assess(claim_higher("none", "guess"), found, {}).word == NOT_RUN
+AA = "AutoAttack 0.03"
+SPREADS = {"0.03": SMALL, AA: SMALL}
+
+
+def test_robustness_at_eps_003_is_decided_by_autoattack_and_pgd():
+    found = {A: {0: BETTER}, B: {0: WORSE}, A._replace(column=AA): {0: SAME}}
+    found[B._replace(column=AA)] = {0: WORSE}
+    verdict = assess(claim_of("higher"), found, SPREADS)
+    words = {one.attack: one.word for one in verdict.evidence}
+    assert words == {"AutoAttack": INCONCLUSIVE, "PGD-40": SUPPORTED}
+    assert verdict.decisive.attack == "AutoAttack"
+    del found[B._replace(column=AA)]
+    verdict = assess(claim_of("higher"), found, SPREADS)
+    assert [one.word for one in verdict.evidence] == [NOT_RUN, SUPPORTED]
+    assert verdict.decisive.attack == "PGD-40"
+
+
+def test_checkpoints_of_one_training_are_decided_by_pgd_alone():
+    best, last = measurement((0, 560), weights="best"), measurement((0, 500), weights="last")
+    verdict = assess(claim_of("higher"), {A: {0: best}, B: {0: last}}, SPREADS)
+    assert [one.attack for one in verdict.evidence] == ["PGD-40"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "attack"),
+    [
+        (Cell("a", "clean"), "clean"),
+        (Cell("a", "0.05"), "PGD-40, eps 0.05"),
+        (Cell("a", "4000"), "4,000 queries"),
+        (Cell("a", SCORE), "aggregated score"),
+        (Cell("a", "0.03", ORIGINAL), "original protocol"),
+    ],
+)
+def test_other_columns_are_decided_by_themselves(cell, attack):
+    other = cell._replace(label="b")
+    verdict = assess(
+        specification.higher("", cell, other), {cell: {0: BETTER}, other: {0: WORSE}}, SPREADS
+    )
+    assert [one.attack for one in verdict.evidence] == [attack]
+
+
+def test_seeds_that_did_not_train_are_a_verdict_of_their_own():
+    guess = measurement((0, 100), training="guess", learned=False)
+    net = of_training({0: BETTER, 1: BETTER}, "net")
+    found = {A: net, B: {0: guess, 1: WORSE._replace(training="guess")}}
+    (evidence,) = assess(claim_of("higher"), found, {"0.03": SMALL}).evidence[1:]
+    assert evidence.word == DID_NOT_TRAIN
+    assert evidence.collapsed == (([], 2), ([0], 2))
+    # The comparison is that of the others.
+    assert evidence.difference == compare("", net, {1: WORSE}, claim_of("higher"), SMALL).difference
+    found[B] = {0: guess}
+    (evidence,) = assess(claim_of("higher"), found, {"0.03": SMALL}).evidence[1:]
+    assert (evidence.word, evidence.difference) == (DID_NOT_TRAIN, None)
+    at_most = specification.at_most("", B, 0.2)
+    assert assess(at_most, found, {}).decisive.word == DID_NOT_TRAIN
+    assert assess(at_most, {B: {0: BETTER}}, {}).decisive.word == CONTRADICTED
+    assert assess(claim_of("higher"), {A: net, B: {}}, {}).decisive.word == NOT_RUN
+
+
+def test_holm_corrects_for_the_number_of_tests():
+    # R: p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
+    assert holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+    assert holm([0.9, 0.001]) == pytest.approx([0.9, 0.002])
+    assert holm([]) == []
+
+
+def test_all_tests_of_the_page_are_corrected_together():
+    def verdict(*p_values):
+        evidence = compare("", {0: BETTER}, {0: WORSE}, claim_of("higher"), SMALL)
+        return Verdict(
+            tuple(
+                evidence.__class__(f"attack {i}", evidence.word, {}, {}, p=p)
+                for i, p in enumerate(p_values)
+            )
+        )
+
+    found = holm_of_claims([verdict(0.01, None), verdict(0.04, 0.02)])
+    expected = {(0, "attack 0"): 0.03, (1, "attack 0"): 0.04, (1, "attack 1"): 0.04}
+    assert found == pytest.approx(expected)
+
+
+def test_difference_of_one_training_has_no_seed_variance():
+    found = compare(
+        "", {0: BETTER}, {0: BETTER._replace(source=("x", "y"))}, claim_of("equal"), None
+    )
+    assert found.difference == Difference(0.0, 0.0)

@@ -1,0 +1,189 @@
+"""Verdicts and their evidence in words."""
+
+from typing import Any
+
+from jaxadv.study.differences import Difference, common_seeds, mcnemar, mean
+from jaxadv.study.measurements import BySeed
+from jaxadv.study.specification import SCORE, Claim
+from jaxadv.study.verdicts import (
+    INCONCLUSIVE,
+    NO_GAIN,
+    NOT_RUN,
+    SUPPORTED,
+    Evidence,
+    Verdict,
+)
+
+
+def verdict_in_words(verdict: Verdict) -> str:
+    """Return a verdict, for each attack if they decide differently or one was not run.
+
+    >>> verdict_in_words(Verdict((Evidence("clean", "supported", {}, {}, borderline=True),)))
+    'supported (borderline)'
+    """
+    words = {one.attack: _with_borderline(one) for one in verdict.evidence}
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    ran = [f"{words[one.attack]} under {one.attack}" for one in reversed(verdict.evidence)
+           if one.word != NOT_RUN]  # fmt: skip
+    missing = [f"{one.attack} not run" for one in verdict.evidence if one.word == NOT_RUN]
+    return ", ".join(ran) + "".join(f"; {text}" for text in missing)
+
+
+def _with_borderline(evidence: Evidence) -> str:
+    return f"{evidence.word} (borderline)" if evidence.borderline else evidence.word
+
+
+def sentence(claim: Claim, evidence: Evidence) -> str:
+    """Return the evidence of one attack: the accuracies, their difference and what bounds it."""
+    if evidence.word == NOT_RUN:
+        return "not run"
+    collapsed = _collapsed(claim, evidence)
+    if not evidence.first or (claim.second and not evidence.second):
+        return collapsed
+    if claim.second is None:
+        return collapsed + _limit(claim, evidence)
+    shown = _number if claim.first.column == SCORE else percent
+    values = f"{shown(mean(evidence.first))} vs. {shown(mean(evidence.second))}"
+    if evidence.difference is None:
+        same = "both are the same model: the best checkpoint is the last"
+        return (
+            f"{collapsed}{values}; {same if evidence.identical else 'no config has several seeds'}"
+        )
+    parts = [f"{values}: {change(evidence.difference)}"]
+    if bound := _bound(claim, evidence):
+        parts.append(bound)
+    parts.append(_seeds(evidence))
+    if evidence.identical:
+        parts.append(f"in {len(evidence.identical)} the best checkpoint is the last")
+    return collapsed + "; ".join(parts)
+
+
+def _limit(claim: Claim, evidence: Evidence) -> str:
+    accuracies = [
+        f"{percent(one.accuracy)} ({_number(one.ci95[0])} to {_number(one.ci95[1])})"
+        for _, one in sorted(evidence.first.items())
+    ]
+    return f"{'; '.join(accuracies)}; limit {100 * claim.threshold:g} %"
+
+
+def _collapsed(claim: Claim, evidence: Evidence) -> str:
+    """Return which seeds did not train, or "" if all did."""
+    cells = [claim.first, claim.second]
+    texts = [
+        f"{_share_of_seeds(len(seeds), num_seeds)} of “{cell.label}” did not train"
+        for cell, (seeds, num_seeds) in zip(cells, evidence.collapsed, strict=False)
+        if cell and seeds
+    ]
+    if not texts:
+        return ""
+    others = evidence.first and (evidence.second or claim.second is None)
+    return " and ".join(texts) + ("; the others: " if others else "")
+
+
+def _share_of_seeds(num: int, total: int) -> str:
+    return "the only seed" if total == 1 else f"{num} of {total} seeds"
+
+
+def _bound(claim: Claim, evidence: Evidence) -> str:
+    """Return the bound that the interval gives for an effect that is not shown."""
+    if evidence.difference is None or claim.kind == "equal" or claim.threshold:
+        return ""
+    low, high = evidence.difference.interval()
+    if claim.kind == "lower" and evidence.word == INCONCLUSIVE:
+        return f"a loss of at most {_number(-low)} points"
+    bounds_gain = evidence.word == INCONCLUSIVE or (
+        claim.kind == "no_gain" and evidence.word == SUPPORTED and 0 < high < NO_GAIN
+    )
+    return f"a gain of at most {_number(high)} points" if bounds_gain else ""
+
+
+def _seeds(evidence: Evidence) -> str:
+    """Return the numbers of seeds and of images."""
+    sides = evidence.first, evidence.second
+    numbers = [len(side) for side in sides]
+    if numbers[0] == numbers[1]:
+        seeds = "one seed each" if numbers[0] == 1 else f"{numbers[0]} seeds each"
+    else:
+        seeds = " against ".join("one seed" if n == 1 else f"{n} seeds" for n in numbers)
+    images = dict.fromkeys(one.n for side in sides for one in side.values())
+    return f"{seeds}, {' and '.join(f'{n:,}' for n in images)} images"
+
+
+def details(evidence: Evidence) -> dict[str, str]:
+    """Return the accuracy of each seed, and McNemar's p value of each seed that both sides have."""
+    tests = {
+        seed: p
+        for seed in common_seeds(evidence.first, evidence.second)
+        if (p := mcnemar(evidence.first[seed], evidence.second[seed])) is not None
+    }
+    return {
+        "first": _by_seed(evidence.first),
+        "second": _by_seed(evidence.second),
+        "mcnemar": ", ".join(p_value(p) for p in tests.values()),
+    }
+
+
+def _by_seed(side: BySeed) -> str:
+    return ", ".join(_number(one.accuracy) for _, one in sorted(side.items()))
+
+
+def numbers(evidence: Evidence) -> dict[str, Any]:
+    """Return the evidence as values of JSON; accuracies are shares."""
+    found = {
+        "attack": evidence.attack,
+        "verdict": evidence.word,
+        "borderline": evidence.borderline,
+        "first": {seed: one.accuracy for seed, one in evidence.first.items()},
+        "second": {seed: one.accuracy for seed, one in evidence.second.items()},
+        "p": evidence.p,
+    }
+    if evidence.difference:
+        low, high = evidence.difference.interval()
+        found |= {"difference": evidence.difference.value, "low": low, "high": high}
+    return found
+
+
+def values(evidence: Evidence) -> dict[str, str]:
+    """Return the values that a sentence may show of a comparison.
+
+    `first` and `second` are accuracies, `change` their difference with its interval, `size` the
+    same without its sign, and `at_most` the upper end of the interval.
+    """
+    if evidence.difference is None:
+        raise ValueError("the evidence compares nothing")
+    value, (low, high) = evidence.difference.value, evidence.difference.interval()
+    size = (low, high) if value > 0 else (-high, -low)
+    return {
+        "attack": evidence.attack,
+        "first": percent(mean(evidence.first)),
+        "second": percent(mean(evidence.second)),
+        "change": change(evidence.difference),
+        "size": f"{_number(abs(value))} points ({_number(size[0])} to {_number(size[1])})",
+        "at_most": f"{_number(high)} points",
+    }
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, such as "32.2 %", with a space that does not break the line."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def change(difference: Difference) -> str:
+    """Return a difference with its interval, such as "+7.0 points (+6.4 to +7.7)"."""
+    low, high = (_signed(end) for end in difference.interval())
+    return f"{_signed(difference.value)} points ({low} to {high})"
+
+
+def _signed(share: float) -> str:
+    digits = 2 if abs(share) < 0.001 else 1  # shows the sign of values near zero
+    return f"{100 * share:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _number(share: float) -> str:
+    return f"{100 * share:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def p_value(p: float) -> str:
+    """Return a p value, such as "0.012" or "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
