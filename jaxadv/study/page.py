@@ -18,6 +18,7 @@ from jaxadv.study.tables import (
     Comparison,
     compare_with_slides,
     describe_gan,
+    describe_overestimation,
     describe_samples,
     rows_of_training,
     runs_table,
@@ -26,6 +27,7 @@ from jaxadv.study.tables import (
 from jaxadv.study.verdicts import (
     COMMON,
     CONTRADICTED,
+    NOT_RUN,
     SUPPORTED,
     Verdict,
     assess,
@@ -85,6 +87,7 @@ def write_page(
         "scale": scale,
         "dataset": _dataset(done.values()),
         "findings": _findings(experiments, assessed, comparisons, gan),
+        "overestimation": describe_overestimation(done),
         "topics": _topics(experiments, assessed, corrected),
         "counts": Counter(one.verdict.decisive.word for one in assessed),
         "survivors": _num_survivors(assessed, corrected),
@@ -161,6 +164,7 @@ def _topics(
                 "holm": _p(corrected.get((one.number - 1, found.attack))),
             }
             for found in one.verdict.evidence
+            if found.word != NOT_RUN
         ]
         row = {
             "number": one.number,

@@ -21,8 +21,6 @@ CLEAN_AND_RADII: Columns = {
     **{eps: (f"pgd40/{eps}", f"averaged:eot10/{eps}") for eps in EPS},
 }
 AUTOATTACK: Columns = {"AutoAttack 0.03": ("autoattack:autoattack/0.03",)}
-# PGD-40 on the images that AutoAttack attacks; not shown in tables.
-SAME_IMAGES: Columns = {"PGD-40 0.03, images of AutoAttack": ("autoattack:pgd40/0.03",)}
 NOISE: Columns = {
     "one noise sample": ("pgd10/0.03", "noise:pgd10/0.03"),
     "200 gradients": ("eot20/0.03", "noise:pgd200/0.03"),

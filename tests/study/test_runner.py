@@ -251,8 +251,8 @@ def test_page_shows_the_records(jobs, config, plan, tmp_path):
     sentence = sentence.replace(" %", "\N{NO-BREAK SPACE}%")
     verdict = "supported under PGD-40; AutoAttack not run"
     assert f"{CLAIM}: <b>{verdict}</b>" in html
-    assert f"<b>PGD-40</b>: {sentence} <small>Holm &lt; 0.001</small>" in html
-    assert f"**{verdict}** | AutoAttack: not run<br>PGD-40: {sentence}; Holm < 0.001 |" in markdown
+    assert f"<b>PGD-40</b>: {sentence} <small>Holm&nbsp;&lt;\N{NO-BREAK SPACE}0.001</small>" in html
+    assert f"**{verdict}** | PGD-40: {sentence}; Holm < 0.001 |" in markdown
     assert "PGD-40 | 80.0, 80.0 | 60.0, 60.0 | < 0.001 | < 0.001 | < 0.001, < 0.001 |" in markdown
     (finding,) = [line for line in markdown.splitlines() if line.startswith("1. ")]
     assert "AdamW trains a more robust net than SGD" in finding
