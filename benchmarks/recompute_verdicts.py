@@ -241,13 +241,16 @@ def _assess_difference(
     difference, error = first - second, math.sqrt(variance)
     halves = [distribution.ppf((1 + level) / 2) * error for level in LEVELS]
     words = [_word(kind, threshold, difference - half, difference + half) for half in halves]
-    excess = (-difference if kind == "lower" else difference) - threshold
-    return words, {
+    numbers = {
         "difference": difference,
         "low": difference - halves[0],
         "high": difference + halves[0],
-        "p": float(2 * distribution.sf(abs(excess) / error)),
     }
+    if kind == "equal":  # a small p value would not support it
+        return words, numbers
+    bound = 0.01 if kind == "no_gain" and words[0] != "contradicted" else threshold
+    excess = (-difference if kind == "lower" else difference) - bound
+    return words, numbers | {"p": float(2 * distribution.sf(abs(excess) / error))}
 
 
 def _assess_at_most(side: Side, threshold: float) -> tuple[list[str], dict[str, float]]:
@@ -286,18 +289,32 @@ def _compare(
 
 
 def assess(
-    runs: Path, claim: Mapping[str, Any], cells: Sequence[Mapping[str, str]]
+    runs: Path,
+    claim: Mapping[str, Any],
+    measured: Sequence[Side],
+    cells: Sequence[Mapping[str, str]],
+    collapsed: Sequence[set[str]],
 ) -> dict[str, Any]:
-    """Return the evidence of an attack on one or two cells, without Holm's correction."""
-    measured = [measure(runs, claim["experiment"], cell) for cell in cells]
-    sides = [_trained(side) for side in measured]
+    """Return the evidence of an attack on one or two cells, without Holm's correction.
+
+    Args:
+      runs: folder of the records.
+      claim: of verdicts.json.
+      measured: values of the cells.
+      cells: of the claim, with the column of the attack.
+      collapsed: for each cell the seeds that did not train, by any attack.
+    """
+    sides = [
+        {seed: one for seed, one in side.items() if seed not in seeds}
+        for side, seeds in zip(measured, collapsed, strict=True)
+    ]
     words, numbers = ["not run"], {}
     if all(measured):
         if all(sides) and len(sides) == 1:
             words, numbers = _assess_at_most(sides[0], claim["threshold"])
         elif all(sides):
             words, numbers = _compare(runs, claim, cells, sides)
-        if any(len(side) > len(_trained(side)) for side in measured):
+        if any(collapsed):
             words = ["did not train"]
     values = [{seed: one.value for seed, one in side.items()} for side in (*sides, {})]
     is_borderline = len(set(words)) > 1
@@ -308,13 +325,23 @@ def assess(
 def assess_claim(runs: Path, claim: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the evidence for or against a claim by attack; "" if one attack alone decides."""
     cells = [cell for cell in (claim["first"], claim["second"]) if cell]
-    evidence = assess(runs, claim, cells)
-    columns = [(cell["column"], cell["source"]) for cell in cells]
-    is_one_training = len(set(map(_training, cells))) == 1
-    if is_one_training or set(columns) != {("0.03", "corrected protocol")}:
-        return {"": evidence}
-    stronger = [{**cell, "column": "AutoAttack 0.03"} for cell in cells]
-    return {"AutoAttack": assess(runs, claim, stronger), "PGD-40": evidence}
+    columns = {(cell["column"], cell["source"]) for cell in cells}
+    cells_by_attack = {"": cells}
+    if len(set(map(_training, cells))) > 1 and columns == {("0.03", "corrected protocol")}:
+        stronger = [{**cell, "column": "AutoAttack 0.03"} for cell in cells]
+        cells_by_attack = {"AutoAttack": stronger, "PGD-40": cells}
+    measured = {
+        attack: [measure(runs, claim["experiment"], cell) for cell in those]
+        for attack, those in cells_by_attack.items()
+    }
+    collapsed = [
+        {seed for side in sides for seed in side.keys() - _trained(side).keys()}
+        for sides in zip(*measured.values(), strict=True)
+    ]
+    return {
+        attack: assess(runs, claim, measured[attack], those, collapsed)
+        for attack, those in cells_by_attack.items()
+    }
 
 
 def add_holm(evidence: Sequence[dict[str, Any]]) -> int:
@@ -328,14 +355,20 @@ def add_holm(evidence: Sequence[dict[str, Any]]) -> int:
 
 def headline(evidence: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the verdict of a claim over all attacks."""
-    words = {
-        attack: one["verdict"] + " (borderline)" * one["borderline"]
-        for attack, one in reversed(evidence.items())
-    }
-    if len(set(words.values())) == 1:
-        return next(iter(words.values()))
-    run = [f"{word} under {attack}" for attack, word in words.items() if word != "not run"]
-    return "; ".join([", ".join(run), *(f"{a} not run" for a in words if words[a] == "not run")])
+    ran = {attack: one for attack, one in reversed(evidence.items()) if one["verdict"] != "not run"}
+    words = {one["verdict"] for one in ran.values()}
+    if not ran or "did not train" in words:
+        return "did not train" if ran else "not run"
+    shown = {a: one["verdict"] + " (borderline)" * one["borderline"] for a, one in ran.items()}
+    if len(words) > 1 or len(ran) < len(evidence):
+        texts = [", ".join(f"{word} under {attack}" for attack, word in shown.items())]
+        return "; ".join(
+            [*texts, *(f"{attack} not run" for attack in evidence if attack not in ran)]
+        )
+    at_the_edge = [attack for attack, one in ran.items() if one["borderline"]]
+    if at_the_edge and len(at_the_edge) < len(ran):
+        return f"{words.pop()} (borderline under {at_the_edge[0]})"
+    return next(iter(shown.values()))
 
 
 def _is_equal(page: Any, own: Any, field: str) -> bool:

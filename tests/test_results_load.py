@@ -51,7 +51,8 @@ def lost(before: Any, after: Any, key: str = "") -> list[str]:
 
 def test_all_evaluations_are_found():
     assert len(STORED) >= 161  # more with each experiment
-    assert sum(len(content["attacks"]) for _, content in STORED) >= 900
+    # A training that is repeated may have fewer attacks.
+    assert sum(len(content["attacks"]) for _, content in STORED) >= 990
     assert len({name for name, _ in STORED}) >= 127
 
 

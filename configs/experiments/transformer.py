@@ -2,9 +2,9 @@
 
     python run.py --config configs/experiments/transformer.py:vit_3_128
 
-The argument is vit_3_128 or bignet. The curriculum has its whole ramp in 4 epochs, which is what
-two cores train of the transformer in 150 minutes; the study trained for an unknown number of
-epochs. Evaluation is on the first 1,000 test images. See results/study/index.md.
+The argument is vit_3_128 or bignet. The ramp is compressed to 4 epochs, which is what two cores
+train of the transformer in 150 minutes; the study trained for an unknown number of epochs.
+Evaluation is on the first 1,000 test images. See results/study/index.md.
 """
 
 from ml_collections import ConfigDict

@@ -377,15 +377,16 @@ BEST_TRAINING, BEST_CLEAN = (
     )
     for what, column in (("robust", "0.03"), ("accurate on clean images", "clean"))
 )
+BEST_AT_LARGER_EPS = higher(
+    "configs/curriculum.py makes BigNet more robust at eps 0.05 than the study's training",
+    Cell(_BEST, "0.05"),
+    Cell(_STUDYS, "0.05"),
+    origin=_OURS,
+)
 BEST = [
     BEST_TRAINING,
     BEST_CLEAN,
-    higher(
-        "configs/curriculum.py makes BigNet more robust at eps 0.05 than the study's training",
-        Cell(_BEST, "0.05"),
-        Cell(_STUDYS, "0.05"),
-        origin=_OURS,
-    ),
+    BEST_AT_LARGER_EPS,
     higher(
         "configs/curriculum.py gives BigNet a higher aggregated score than the study's training",
         Cell(_BEST, SCORE),

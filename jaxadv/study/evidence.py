@@ -6,6 +6,7 @@ from jaxadv.study.differences import Difference, common_seeds, mcnemar, mean
 from jaxadv.study.measurements import BySeed
 from jaxadv.study.specification import SCORE, Claim
 from jaxadv.study.verdicts import (
+    DID_NOT_TRAIN,
     INCONCLUSIVE,
     NO_GAIN,
     NOT_RUN,
@@ -21,17 +22,35 @@ def verdict_in_words(verdict: Verdict) -> str:
     >>> verdict_in_words(Verdict((Evidence("clean", "supported", {}, {}, borderline=True),)))
     'supported (borderline)'
     """
-    words = {one.attack: _with_borderline(one) for one in verdict.evidence}
-    if len(set(words.values())) == 1:
-        return next(iter(words.values()))
-    ran = [f"{words[one.attack]} under {one.attack}" for one in reversed(verdict.evidence)
-           if one.word != NOT_RUN]  # fmt: skip
-    missing = [f"{one.attack} not run" for one in verdict.evidence if one.word == NOT_RUN]
-    return ", ".join(ran) + "".join(f"; {text}" for text in missing)
+    ran = verdict.ran
+    if not ran:
+        return NOT_RUN
+    if any(one.word == DID_NOT_TRAIN for one in ran):
+        return DID_NOT_TRAIN
+    missing = "".join(f"; {one.attack} not run" for one in verdict.evidence if one.word == NOT_RUN)
+    if len({one.word for one in ran}) > 1:
+        return ", ".join(f"{_with_borderline(one)} under {one.attack}" for one in reversed(ran))
+    if missing:
+        return f"{_with_borderline(ran[0])} under {ran[0].attack}{missing}"
+    borderline = [one.attack for one in ran if one.borderline]
+    if 0 < len(borderline) < len(ran):
+        return f"{ran[0].word} (borderline under {borderline[0]})"
+    return _with_borderline(ran[0])
 
 
 def _with_borderline(evidence: Evidence) -> str:
     return f"{evidence.word} (borderline)" if evidence.borderline else evidence.word
+
+
+def qualifiers(verdict: Verdict) -> list[str]:
+    """Return what weakens the verdict of the decisive attack, for a reader of its figures alone."""
+    decisive = verdict.decisive
+    found = ["borderline"] if decisive.borderline else []
+    found += [f"{one.word} under {one.attack}" for one in verdict.ran if one.word != decisive.word]
+    found += [f"{one.attack} not run" for one in verdict.evidence if one.word == NOT_RUN]
+    if decisive.second and len(decisive.first) != len(decisive.second):
+        found.append(_counts(decisive))
+    return found
 
 
 def sentence(claim: Claim, evidence: Evidence) -> str:
@@ -101,13 +120,15 @@ def _bound(claim: Claim, evidence: Evidence) -> str:
 def _seeds(evidence: Evidence) -> str:
     """Return the numbers of seeds and of images."""
     sides = evidence.first, evidence.second
-    numbers = [len(side) for side in sides]
-    if numbers[0] == numbers[1]:
-        seeds = "one seed each" if numbers[0] == 1 else f"{numbers[0]} seeds each"
-    else:
-        seeds = " against ".join("one seed" if n == 1 else f"{n} seeds" for n in numbers)
     images = dict.fromkeys(one.n for side in sides for one in side.values())
-    return f"{seeds}, {' and '.join(f'{n:,}' for n in images)} images"
+    return f"{_counts(evidence)}, {' and '.join(f'{n:,}' for n in images)} images"
+
+
+def _counts(evidence: Evidence) -> str:
+    first, second = len(evidence.first), len(evidence.second)
+    if first == second:
+        return "one seed each" if first == 1 else f"{first} seeds each"
+    return " against ".join("one seed" if n == 1 else f"{n} seeds" for n in (first, second))
 
 
 def details(evidence: Evidence) -> dict[str, str]:
@@ -147,8 +168,8 @@ def numbers(evidence: Evidence) -> dict[str, Any]:
 def values(evidence: Evidence) -> dict[str, str]:
     """Return the values that a sentence may show of a comparison.
 
-    `first` and `second` are accuracies, `change` their difference with its interval, `size` the
-    same without its sign, and `at_most` the upper end of the interval.
+    `first` and `second` are accuracies, `change` is their difference with its interval, and `size`
+    the same without its sign.
     """
     if evidence.difference is None:
         raise ValueError("the evidence compares nothing")
@@ -160,7 +181,6 @@ def values(evidence: Evidence) -> dict[str, str]:
         "second": percent(mean(evidence.second)),
         "change": change(evidence.difference),
         "size": f"{_number(abs(value))} points ({_number(size[0])} to {_number(size[1])})",
-        "at_most": f"{_number(high)} points",
     }
 
 
@@ -176,12 +196,16 @@ def change(difference: Difference) -> str:
 
 
 def _signed(share: float) -> str:
-    digits = 2 if abs(share) < 0.001 else 1  # shows the sign of values near zero
-    return f"{100 * share:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return _with_digits(share, "+")
 
 
 def _number(share: float) -> str:
-    return f"{100 * share:.1f}".replace("-", "\N{MINUS SIGN}")
+    return _with_digits(share, "")
+
+
+def _with_digits(share: float, sign: str) -> str:
+    digits = 2 if 0 < abs(share) < 0.001 else 1  # does not round values near zero to zero
+    return f"{100 * share:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def p_value(p: float) -> str:

@@ -123,8 +123,8 @@ TRANSFORMER = Experiment(
     "A small vision transformer",
     _ARCHITECTURE,
     "vit_3_128 and BigNet after 4 epochs of the study's curriculum, which two cores train in 150 "
-    "minutes. The ramp of eps and steps is that of 10 epochs in 4. Evaluated on 1,000 images. The "
-    "slides have values after an unknown number of epochs; see “Model size”.",
+    "minutes. The ramp is compressed to 4 epochs; the last has eps 0.0775. Evaluated on 1,000 "
+    "images. The slides have values after an unknown number of epochs; see “Model size”.",
     trainings={"bignet": "bignet_short", "vit_3_128": "vit_3_128_short"},
     original={},
     claims=claims.TRANSFORMER,
@@ -159,9 +159,9 @@ RANDOMNESS = Experiment(
     "training, under the corrected protocol, and 40 steps of 0.01 under the original protocol. "
     "Predictions of random models are the mean of 50 forward passes, and of 2 under the original "
     "protocol; the study has “several”. “Noise off” is a different model: the same weights "
-    "without noise. results/randomness.md has other values for the plain model: its trainings of "
-    "the same config ran with earlier code and on other machines, which round differently, so that "
-    "they are further samples of the variation between trainings.",
+    "without noise. The three plain models and seed 0 of PNI and RSE were trained again for "
+    "this page, so that results/randomness.md has other values for them. Seeds 1 and 2 of PNI and "
+    "RSE (†) are those of that page: other code and another machine, which round differently.",
     trainings={
         "plain": "bignet_standard",
         "PNI": "bignet_pni",

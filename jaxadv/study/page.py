@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxadv.core.files import write_json
 from jaxadv.reports.plots import standalone
 from jaxadv.reports.report import template
-from jaxadv.study import curves, evidence, findings, records
+from jaxadv.study import curves, evidence, findings, records, texts
 from jaxadv.study.differences import SeedSpread, seed_spreads
 from jaxadv.study.measurements import Measurements, measure
 from jaxadv.study.plan import Run
@@ -68,15 +68,15 @@ def write_page(
     done = records.current_records(results, plan)
     measured = {name: measure(experiment, done) for name, experiment in experiments.items()}
     spreads = seed_spreads(measured.values())
-    gan = describe_gan(done)
+    gan = describe_gan(done, scale)
     assessed = _assess(experiments, measured, spreads, gan)
-    corrected = holm_of_claims([one.verdict for one in assessed])
+    corrected = holm_of_claims({one.number: one.verdict for one in assessed})
     sections, comparisons = [], []
     for name, measurements in measured.items():
         experiment = experiments[name]
         differences = differences_from_slides(measurements, spreads)
         if experiment.slides and experiment.original:
-            comparisons.append(compare_with_slides(experiment, differences))
+            comparisons.append(compare_with_slides(experiment, measurements, differences))
         significant = {key for key, one in differences.items() if one.is_significant}
         sections.append(
             _section(experiment, measurements, significant, plan)
@@ -86,7 +86,7 @@ def write_page(
     content = {
         "scale": scale,
         "dataset": _dataset(done.values()),
-        "findings": _findings(experiments, assessed, comparisons, gan),
+        "findings": _findings(assessed, comparisons, gan),
         "overestimation": describe_overestimation(done),
         "topics": _topics(experiments, assessed, corrected),
         "counts": Counter(one.verdict.decisive.word for one in assessed),
@@ -97,7 +97,7 @@ def write_page(
         "runs": runs_table(plan, done, records.read_json_file(results / "costs.json"), failures),
         "warnings": warnings_of_runs(done),
         "spread": spreads.get(COMMON),
-        **TEXTS,
+        **texts.TEXTS,
     }
     _write_plots(sections, results / "figures")
     for name in ("index.html", "index.md"):
@@ -123,30 +123,30 @@ def _assess(
 
 
 def _findings(
-    experiments: Mapping[str, Experiment],
-    assessed: Sequence[Assessed],
-    comparisons: Sequence[Comparison],
-    gan: str,
+    assessed: Sequence[Assessed], comparisons: Sequence[Comparison], gan: str
 ) -> list[str]:
     """Return the sentences at the top of the page."""
-    verdicts = {one.claim: one.verdict for one in assessed}
+    verdicts = {one.claim: (one.number, one.verdict) for one in assessed}
     sentences = [
         findings.in_words(finding, verdicts, gan)
         for finding in findings.FINDINGS
         if all(claim in verdicts for claim, _ in finding.claims)
     ]
-    return [*sentences, _slides_finding(comparisons)] if comparisons else sentences
+    return [*sentences, *_slides_finding(comparisons)]
 
 
-def _slides_finding(comparisons: Sequence[Comparison]) -> str:
+def _slides_finding(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return a sentence on the values of the slides; none if there is nothing to compare."""
     num_compared = sum(one.num_compared for one in comparisons)
+    if not num_compared:
+        return []
     num_different = sum(one.num_different for one in comparisons)
     missing = dict.fromkeys(label for one in comparisons for label in one.missing)
     not_run = f" Not run: {'; '.join(missing)}." if missing else ""
-    return (
+    return [
         f"Of {num_compared} values of the slides that we measured too, {num_different} are "
         f"significantly different from ours under the study's own protocol.{not_run}"
-    )
+    ]
 
 
 def _topics(
@@ -161,7 +161,7 @@ def _topics(
             {
                 "attack": found.attack,
                 "sentence": evidence.sentence(one.claim, found),
-                "holm": _p(corrected.get((one.number - 1, found.attack))),
+                "holm": _p(corrected.get((one.number, found.attack))),
             }
             for found in one.verdict.evidence
             if found.word != NOT_RUN
@@ -182,12 +182,13 @@ def _num_survivors(
 ) -> tuple[int, int]:
     """Return how many verdicts remain after Holm's correction, and how many there are before.
 
-    Counts the claims that are supported or contradicted.
+    Counts the claims with a p value that are supported or contradicted.
     """
     decided = [
-        corrected.get((one.number - 1, one.verdict.decisive.attack), 0.0) < 0.05
+        corrected[key] < 0.05
         for one in assessed
-        if one.verdict.decisive.word in (SUPPORTED, CONTRADICTED)
+        if (key := (one.number, one.verdict.decisive.attack)) in corrected
+        and one.verdict.decisive.word in (SUPPORTED, CONTRADICTED)
     ]
     return sum(decided), len(decided)
 
@@ -201,7 +202,7 @@ def _tests(
             "number": str(one.number),
             "attack": found.attack,
             "p": _p(found.p),
-            "holm": _p(corrected.get((one.number - 1, found.attack))),
+            "holm": _p(corrected.get((one.number, found.attack))),
             **evidence.details(found),
         }
         for one in assessed
@@ -240,7 +241,7 @@ def _verdicts(
             "second": one.claim.second and _cell(one.claim.second, experiments[one.experiment]),
             "verdict": evidence.verdict_in_words(one.verdict),
             "evidence": [
-                evidence.numbers(found) | {"p_holm": corrected.get((one.number - 1, found.attack))}
+                evidence.numbers(found) | {"p_holm": corrected.get((one.number, found.attack))}
                 for found in one.verdict.evidence
             ],
         }
@@ -310,76 +311,3 @@ def _has_values(column: str, experiment: Experiment, measurements: Measurements)
         column in experiment.slides.get(label, {}) or measurements[Cell(label, column)]
         for label in experiment.trainings
     )
-
-
-TEXTS = {
-    "guide": (
-        "Accuracies are in %, at eps 0.03 in L-inf unless noted; pixels are in [0, 1]. "
-        "Brackets hold 95 % intervals.",
-        "Two attacks decide whether a model is more robust than another: AutoAttack on the first "
-        "1,000 test images, and PGD-40 on all 10,000. AutoAttack is the stronger one and comes "
-        "first where both decide differently; its intervals are wider, because it has fewer "
-        "images.",
-        "Verdicts follow from the interval of the difference. A claim is supported or contradicted "
-        "if the interval lies on one side of zero, and inconclusive otherwise; then the interval "
-        "bounds the effect. A verdict is borderline if the 90 % or the 99 % interval gives another "
-        "one. A claim of no gain is contradicted if the interval lies above zero, and supported if "
-        "it ends below one point. A model did not train if its clean accuracy is no better than "
-        "that of a constant guess; it decides the verdict, and the comparison is that of the other "
-        "seeds.",
-        "The interval covers the images and the variation between trainings. One seed against "
-        "three is weaker evidence: the variation of the one seed is taken from other trainings.",
-        "“Holm” is the p value of the difference, corrected for the number of tests on this page. "
-        "Below 0.05, the verdict would hold if all claims were tested at once.",
-        "The corrected protocol evaluates the best checkpoint on held-out images, on the test "
-        "split, with random starts, in evaluation mode. The original protocol is the study's: the "
-        "last checkpoint on 1,024 held-out train images, attacked from the clean image, in "
-        "training mode if the model has dropout or batch norm. The aggregated score is the sum of "
-        "the accuracies under PGD-40 at the six radii.",
-    ),
-    "method": (
-        "The difference of means over seeds has Student's t distribution. Its variance is the sum "
-        "of that of the images, paired if both sides have the same images, and that of the seeds. "
-        "With three or more seeds on both sides, the latter is that of each side (Welch). "
-        "Otherwise it is the variance between seeds of one config in that column (at eps 0.03 if "
-        "unknown), pooled over all configs with several seeds and assumed equal for all. Models "
-        "that did not train are left out. Two evaluations of the same training, or of the same "
-        "weights, differ by the images only. A claim that an accuracy is at most a limit is "
-        "decided by the Wilson interval, without regard to seeds. McNemar's exact test, for each "
-        "seed, compares two models on the same images and says nothing about the variation between "
-        "trainings."
-    ),
-    "flaws": (
-        "Flaws of the study: (1) it evaluated models in training mode, with dropout and batch "
-        "statistics; (2) its PNI keeps the standard deviation of the weights at initialisation, "
-        "and weight decay applies to alpha; (3) random models were attacked with one noise "
-        "sample per gradient; (4) it has 1,024 images and one seed; (5) some of its attacks take "
-        "steps of 0.02 at eps 0.01; (6) its curriculum ends at three times the eps of interest."
-    ),
-    "compared": (
-        "The values of the slides beside ours under the study's own protocol, on the same number "
-        "of images, one seed each. Different: the 95 % interval of the difference excludes zero. "
-        "All values of the original protocol are on the same 1,024 images, so that one difference "
-        "makes others more likely."
-    ),
-    "values": (
-        "A value of one seed has its 95 % interval. A mean over seeds has their standard "
-        "deviation, with their number in brackets. AutoAttack attacks the first 1,000 images. "
-        "Models with a random defence are attacked at each eps with 20 steps of gradients averaged "
-        "over 10 noise samples. ≠: significantly different from the slides. †: measured before "
-        "this page existed; see the runs. ‡: did not train."
-    ),
-    "costs": (
-        "Gradients: the largest number of gradient evaluations of single images, for a training "
-        "with its own evaluations; for black-box attacks, of queries. The time of a run that is "
-        "done is that of its epochs, without validation, and of its evaluations; interruptions "
-        "may hide a part. Other times are estimates of a dry run, if there was one with as many "
-        "gradients."
-    ),
-    "solid": (
-        "Solid lines, filled points and bars: corrected protocol. Bands and error bars: 95 % "
-        "interval of one seed, or range of several seeds."
-    ),
-    "dashed": "Dashed lines or crosses: original protocol.",
-    "hollow": "Hollow points: slides, to be compared with the original protocol.",
-}

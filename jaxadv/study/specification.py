@@ -11,7 +11,7 @@ CORRECTED, ORIGINAL, SLIDES = "corrected protocol", "original protocol", "slides
 SCORE = "score"  # column: the sum of the accuracies at all radii
 
 Columns = dict[str, tuple[str, ...]]
-"""For each column the keys of its values in the records, in order of preference; see analysis.py.
+"""For each column the keys of its values in the records, in order of preference.
 
 A key is "clean", "clean/<noise>" or "<attack>/<eps>" in the evaluation that ends the training, or
 "<kind>:<key>" in another evaluation of it.

@@ -150,13 +150,19 @@ def _run_row(
     return row
 
 
-def describe_gan(records: Mapping[str, Record]) -> str:
-    """Return a description of the GAN that made the synthetic images, to follow "images"."""
+def describe_gan(records: Mapping[str, Record], scale: str) -> str:
+    """Return a description of the GAN that made the synthetic images, to follow "images".
+
+    Args:
+      records: of the runs that are done.
+      scale: of the study; below "full" the GAN is a small one.
+    """
+    name = "of a GAN" if scale == "full" else "of a small GAN"
     record = records.get("gan/0/synthetic")
     if record is None or record.manifest is None:
-        return "of a small GAN"
+        return name
     share = SampleEvaluation.from_json(record.manifest["judged"]).samples.accuracy
-    return f"of a small GAN, whose samples the evaluator recognises at {100 * share:.1f} %,"
+    return f"{name}, whose samples the evaluator recognises at {100 * share:.1f} %,"
 
 
 def describe_overestimation(records: Mapping[str, Record]) -> str:
@@ -213,12 +219,15 @@ class Comparison(NamedTuple):
 
 
 def compare_with_slides(
-    experiment: Experiment, differences: Mapping[tuple[str, str], Difference]
+    experiment: Experiment,
+    measurements: Measurements,
+    differences: Mapping[tuple[str, str], Difference],
 ) -> Comparison:
     """Return how the values of the slides compare with ours under the original protocol.
 
     Args:
       experiment: with values of the slides.
+      measurements: of the experiment.
       differences: ours minus the slides', by label and column.
     """
     different: dict[str, list[str]] = {}
@@ -227,13 +236,13 @@ def compare_with_slides(
             slide = experiment.slides[label][column]
             ours = slide + 100 * difference.value
             different.setdefault(label, []).append(f"{column}: {slide:g}, ours {ours:.1f}")
-    compared = {label for label, _ in differences}
+    measured = {cell.label for cell, one in measurements.items() if cell.source == ORIGINAL and one}
     return Comparison(
         experiment.title,
         len(differences),
         sum(map(len, different.values())),
         [f"{label} ({'; '.join(values)})" for label, values in different.items()],
-        [name for name in experiment.slides if experiment.trainings[name] and name not in compared],
+        [name for name in experiment.slides if experiment.trainings[name] and name not in measured],
     )
 
 

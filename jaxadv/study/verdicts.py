@@ -1,7 +1,7 @@
 """Verdicts on claims: what the confidence interval of each attack says about them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jaxadv.study.differences import (
@@ -45,7 +45,7 @@ class Evidence:
       second: of the second side; empty for a limit.
       borderline: whether the 90 % or the 99 % interval gives another word.
       difference: of the means; None if it cannot be computed, and for a limit.
-      p: two-sided p value of the threshold of the claim; None without a test.
+      p: two-sided p value of the bound that decides the claim; None without a test.
       collapsed: for each side the seeds that did not train, and the number of all its seeds.
       identical: seeds in which both sides are the same evaluation of the same weights.
     """
@@ -70,14 +70,14 @@ class Verdict(NamedTuple):
     evidence: tuple[Evidence, ...]
 
     @property
-    def decisive(self) -> Evidence:
-        """Return AutoAttack's evidence if AutoAttack was run, otherwise that of PGD-40."""
-        return next((one for one in self.evidence if one.word != NOT_RUN), self.evidence[0])
+    def ran(self) -> tuple[Evidence, ...]:
+        """Return the evidence of the attacks that were run."""
+        return tuple(one for one in self.evidence if one.word != NOT_RUN)
 
     @property
-    def agrees(self) -> bool:
-        """Return whether all attacks that were run decide the same."""
-        return len({one.word for one in self.evidence} - {NOT_RUN}) < 2
+    def decisive(self) -> Evidence:
+        """Return AutoAttack's evidence if AutoAttack was run, otherwise that of PGD-40."""
+        return next(iter(self.ran), self.evidence[0])
 
 
 def assess(claim: Claim, measurements: Measurements, spreads: Mapping[str, SeedSpread]) -> Verdict:
@@ -91,11 +91,28 @@ def assess(claim: Claim, measurements: Measurements, spreads: Mapping[str, SeedS
       measurements: by seed, of the cells that it names.
       spreads: between seeds, for each column.
     """
-    evidence = []
-    for attack, cells in _cells_by_attack(claim, measurements).items():
-        sides = [measurements.get(cell, {}) for cell in cells]
-        evidence.append(_evidence(attack, claim, sides, _spread_of(cells[0].column, spreads)))
-    return Verdict(tuple(evidence))
+    cells_by_attack = _cells_by_attack(claim, measurements)
+    sides_by_attack = {
+        attack: [measurements.get(cell, {}) for cell in cells]
+        for attack, cells in cells_by_attack.items()
+    }
+    # Whether a seed trained does not depend on the attack.
+    collapsed = [
+        {seed for side in sides for seed, one in side.items() if not one.learned}
+        for sides in zip(*sides_by_attack.values(), strict=True)
+    ]
+    return Verdict(
+        tuple(
+            _evidence(
+                attack,
+                claim,
+                sides,
+                collapsed,
+                _spread_of(cells_by_attack[attack][0].column, spreads),
+            )
+            for attack, sides in sides_by_attack.items()
+        )
+    )
 
 
 def _cells_by_attack(claim: Claim, measurements: Measurements) -> dict[str, list[Cell]]:
@@ -128,36 +145,46 @@ def _spread_of(column: str, spreads: Mapping[str, SeedSpread]) -> SeedSpread | N
 
 
 def _evidence(
-    attack: str, claim: Claim, sides: Sequence[BySeed], spread: SeedSpread | None
+    attack: str,
+    claim: Claim,
+    sides: Sequence[BySeed],
+    collapsed: Sequence[Set[int]],
+    spread: SeedSpread | None,
 ) -> Evidence:
     """Return what the measurements of the sides of a claim say about it.
 
     Seeds that did not train are left out of the comparison, and decide its word.
+
+    Args:
+      attack: name of the attack.
+      claim: the claim.
+      sides: one or two.
+      collapsed: for each side the seeds that did not train.
+      spread: between seeds.
     """
     if not all(sides):
         return Evidence(attack, NOT_RUN, sides[0], sides[1] if len(sides) > 1 else {})
-    trained = [{seed: one for seed, one in side.items() if one.learned} for side in sides]
-    collapsed = tuple(
-        (sorted(side.keys() - kept.keys()), len(side))
-        for side, kept in zip(sides, trained, strict=True)
-    )
+    trained = [
+        {seed: one for seed, one in side.items() if seed not in seeds}
+        for side, seeds in zip(sides, collapsed, strict=True)
+    ]
     first, second = (*trained, {})[:2]
     if not all(trained):
-        return Evidence(attack, DID_NOT_TRAIN, first, second, collapsed=collapsed)
-    if claim.second is None:
+        found = Evidence(attack, DID_NOT_TRAIN, first, second)
+    elif claim.second is None:
         found = compare_with_limit(attack, first, claim.threshold)
     else:
         found = compare(attack, first, second, claim, spread)
-    if not any(seeds for seeds, _ in collapsed):
+    if not any(collapsed):
         return found
-    return Evidence(
-        attack,
-        DID_NOT_TRAIN,
-        found.first,
-        found.second,
-        difference=found.difference,
-        p=found.p,
-        collapsed=collapsed,
+    return replace(
+        found,
+        word=DID_NOT_TRAIN,
+        borderline=False,
+        collapsed=tuple(
+            (sorted(seeds), len(side.keys() | seeds))
+            for side, seeds in zip(sides, collapsed, strict=True)
+        ),
     )
 
 
@@ -227,9 +254,18 @@ def compare(
         second,
         borderline=any(word_of(claim, difference.interval(at)) != word for at in _OTHER_LEVELS),
         difference=difference,
-        p=difference.p_value(claim.threshold),
+        p=_p_value(claim, difference, word),
         identical=identical,
     )
+
+
+def _p_value(claim: Claim, difference: Difference, word: str) -> float | None:
+    """Return the p value of the bound that decides a claim; None if no small value supports it."""
+    if claim.kind == "equal":
+        return None
+    if claim.kind == "no_gain":
+        return difference.p_value(0.0 if word == CONTRADICTED else NO_GAIN)
+    return difference.p_value(claim.threshold)
 
 
 def _have_same_weights(first: BySeed, second: BySeed, seeds: list[int]) -> bool:
@@ -266,11 +302,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def holm_of_claims(verdicts: Sequence[Verdict]) -> dict[tuple[int, str], float]:
-    """Return the corrected p value of each test, by the index of the claim and the attack."""
+def holm_of_claims(verdicts: Mapping[int, Verdict]) -> dict[tuple[int, str], float]:
+    """Return the corrected p value of each test, by the number of the claim and the attack."""
     tests = {
-        (index, one.attack): one.p
-        for index, verdict in enumerate(verdicts)
+        (number, one.attack): one.p
+        for number, verdict in verdicts.items()
         for one in verdict.evidence
         if one.p is not None
     }

@@ -8,6 +8,7 @@ from jaxadv.study.differences import SeedSpread
 from jaxadv.study.findings import Finding
 from jaxadv.study.specification import SCORE, Cell, Claim, at_most, higher
 from jaxadv.study.verdicts import (
+    CONTRADICTED,
     DID_NOT_TRAIN,
     INCONCLUSIVE,
     NOT_RUN,
@@ -121,8 +122,9 @@ def found(attack, word, borderline=False):
         ),
         (
             (found("AutoAttack", SUPPORTED, borderline=True), found("PGD-40", SUPPORTED)),
-            "supported under PGD-40, supported (borderline) under AutoAttack",
+            "supported (borderline under AutoAttack)",
         ),
+        ((found("AutoAttack", NOT_RUN), found("PGD-40", DID_NOT_TRAIN)), "did not train"),
         ((found("clean", NOT_RUN),), "not run"),
         ((found("clean", DID_NOT_TRAIN),), "did not train"),
     ],
@@ -141,19 +143,65 @@ def test_details_have_the_accuracy_and_mcnemars_p_value_of_each_seed():
 def test_finding_is_written_for_its_verdicts_only():
     finding = Finding("Models {gan} gain {0[size]} under {0[attack]}.", ((CLAIM, SUPPORTED),))
 
-    def in_words(first, second):
-        verdict = Verdict((compare("PGD-40", first, of_training(second, "b"), CLAIM, SMALL),))
-        text = findings.in_words(finding, {CLAIM: verdict}, gan="of a GAN")
+    def in_words(*evidence_of):
+        text = findings.in_words(finding, {CLAIM: (7, Verdict(evidence_of))}, gan="of a GAN")
         return text.replace("\N{NO-BREAK SPACE}", " ")
 
-    assert in_words(side(560), side(500)) == (
-        "Models of a GAN gain 6.0 points (3.9 to 8.1) under PGD-40."
+    supported = compare("PGD-40", side(560), side(500, training="b"), CLAIM, SMALL)
+    assert in_words(supported) == (
+        "Models of a GAN gain 6.0 points (3.9 to 8.1) under PGD-40. (claim 7)"
     )
-    assert in_words(side(506), side(500)).startswith(
-        "It is higher: inconclusive (50.6 % vs. 50.0 %"
+    assert in_words(found("AutoAttack", NOT_RUN), supported).endswith(
+        "(claim 7: AutoAttack not run)"
     )
-    not_run = findings.in_words(finding, {CLAIM: Verdict((found("PGD-40", NOT_RUN),))}, gan="")
-    assert not_run == "It is higher: not run."
+    other = compare("PGD-40", side(506), side(500, training="b"), CLAIM, SMALL)
+    assert in_words(other).startswith(
+        "It is higher: inconclusive; PGD-40: 50.6 % vs. 50.0 %: +0.6 points"
+    )
+    assert in_words(found("PGD-40", NOT_RUN)) == "It is higher: not run (claim 7)."
+    unknown = compare("PGD-40", side(560), side(500, training="b"), CLAIM, None)
+    inconclusive = Finding("No gain: {0[change]}.", ((CLAIM, INCONCLUSIVE),))
+    text = findings.in_words(inconclusive, {CLAIM: (7, Verdict((unknown,)))}, gan="")
+    assert "no config has several seeds" in text  # there is no difference to show
+
+
+def test_qualifiers_say_what_weakens_a_verdict():
+    one, three = side(560), side(500, 500, 500, training="b")
+    decisive = compare("AutoAttack", one, three, CLAIM, SeedSpread(0.02, 100))
+    assert decisive.borderline
+    verdict = Verdict((decisive, found("PGD-40", SUPPORTED)))
+    weaknesses = ["borderline", "one seed against 3 seeds"]
+    if decisive.word != SUPPORTED:
+        weaknesses.insert(1, "supported under PGD-40")
+    assert evidence.qualifiers(verdict) == weaknesses
+    strong = compare("clean", side(900, 900), side(500, 500, training="b"), CLAIM, SMALL)
+    assert evidence.qualifiers(Verdict((strong,))) == []
+
+
+@pytest.mark.parametrize("finding", findings.FINDINGS, ids=lambda finding: finding.text[:30])
+def test_every_finding_can_be_written(finding):
+    evidence_of = {
+        SUPPORTED: (side(560), side(500, training="b")),
+        CONTRADICTED: (side(500), side(560, training="b")),
+        INCONCLUSIVE: (side(506), side(500, training="b")),
+    }
+    verdicts = {}
+    for number, (claim, word) in enumerate(finding.claims):
+        sides = evidence_of[word][::-1] if claim.kind == "lower" else evidence_of[word]
+        comparison = compare("AutoAttack", *sides, claim, SMALL)
+        assert comparison.word == word
+        verdicts[claim] = (number, Verdict((comparison,)))
+    text = findings.in_words(finding, verdicts, gan="of a GAN")
+    assert text.startswith(finding.text.split("{")[0])
+    assert "points (" in text
+
+
+def test_values_of_a_comparison():
+    shown = evidence.values(compare("PGD-40", side(506), side(500, training="b"), CLAIM, SMALL))
+    assert {name: value.replace("\N{NO-BREAK SPACE}", " ") for name, value in shown.items()} == {
+        "attack": "PGD-40", "first": "50.6 %", "second": "50.0 %",
+        "change": f"+0.6 points ({MINUS}1.0 to +2.2)", "size": f"0.6 points ({MINUS}1.0 to 2.2)",
+    }  # fmt: skip
 
 
 def test_size_of_a_loss_is_positive():

@@ -22,6 +22,7 @@ from jaxadv.models.defences import DEFENCES, is_stochastic
 from jaxadv.reports.plots import MARKERS, SERIES
 from jaxadv.reports.report import template
 from jaxadv.runs.workdir import differences
+from jaxadv.study import claims as claims_of
 from jaxadv.study.experiments import EXPERIMENTS
 from jaxadv.study.findings import FINDINGS
 from jaxadv.study.plan import make_plan, requested_runs
@@ -93,16 +94,19 @@ def test_experiments_of_a_topic_follow_each_other():
 
 def test_findings_are_about_claims_of_the_page_and_state_their_costs():
     claims = {claim for experiment in EXPERIMENTS.values() for claim in experiment.claims}
-    assert {claim for finding in FINDINGS for claim, _ in finding.claims} <= claims
+    assert all(set(dict(finding.claims)) <= claims for finding in FINDINGS)
     plan = make_plan(study.get_config())
 
     def cost(name):
         return sum(gradient_evaluations(plan[name].config))
 
+    def text_on(claim):
+        return next(one.text for one in FINDINGS if claim in dict(one.claims))
+
     curriculum = cost("bignet_curriculum/0")
-    assert "twice the gradients" in FINDINGS[0].text
+    assert "twice the gradients" in text_on(claims_of.CURRICULUM)
     assert curriculum / cost("bignet_standard/0") == pytest.approx(2, rel=0.1)
-    assert "1.5 times the gradients" in FINDINGS[-1].text
+    assert "1.5 times the gradients" in text_on(claims_of.BEST_CLEAN)
     assert cost("bignet_best/0") / curriculum == pytest.approx(1.5, rel=0.05)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from study_measurements import N, measurement, of_training
 
 from jaxadv.study import specification
@@ -14,6 +15,7 @@ from jaxadv.study.verdicts import (
     INCONCLUSIVE,
     NOT_RUN,
     SUPPORTED,
+    Evidence,
     Verdict,
     assess,
     compare,
@@ -73,7 +75,7 @@ def test_verdict_follows_from_the_confidence_interval(first, second, kind, sprea
 def test_gain_is_compared_with_the_threshold(threshold, word):
     found = compare("clean", {0: BETTER}, {0: WORSE}, claim_of("higher", threshold), SMALL)
     assert found.word == word
-    assert found.p == found.difference.p_value(threshold)
+    assert (found.p > 0.9) == (threshold == 0.06)
 
 
 def test_verdict_that_another_level_changes_is_borderline():
@@ -219,6 +221,27 @@ def test_seeds_that_did_not_train_are_a_verdict_of_their_own():
     assert assess(claim_of("higher"), {A: net, B: {}}, {}).decisive.word == NOT_RUN
 
 
+def test_a_seed_that_did_not_train_counts_under_every_attack():
+    guess = measurement((0, 100), training="guess", learned=False)
+    found = {
+        A: of_training({0: BETTER}, "net"),
+        B: {0: guess, 1: WORSE._replace(training="guess")},
+        A._replace(column=AA): of_training({0: BETTER}, "net"),
+        B._replace(column=AA): {1: WORSE._replace(training="guess")},  # not attacked
+    }
+    verdict = assess(claim_of("higher"), found, SPREADS)
+    assert [one.word for one in verdict.evidence] == [DID_NOT_TRAIN, DID_NOT_TRAIN]
+    assert [one.collapsed for one in verdict.evidence] == [(([], 1), ([0], 2))] * 2
+
+
+def test_what_is_left_after_a_collapse_may_be_one_model():
+    best = measurement((0, 560), weights="best")
+    guess = measurement((0, 100), weights="guess", learned=False)
+    found = {A: {0: best, 1: guess}, B: {0: best, 1: guess}}
+    (evidence,) = assess(claim_of("higher"), found, SPREADS).evidence
+    assert (evidence.word, evidence.identical) == (DID_NOT_TRAIN, (0,))
+
+
 def test_holm_corrects_for_the_number_of_tests():
     # R: p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
     assert holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
@@ -228,17 +251,34 @@ def test_holm_corrects_for_the_number_of_tests():
 
 def test_all_tests_of_the_page_are_corrected_together():
     def verdict(*p_values):
-        evidence = compare("", {0: BETTER}, {0: WORSE}, claim_of("higher"), SMALL)
         return Verdict(
-            tuple(
-                evidence.__class__(f"attack {i}", evidence.word, {}, {}, p=p)
-                for i, p in enumerate(p_values)
-            )
+            tuple(Evidence(f"attack {i}", SUPPORTED, {}, {}, p=p) for i, p in enumerate(p_values))
         )
 
-    found = holm_of_claims([verdict(0.01, None), verdict(0.04, 0.02)])
-    expected = {(0, "attack 0"): 0.03, (1, "attack 0"): 0.04, (1, "attack 1"): 0.04}
+    found = holm_of_claims({1: verdict(0.01, None), 7: verdict(0.04, 0.02)})
+    expected = {(1, "attack 0"): 0.03, (7, "attack 0"): 0.04, (7, "attack 1"): 0.04}
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "bound"),
+    [
+        ("higher", BETTER, 0.0),
+        ("lower", BETTER, 0.0),
+        ("no_gain", BETTER, 0.0),  # contradicted: there is a gain
+        ("no_gain", SAME, 0.01),  # not a gain of a point
+        ("equal", BETTER, None),  # no small p value supports it
+    ],
+)
+def test_p_value_is_that_of_the_bound_that_decides(kind, first, bound):
+    spread = SeedSpread(1e-9, 10)
+    found = compare("", {0: first}, {0: WORSE}, claim_of(kind), spread)
+    if bound is None:
+        assert found.p is None
+        return
+    error = float(np.std(first.robust.astype(int) - WORSE.robust)) / np.sqrt(N)  # of the images
+    distance = abs(first.accuracy - WORSE.accuracy - bound)
+    assert found.p == pytest.approx(2 * norm.sf(distance / error), rel=1e-3)
 
 
 def test_difference_of_one_training_has_no_seed_variance():
