@@ -281,7 +281,9 @@ def _compare(
     is_shared = bool(common) and (has_same_weights or first == second is not None)
     if is_shared:
         sides[:] = [{seed: side[seed] for seed in common} for side in sides]
-        if has_same_weights and all(one.key == other.key for one, other in pairs):
+        if first == second and all(
+            (one.sha256, one.key) == (other.sha256, other.key) for one, other in pairs
+        ):
             return ["inconclusive"], {}
     pooled = _pooled_variance(runs, cells[0]["column"])
     parts = [] if is_shared else _seed_variances(sides, pooled)

@@ -37,6 +37,7 @@ UNDEFENDED = [
         Cell("net", "0.01, steps of 0.02", ORIGINAL),
         Cell("net", "0.01", ORIGINAL),
         origin="flaw 5",
+        sides=("steps of 0.02", "steps of 0.01"),
     ),
 ]
 
@@ -99,18 +100,19 @@ LONG_RAMP = higher(
     Cell("fixed 0.03", "0.03"),
     origin="the study, at equal cost",
 )
+SHORT_RAMP = higher(
+    "At equal cost, a ramp to 0.03 is more robust than a fixed eps of 0.03",
+    Cell("ramp to 0.03", "0.03"),
+    Cell("fixed 0.03", "0.03"),
+    origin=_OURS,
+)
 CURRICULA = [
     LONG_RAMP,
+    SHORT_RAMP,
     lower(
         "A ramp to 0.1 reduces clean accuracy",
         Cell("ramp to 0.1", "clean"),
         Cell("fixed 0.03", "clean"),
-        origin=_OURS,
-    ),
-    higher(
-        "A ramp to 0.03 is more robust than a fixed eps of 0.03",
-        Cell("ramp to 0.03", "0.03"),
-        Cell("fixed 0.03", "0.03"),
         origin=_OURS,
     ),
     higher(
@@ -182,6 +184,7 @@ MODEL_SIZE = [
         Cell("biggernet", "evaluation mode 0.03", ORIGINAL),
         Cell("biggernet", "0.03", ORIGINAL),
         origin="flaw 1",
+        sides=("without dropout", "with dropout"),
     ),
 ]
 
@@ -278,6 +281,7 @@ WIDE_RESNET = [
         Cell("wrn_7_1", "0.03", ORIGINAL),
         Cell("wrn_7_1", "evaluation mode 0.03", ORIGINAL),
         origin="flaw 1",
+        sides=("batch statistics", "running statistics"),
     ),
     higher(
         "RSE raises the aggregated score of wrn_13_10",
@@ -330,23 +334,25 @@ NES = [
         Cell("net, curriculum", "4000"),
         Cell("net, curriculum", "500"),
         origin="the study, on the curriculum's net",
+        sides=("4,000 queries", "500 queries"),
     ),
 ]
 
 HALF_SYNTHETIC, _QUARTER_SYNTHETIC = (
     higher(
-        f"{share} of synthetic images {{gan}} makes net more robust",
+        f"Replacing {share} of each batch by images {{gan}} makes net more robust",
         Cell(label, "0.03"),
         Cell("none", "0.03"),
         origin=_OURS,
     )
-    for share, label in (("A half", "a half"), ("A quarter", "a quarter"))
+    for share, label in (("half", "a half"), ("a quarter", "a quarter"))
 )
 SYNTHETIC = [
     HALF_SYNTHETIC,
     _QUARTER_SYNTHETIC,
     higher(
-        "A half of synthetic images {gan} is more robust than the real half alone",
+        "Training on half real images and half images {gan} gives a more robust net than "
+        "training on the real half alone",
         Cell("a half", "0.03"),
         Cell("half the real images", "0.03"),
         origin=_OURS,
@@ -354,18 +360,26 @@ SYNTHETIC = [
 ]
 
 OTHER_DEFENCES = [
-    no_gain(
-        f"{name} does not make net more robust",
-        Cell(label, column),
-        Cell("plain", column),
-        origin,
-    )
-    for name, label, column, origin in (
-        ("Spectral norm", "spectral norm", "0.03", "the study"),
-        ("A learned low rank", "low rank, learned", "0.03", "the study"),
-        ("A low rank by PCA", "low rank, PCA", "0.03", _OURS),
-        ("Input noise", "input noise", "200 gradients", "the study"),
-    )
+    *(
+        no_gain(
+            f"{name} does not make net more robust",
+            Cell(label, column),
+            Cell("plain", column),
+            origin,
+        )
+        for name, label, column, origin in (
+            ("Spectral norm", "spectral norm", "0.03", "the study"),
+            ("A learned low rank", "low rank, learned", "0.03", "the study"),
+            ("A low rank by PCA", "low rank, PCA", "0.03", _OURS),
+            ("Input noise", "input noise", "200 gradients", "the study"),
+        )
+    ),
+    lower(
+        "Input noise reduces clean accuracy",
+        Cell("input noise", "clean"),
+        Cell("plain", "clean"),
+        origin=_OURS,
+    ),
 ]
 
 BEST_TRAINING, BEST_CLEAN = (

@@ -1,5 +1,6 @@
 """Verdicts and their evidence in words."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxadv.study.differences import Difference, common_seeds, mcnemar, mean
@@ -42,10 +43,17 @@ def _with_borderline(evidence: Evidence) -> str:
     return f"{evidence.word} (borderline)" if evidence.borderline else evidence.word
 
 
-def qualifiers(verdict: Verdict) -> list[str]:
-    """Return what weakens the verdict of the decisive attack, for a reader of its figures alone."""
+def qualifiers(verdict: Verdict, corrected: Mapping[str, float]) -> list[str]:
+    """Return what weakens the verdict of the decisive attack, for a reader of its figures alone.
+
+    Args:
+      verdict: the verdict.
+      corrected: p value of each attack after Holm's correction.
+    """
     decisive = verdict.decisive
     found = ["borderline"] if decisive.borderline else []
+    if decisive.word != INCONCLUSIVE and corrected.get(decisive.attack, 0.0) >= 0.05:
+        found.append("not significant after Holm's correction")
     found += [f"{one.word} under {one.attack}" for one in verdict.ran if one.word != decisive.word]
     found += [f"{one.attack} not run" for one in verdict.evidence if one.word == NOT_RUN]
     if decisive.second and len(decisive.first) != len(decisive.second):
@@ -63,7 +71,8 @@ def sentence(claim: Claim, evidence: Evidence) -> str:
     if claim.second is None:
         return collapsed + _limit(claim, evidence)
     shown = _number if claim.first.column == SCORE else percent
-    values = f"{shown(mean(evidence.first))} vs. {shown(mean(evidence.second))}"
+    names = claim.sides or (claim.first.label, claim.second.label)
+    values = f"{names[0]} {shown(mean(evidence.first))}, {names[1]} {shown(mean(evidence.second))}"
     if evidence.difference is None:
         same = "both are the same model: the best checkpoint is the last"
         return (
@@ -73,6 +82,8 @@ def sentence(claim: Claim, evidence: Evidence) -> str:
     if bound := _bound(claim, evidence):
         parts.append(bound)
     parts.append(_seeds(evidence))
+    if evidence.images_only:
+        parts.append("the interval covers the images only")
     if evidence.identical:
         parts.append(f"in {len(evidence.identical)} the best checkpoint is the last")
     return collapsed + "; ".join(parts)
@@ -110,11 +121,11 @@ def _bound(claim: Claim, evidence: Evidence) -> str:
         return ""
     low, high = evidence.difference.interval()
     if claim.kind == "lower" and evidence.word == INCONCLUSIVE:
-        return f"a loss of at most {_number(-low)} points"
+        return f"a loss of up to {_number(-low)} points is possible" if low < 0 else ""
     bounds_gain = evidence.word == INCONCLUSIVE or (
         claim.kind == "no_gain" and evidence.word == SUPPORTED and 0 < high < NO_GAIN
     )
-    return f"a gain of at most {_number(high)} points" if bounds_gain else ""
+    return f"a gain of up to {_number(high)} points is possible" if bounds_gain else ""
 
 
 def _seeds(evidence: Evidence) -> str:

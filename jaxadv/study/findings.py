@@ -10,13 +10,27 @@ from typing import NamedTuple
 from jaxadv.study import claims
 from jaxadv.study.evidence import qualifiers, sentence, values, verdict_in_words
 from jaxadv.study.specification import Claim
-from jaxadv.study.verdicts import (
-    CONTRADICTED,
-    INCONCLUSIVE,
-    NOT_RUN,
-    SUPPORTED,
-    Verdict,
-)
+from jaxadv.study.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED, Verdict
+
+
+class Assessed(NamedTuple):
+    """A claim with its verdict.
+
+    Attributes:
+      number: of the claim on the page.
+      claim: the claim.
+      text: of the claim, with the description of the GAN.
+      experiment: name of its experiment.
+      verdict: on the claim.
+      corrected: p value of each attack after Holm's correction.
+    """
+
+    number: int
+    claim: Claim
+    text: str
+    experiment: str
+    verdict: Verdict
+    corrected: Mapping[str, float] = {}
 
 
 class Finding(NamedTuple):
@@ -41,8 +55,9 @@ FINDINGS = (
     ),
     Finding(
         "At equal cost, a ramp to eps 0.1 makes net more robust than a fixed eps of 0.03: "
-        "{0[change]} under {0[attack]}.",
-        ((claims.LONG_RAMP, SUPPORTED),),
+        "{0[change]} under {0[attack]}. A ramp to 0.03 has no significant gain: {1[change]}. The "
+        "larger eps may be what helps.",
+        ((claims.LONG_RAMP, SUPPORTED), (claims.SHORT_RAMP, INCONCLUSIVE)),
     ),
     Finding(
         "RSE's gain of {0[size]} under attack with one noise sample per step does not show when "
@@ -54,8 +69,8 @@ FINDINGS = (
         ((claims.PNI, INCONCLUSIVE),),
     ),
     Finding(
-        "AdamW trains a more robust net than SGD at the same learning rate, which was not tuned: "
-        "{0[change]} under {0[attack]}.",
+        "At learning rate 0.001, which was not tuned for either, AdamW trains a more robust net "
+        "than SGD: {0[change]} under {0[attack]}.",
         ((claims.ADAMW, SUPPORTED),),
     ),
     Finding(
@@ -86,24 +101,21 @@ FINDINGS = (
 )
 
 
-def in_words(finding: Finding, verdicts: Mapping[Claim, tuple[int, Verdict]], gan: str) -> str:
+def in_words(finding: Finding, assessed: Mapping[Claim, Assessed], gan: str) -> str:
     """Return the sentence of a finding; for other verdicts than its own, the claims with theirs.
 
     The numbers of the claims follow, each with what weakens its verdict.
 
     Args:
       finding: the finding.
-      verdicts: number and verdict of each claim.
+      assessed: by claim.
       gan: description of the GAN.
     """
-    found = [verdicts[claim] for claim, _ in finding.claims]
-    if is_as_written(finding, [verdict for _, verdict in found]):
-        text = finding.text.format(*(values(verdict.decisive) for _, verdict in found), gan=gan)
-        return f"{text} ({'; '.join(_reference(*one) for one in found)})"
-    return " ".join(
-        f"{claim.text.format(gan=gan)}: {_with_evidence(claim, verdict)} (claim {number})."
-        for (claim, _), (number, verdict) in zip(finding.claims, found, strict=True)
-    )
+    found = [assessed[claim] for claim, _ in finding.claims]
+    if is_as_written(finding, [one.verdict for one in found]):
+        text = finding.text.format(*(values(one.verdict.decisive) for one in found), gan=gan)
+        return f"{text} ({'; '.join(map(_reference, found))})"
+    return " ".join(map(_with_verdict, found))
 
 
 def is_as_written(finding: Finding, verdicts: Sequence[Verdict]) -> bool:
@@ -114,13 +126,14 @@ def is_as_written(finding: Finding, verdicts: Sequence[Verdict]) -> bool:
     )
 
 
-def _reference(number: int, verdict: Verdict) -> str:
-    weaknesses = qualifiers(verdict)
-    return f"claim {number}" + (f": {', '.join(weaknesses)}" if weaknesses else "")
+def _reference(one: Assessed) -> str:
+    weaknesses = qualifiers(one.verdict, one.corrected)
+    return f"claim {one.number}" + (f": {', '.join(weaknesses)}" if weaknesses else "")
 
 
-def _with_evidence(claim: Claim, verdict: Verdict) -> str:
-    words, decisive = verdict_in_words(verdict), verdict.decisive
+def _with_verdict(one: Assessed) -> str:
+    decisive = one.verdict.decisive
     if decisive.word == NOT_RUN:
-        return words
-    return f"{words}; {decisive.attack}: {sentence(claim, decisive)}"
+        return f"Not run: {one.text} (claim {one.number})."
+    evidence = f"{decisive.attack}: {sentence(one.claim, decisive)}"
+    return f"{one.text}: {verdict_in_words(one.verdict)}; {evidence} (claim {one.number})."

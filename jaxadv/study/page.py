@@ -3,17 +3,18 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxadv.core.files import write_json
 from jaxadv.reports.plots import standalone
 from jaxadv.reports.report import template
 from jaxadv.study import curves, evidence, findings, records, texts
 from jaxadv.study.differences import SeedSpread, seed_spreads
+from jaxadv.study.findings import Assessed
 from jaxadv.study.measurements import Measurements, measure
 from jaxadv.study.plan import Run
 from jaxadv.study.records import Record
-from jaxadv.study.specification import ORIGINAL, SCORE, Cell, Claim, Experiment
+from jaxadv.study.specification import ORIGINAL, SCORE, Cell, Experiment
 from jaxadv.study.tables import (
     Comparison,
     compare_with_slides,
@@ -27,23 +28,11 @@ from jaxadv.study.tables import (
 from jaxadv.study.verdicts import (
     COMMON,
     CONTRADICTED,
-    NOT_RUN,
     SUPPORTED,
-    Verdict,
     assess,
     differences_from_slides,
     holm_of_claims,
 )
-
-
-class Assessed(NamedTuple):
-    """A claim with its number on the page, its text, the name of its experiment and its verdict."""
-
-    number: int
-    claim: Claim
-    text: str
-    experiment: str
-    verdict: Verdict
 
 
 def write_page(
@@ -70,7 +59,6 @@ def write_page(
     spreads = seed_spreads(measured.values())
     gan = describe_gan(done, scale)
     assessed = _assess(experiments, measured, spreads, gan)
-    corrected = holm_of_claims({one.number: one.verdict for one in assessed})
     sections, comparisons = [], []
     for name, measurements in measured.items():
         experiment = experiments[name]
@@ -88,12 +76,12 @@ def write_page(
         "dataset": _dataset(done.values()),
         "findings": _findings(assessed, comparisons, gan),
         "overestimation": describe_overestimation(done),
-        "topics": _topics(experiments, assessed, corrected),
+        "topics": _topics(experiments, assessed),
         "counts": Counter(one.verdict.decisive.word for one in assessed),
-        "survivors": _num_survivors(assessed, corrected),
+        "survivors": _num_survivors(assessed),
         "comparisons": comparisons,
         "sections": sections,
-        "tests": _tests(assessed, corrected),
+        "tests": _tests(assessed),
         "runs": runs_table(plan, done, records.read_json_file(results / "costs.json"), failures),
         "warnings": warnings_of_runs(done),
         "spread": spreads.get(COMMON),
@@ -103,7 +91,7 @@ def write_page(
     for name in ("index.html", "index.md"):
         text = template(name, "jaxadv.study").render(**content)
         (results / name).write_text(text, encoding="utf-8")
-    write_json(results / "verdicts.json", {"claims": _verdicts(experiments, assessed, corrected)})
+    write_json(results / "verdicts.json", {"claims": _verdicts(experiments, assessed)})
     return results / "index.html"
 
 
@@ -113,12 +101,14 @@ def _assess(
     spreads: Mapping[str, SeedSpread],
     gan: str,
 ) -> list[Assessed]:
+    """Return the verdict on each claim, in the order of the page."""
     claims = [(name, claim) for name, one in experiments.items() for claim in one.claims]
+    verdicts = [assess(claim, measured[name], spreads) for name, claim in claims]
     return [
-        Assessed(
-            number, claim, claim.text.format(gan=gan), name, assess(claim, measured[name], spreads)
+        Assessed(number, claim, claim.text.format(gan=gan), name, verdict, corrected)
+        for number, ((name, claim), verdict, corrected) in enumerate(
+            zip(claims, verdicts, holm_of_claims(verdicts), strict=True), start=1
         )
-        for number, (name, claim) in enumerate(claims, start=1)
     ]
 
 
@@ -126,11 +116,11 @@ def _findings(
     assessed: Sequence[Assessed], comparisons: Sequence[Comparison], gan: str
 ) -> list[str]:
     """Return the sentences at the top of the page."""
-    verdicts = {one.claim: (one.number, one.verdict) for one in assessed}
+    by_claim = {one.claim: one for one in assessed}
     sentences = [
-        findings.in_words(finding, verdicts, gan)
+        findings.in_words(finding, by_claim, gan)
         for finding in findings.FINDINGS
-        if all(claim in verdicts for claim, _ in finding.claims)
+        if all(claim in by_claim for claim, _ in finding.claims)
     ]
     return [*sentences, *_slides_finding(comparisons)]
 
@@ -140,73 +130,69 @@ def _slides_finding(comparisons: Sequence[Comparison]) -> list[str]:
     num_compared = sum(one.num_compared for one in comparisons)
     if not num_compared:
         return []
-    num_different = sum(one.num_different for one in comparisons)
+    different = [
+        f"{one.num_different} of {one.num_compared} in “{one.title}”"
+        + (f" ({one.note})" if one.note else "")
+        for one in comparisons
+        if one.num_different
+    ]
     missing = dict.fromkeys(label for one in comparisons for label in one.missing)
-    not_run = f" Not run: {'; '.join(missing)}." if missing else ""
     return [
-        f"Of {num_compared} values of the slides that we measured too, {num_different} are "
-        f"significantly different from ours under the study's own protocol.{not_run}"
+        f"Of {num_compared} values of the slides that we measured too, "
+        f"{sum(one.num_different for one in comparisons)} are significantly different from ours "
+        f"under the study's own protocol: {', '.join(different) or 'none'}."
+        + (f" Not run: {'; '.join(missing)}." if missing else "")
     ]
 
 
 def _topics(
-    experiments: Mapping[str, Experiment],
-    assessed: Sequence[Assessed],
-    corrected: Mapping[tuple[int, str], float],
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of the tables of claims by topic."""
-    topics: dict[str, list[dict[str, Any]]] = {}
+    experiments: Mapping[str, Experiment], assessed: Sequence[Assessed]
+) -> dict[str, dict[str, Any]]:
+    """Return for each topic the rows of its claims, and the claims that were not run."""
+    topics: dict[str, dict[str, Any]] = {}
     for one in assessed:
-        rows = [
+        topic = topics.setdefault(experiments[one.experiment].topic, {"rows": [], "not_run": []})
+        if not one.verdict.ran:
+            topic["not_run"].append(one)
+            continue
+        evidence_rows = [
             {
                 "attack": found.attack,
                 "sentence": evidence.sentence(one.claim, found),
-                "holm": _p(corrected.get((one.number, found.attack))),
+                "holm": _p(one.corrected.get(found.attack)),
             }
-            for found in one.verdict.evidence
-            if found.word != NOT_RUN
+            for found in one.verdict.ran
         ]
-        row = {
-            "number": one.number,
-            "text": one.text,
-            "origin": one.claim.origin,
-            "verdict": evidence.verdict_in_words(one.verdict),
-            "evidence": rows,
-        }
-        topics.setdefault(experiments[one.experiment].topic, []).append(row)
+        topic["rows"].append(_link(one) | {"origin": one.claim.origin, "evidence": evidence_rows})
     return topics
 
 
-def _num_survivors(
-    assessed: Sequence[Assessed], corrected: Mapping[tuple[int, str], float]
-) -> tuple[int, int]:
+def _num_survivors(assessed: Sequence[Assessed]) -> tuple[int, int]:
     """Return how many verdicts remain after Holm's correction, and how many there are before.
 
-    Counts the claims with a p value that are supported or contradicted.
+    Counts the claims with a p value that the decisive attack supports or contradicts.
     """
     decided = [
-        corrected[key] < 0.05
+        one.corrected[decisive.attack] < 0.05
         for one in assessed
-        if (key := (one.number, one.verdict.decisive.attack)) in corrected
-        and one.verdict.decisive.word in (SUPPORTED, CONTRADICTED)
+        if (decisive := one.verdict.decisive).attack in one.corrected
+        and decisive.word in (SUPPORTED, CONTRADICTED)
     ]
     return sum(decided), len(decided)
 
 
-def _tests(
-    assessed: Sequence[Assessed], corrected: Mapping[tuple[int, str], float]
-) -> list[dict[str, str]]:
+def _tests(assessed: Sequence[Assessed]) -> list[dict[str, str]]:
     """Return a row for each test: accuracies by seed and p values."""
     return [
         {
             "number": str(one.number),
             "attack": found.attack,
             "p": _p(found.p),
-            "holm": _p(corrected.get((one.number, found.attack))),
+            "holm": _p(one.corrected.get(found.attack)),
             **evidence.details(found),
         }
         for one in assessed
-        for found in one.verdict.evidence
+        for found in one.verdict.ran
         if found.p is not None
     ]
 
@@ -224,9 +210,7 @@ def _link(one: Assessed) -> dict[str, Any]:
 
 
 def _verdicts(
-    experiments: Mapping[str, Experiment],
-    assessed: Sequence[Assessed],
-    corrected: Mapping[tuple[int, str], float],
+    experiments: Mapping[str, Experiment], assessed: Sequence[Assessed]
 ) -> list[dict[str, Any]]:
     """Return the content of verdicts.json: each claim with the numbers of its evidence."""
     return [
@@ -241,7 +225,7 @@ def _verdicts(
             "second": one.claim.second and _cell(one.claim.second, experiments[one.experiment]),
             "verdict": evidence.verdict_in_words(one.verdict),
             "evidence": [
-                evidence.numbers(found) | {"p_holm": corrected.get((one.number, found.attack))}
+                evidence.numbers(found) | {"p_holm": one.corrected.get(found.attack)}
                 for found in one.verdict.evidence
             ],
         }

@@ -69,6 +69,7 @@ class Claim:
       first: a cell.
       second: the cell that it is compared with; None for "at_most".
       threshold: a difference of shares for "higher", a share in [0, 1] for "at_most".
+      sides: names of both cells in its evidence; None: their labels.
     """
 
     text: str
@@ -77,18 +78,30 @@ class Claim:
     first: Cell
     second: Cell | None = None
     threshold: float = 0.0
+    sides: tuple[str, str] | None = None
 
 
 def higher(
-    text: str, first: Cell, second: Cell, origin: str = "the study", by_more_than: float = 0.0
+    text: str,
+    first: Cell,
+    second: Cell,
+    origin: str = "the study",
+    by_more_than: float = 0.0,
+    sides: tuple[str, str] | None = None,
 ) -> Claim:
     """Return the claim that the first accuracy is higher than the second."""
-    return Claim(text, origin, "higher", first, second, by_more_than)
+    return Claim(text, origin, "higher", first, second, by_more_than, sides)
 
 
-def lower(text: str, first: Cell, second: Cell, origin: str = "the study") -> Claim:
+def lower(
+    text: str,
+    first: Cell,
+    second: Cell,
+    origin: str = "the study",
+    sides: tuple[str, str] | None = None,
+) -> Claim:
     """Return the claim that the first accuracy is lower than the second."""
-    return Claim(text, origin, "lower", first, second)
+    return Claim(text, origin, "lower", first, second, sides=sides)
 
 
 def no_gain(text: str, first: Cell, second: Cell, origin: str = "the study") -> Claim:
@@ -123,6 +136,7 @@ class Experiment:
       original: columns of the original protocol; the table shows those that are in `columns`.
       plots: "eps" and "queries" plot the accuracy, "parameters" the score, "bars" all columns.
       num_slide_images: number of images behind a value of the slides.
+      slides_note: in what our trainings differ from those of the slides; "" if in nothing known.
     """
 
     name: str
@@ -136,3 +150,4 @@ class Experiment:
     original: Columns = field(default_factory=lambda: ORIGINAL_RADII)
     plots: tuple[str, ...] = ("eps",)
     num_slide_images: int = 1024
+    slides_note: str = ""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jaxadv.core.sample_quality import SampleEvaluation
 from jaxadv.reports import formats
 from jaxadv.study.costs import cost_in_gradients
-from jaxadv.study.differences import Difference
+from jaxadv.study.differences import Difference, mean
 from jaxadv.study.measurements import BySeed, Measurements
 from jaxadv.study.plan import Run, training_config
 from jaxadv.study.records import Record
@@ -88,14 +88,17 @@ def _cells(
 
 def _accuracy_cell(by_seed: BySeed) -> TableCell:
     """Return one accuracy with its interval, or the mean of several seeds with their deviation."""
-    shown = [100 * one.accuracy for one in by_seed.values()]
-    if not shown:
+    # Seeds that did not train would hide the others.
+    trained = [one for one in by_seed.values() if one.learned] or list(by_seed.values())
+    if not trained:
         return TableCell()
-    mean = f"{statistics.mean(shown):.1f}"
+    shown = [100 * one.accuracy for one in trained]
+    value = f"{statistics.mean(shown):.1f}"
     if len(shown) > 1:
-        return TableCell(mean, f"\N{PLUS-MINUS SIGN} {statistics.stdev(shown):.1f} [{len(shown)}]")
-    low, high = (100 * end for end in next(iter(by_seed.values())).ci95)
-    return TableCell(mean, f"{low:.1f}\N{EN DASH}{high:.1f}")
+        count = f"{len(shown)}" + (f" of {len(by_seed)}" if len(shown) < len(by_seed) else "")
+        return TableCell(value, f"\N{PLUS-MINUS SIGN} {statistics.stdev(shown):.1f} [{count}]")
+    low, high = (100 * end for end in trained[0].ci95)
+    return TableCell(value, f"{low:.1f}\N{EN DASH}{high:.1f}")
 
 
 def runs_table(
@@ -205,6 +208,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       title: of the experiment.
+      note: in what our trainings differ.
       num_compared: number of values that we have too, under the original protocol.
       num_different: number of these that differ significantly.
       different: the values that differ significantly, as text.
@@ -212,6 +216,7 @@ class Comparison(NamedTuple):
     """
 
     title: str
+    note: str
     num_compared: int
     num_different: int
     different: list[str]
@@ -234,11 +239,12 @@ def compare_with_slides(
     for (label, column), difference in differences.items():
         if difference.is_significant:
             slide = experiment.slides[label][column]
-            ours = slide + 100 * difference.value
+            ours = 100 * mean(measurements[Cell(label, column, ORIGINAL)])
             different.setdefault(label, []).append(f"{column}: {slide:g}, ours {ours:.1f}")
     measured = {cell.label for cell, one in measurements.items() if cell.source == ORIGINAL and one}
     return Comparison(
         experiment.title,
+        experiment.slides_note,
         len(differences),
         sum(map(len, different.values())),
         [f"{label} ({'; '.join(values)})" for label, values in different.items()],

@@ -1,29 +1,51 @@
 """Texts of the study's page that do not depend on the records."""
 
 TEXTS = {
+    "words": {
+        "net, BigNet, BiggerNet": (
+            "the study's convolutional networks, with 62,006, 263,406 and 516,018 parameters"
+        ),
+        "standard": "adversarial training at a fixed eps of 0.03",
+        "curriculum": (
+            "the study's adversarial training: eps rises from 0.01 to 0.1 and the number of PGD "
+            "steps from 10 to 40, linearly over the epochs"
+        ),
+        "TRADES, N-FGSM": (
+            "adversarial training with the loss of Zhang et al. (2019), and with one step from a "
+            "random start (de Jorge et al., 2022)"
+        ),
+        "PNI": "noise on all weights, whose scale alpha is learned (He et al., 2019)",
+        "RSE": "noise before each convolution (Liu et al., 2018)",
+        "EOT": "attack with gradients averaged over noise samples, here 20",
+        "score": "the study's aggregated score: the sum of the accuracies at the six radii",
+        "last": "the last checkpoint of a training instead of the best",
+        "JPEG copy": "CIFAR-10 whose images were compressed; all our models use it",
+    },
     "guide": (
-        "Accuracies are in %, at eps 0.03 in L-inf unless noted; pixels are in [0, 1]. "
-        "Brackets hold 95 % intervals.",
-        "Two attacks decide whether a model is more robust than another: AutoAttack, and PGD-40 on "
-        "more images. AutoAttack is the stronger attack and comes first where both decide "
-        "differently. Its intervals are wider, because it attacks fewer images.",
-        "Verdicts follow from the interval of the difference. A claim is supported or contradicted "
-        "if the interval lies on one side of zero, or of the gain that the claim names. Otherwise "
-        "it is inconclusive, and the interval bounds the effect. A claim of no gain is "
-        "contradicted if the interval lies above zero, and supported if it ends below one point. A "
-        "claim of no significant difference is supported if the interval contains zero.",
+        "Accuracies are in %, at eps 0.03 in L-inf unless noted; pixels are in [0, 1].",
+        "Models without a random defence are compared under two attacks: AutoAttack, and PGD-40 on "
+        "more images. AutoAttack is the stronger attack and takes precedence where both decide "
+        "differently. Its intervals are wider, because it attacks fewer images. Models with a "
+        "random defence are compared under “200 gradients”: PGD-10 with EOT, and PGD-200 for the "
+        "model without the defence.",
+        "Verdicts follow from the 95 % interval of the difference. A claim is supported or "
+        "contradicted if the interval lies on one side of zero, or of the gain that the claim "
+        "names. Otherwise it is inconclusive, and the interval bounds the effect. A claim of no "
+        "gain is contradicted if the interval lies above zero, and supported if it ends below one "
+        "point. A claim of no significant difference is supported if the interval contains zero.",
         "A verdict is borderline if the 90 % or the 99 % interval gives another one.",
         "A model did not train if its clean accuracy is no better than that of a constant guess. "
-        "One such seed decides the verdict; the evidence is that of the other seeds.",
-        "The interval covers the images and the variation between trainings. One seed against "
-        "three is weaker evidence: the variation of the one seed is taken from other trainings.",
+        "If one seed did not train, the verdict is “did not train”; the difference shown leaves "
+        "that seed out.",
+        "The interval of a difference covers the images and the variation between trainings, "
+        "unless it says that it covers the images only. One seed against three is weaker evidence: "
+        "the variation of the one seed is taken from other trainings.",
         "“Holm” is a p value corrected for the number of tests on this page. If it is below 0.05, "
         "a verdict of supported or contradicted holds although so many claims are tested.",
-        "The corrected protocol evaluates the best checkpoint on held-out images, on the test "
-        "split, with random starts, in evaluation mode. The original protocol is the study's: the "
-        "last checkpoint on 1,024 held-out train images, attacked from the clean image, in "
-        "training mode if the model has dropout or batch norm. The aggregated score is the sum of "
-        "the accuracies under PGD-40 at the six radii.",
+        "Corrected protocol: the checkpoint is chosen on held-out train images and evaluated on "
+        "the test split, with random starts, in evaluation mode. Original protocol, the study's: "
+        "the last checkpoint is evaluated on 1,024 held-out train images, attacked from the clean "
+        "image, in training mode if the model has dropout or batch norm.",
     ),
     "method": (
         "The difference of means over seeds has Student's t distribution. Its variance is the sum "
@@ -46,16 +68,17 @@ TEXTS = {
     ),
     "compared": (
         "The values of the slides beside ours under the study's own protocol, on the same number "
-        "of images, one seed each. Different: the 95 % interval of the difference excludes zero. "
-        "All values of the original protocol are on the same 1,024 images, so that one difference "
-        "makes others more likely."
+        "of images, one seed each. A value is different if the 95 % interval of the difference "
+        "excludes zero. This interval covers the variation between trainings too, so that it is "
+        "wider than those of the tables below. All values of the original protocol are on the same "
+        "1,024 images, so that one difference makes others more likely."
     ),
     "values": (
-        "A value of one seed has its 95 % interval. A mean over seeds has their standard "
-        "deviation, with their number in brackets. "
-        "Models with a random defence are attacked at each eps with 20 steps of gradients averaged "
-        "over 10 noise samples. ≠: significantly different from the slides. †: measured before "
-        "this page existed; see the runs. ‡: did not train."
+        "“a\N{EN DASH}b” is a 95 % interval over the images, of one seed. “± s [n]” is the "
+        "standard deviation over n seeds. Seeds that did not train are left out if there are "
+        "others. The scores of models with a random defence are under PGD-20 with gradients "
+        "averaged over 10 noise samples. ≠: significantly different from the slides. †: measured "
+        "before this page existed; see the runs. ‡: a seed did not train."
     ),
     "costs": (
         "Gradients: the largest number of gradient evaluations of single images, for a training "

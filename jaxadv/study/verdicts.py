@@ -48,6 +48,8 @@ class Evidence:
       p: two-sided p value of the bound that decides the claim; None without a test.
       collapsed: for each side the seeds that did not train, and the number of all its seeds.
       identical: seeds in which both sides are the same evaluation of the same weights.
+      images_only: whether both sides have the same weights or trainings, so that the interval
+        covers the images alone.
     """
 
     attack: str
@@ -59,6 +61,7 @@ class Evidence:
     p: float | None = None
     collapsed: tuple[tuple[list[int], int], ...] = ()
     identical: tuple[int, ...] = ()
+    images_only: bool = False
 
 
 class Verdict(NamedTuple):
@@ -256,6 +259,7 @@ def compare(
         difference=difference,
         p=_p_value(claim, difference, word),
         identical=identical,
+        images_only=spread is None,
     )
 
 
@@ -302,15 +306,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def holm_of_claims(verdicts: Mapping[int, Verdict]) -> dict[tuple[int, str], float]:
-    """Return the corrected p value of each test, by the number of the claim and the attack."""
-    tests = {
-        (number, one.attack): one.p
-        for number, verdict in verdicts.items()
+def holm_of_claims(verdicts: Sequence[Verdict]) -> list[dict[str, float]]:
+    """Return for each verdict the p value of each attack, corrected for all tests together."""
+    tests = [
+        (index, one.attack, one.p)
+        for index, verdict in enumerate(verdicts)
         for one in verdict.evidence
         if one.p is not None
-    }
-    return dict(zip(tests, holm(list(tests.values())), strict=True))
+    ]
+    corrected: list[dict[str, float]] = [{} for _ in verdicts]
+    for (index, attack, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
+        corrected[index][attack] = p
+    return corrected
 
 
 def differences_from_slides(

@@ -5,7 +5,7 @@ from study_measurements import measurement, of_training
 
 from jaxadv.study import evidence, findings
 from jaxadv.study.differences import SeedSpread
-from jaxadv.study.findings import Finding
+from jaxadv.study.findings import Assessed, Finding
 from jaxadv.study.specification import SCORE, Cell, Claim, at_most, higher
 from jaxadv.study.verdicts import (
     CONTRADICTED,
@@ -44,30 +44,30 @@ def of_kind(kind, column="0.03"):
 
 def test_sentence_has_the_difference_the_seeds_and_the_images():
     assert compared(side(560), side(500)) == (
-        "56.0 % vs. 50.0 %: +6.0 points (+3.9 to +8.1); one seed each, 1,000 images"
+        "a 56.0 %, b 50.0 %: +6.0 points (+3.9 to +8.1); one seed each, 1,000 images"
     )
     assert compared(side(560, 560, 560), side(500)).endswith(
         "3 seeds against one seed, 1,000 images"
     )
     assert compared(side(560, 560), side(500, 500)).endswith("2 seeds each, 1,000 images")
     score = of_kind("higher", SCORE)
-    assert compared(side(560), side(500), score).startswith("56.0 vs. 50.0: +6.0 points")
+    assert compared(side(560), side(500), score).startswith("a 56.0, b 50.0: +6.0 points")
 
 
 def test_sentence_bounds_an_effect_that_is_not_shown():
-    assert f"({MINUS}1.0 to +2.2); a gain of at most 2.2 points" in compared(side(506), side(500))
-    assert "a gain of at most" not in compared(side(560), side(500))
+    assert f"({MINUS}1.0 to +2.2); a gain of up to 2.2 points" in compared(side(506), side(500))
+    assert "a gain of up to" not in compared(side(560), side(500))
     lower = of_kind("lower")
-    assert f"({MINUS}1.0 to +2.2); a loss of at most 1.0 points" in compared(
+    assert f"({MINUS}1.0 to +2.2); a loss of up to 1.0 points is possible" in compared(
         side(506), side(500), lower
     )
     equal = of_kind("equal")
-    assert "at most" not in compared(side(506), side(500), equal)
+    assert "possible" not in compared(side(506), side(500), equal)
     no_gain = compare(
         "", side(501), side(500, training="b"), of_kind("no_gain"), SeedSpread(1e-3, 9)
     )
     assert no_gain.word == SUPPORTED
-    assert "a gain of at most 0.5 points" in evidence.sentence(of_kind("no_gain"), no_gain)
+    assert "a gain of up to 0.5 points" in evidence.sentence(of_kind("no_gain"), no_gain)
 
 
 def test_sentence_shows_the_sign_of_values_near_zero():
@@ -85,7 +85,7 @@ def test_sentence_on_models_that_did_not_train():
     three = guess | {1: measurement((0, 500), training="b"), 2: measurement((0, 500), training="b")}
     verdict = assess(CLAIM, dict(zip(cells, (side(560), three), strict=True)), {"0.03": SMALL})
     assert evidence.sentence(CLAIM, verdict.decisive).startswith(
-        "1 of 3 seeds of “b” did not train; the others: 56.0"
+        "1 of 3 seeds of “b” did not train; the others: a 56.0"
     )
 
 
@@ -102,6 +102,14 @@ def test_sentence_on_the_same_model():
     assert "both are the same model" in evidence.sentence(
         CLAIM, compare("", best, best, CLAIM, None)
     )
+
+
+def test_sentence_names_the_sides_and_says_if_only_the_images_vary():
+    claim = higher("", CLAIM.first, CLAIM.second, sides=("with", "without"))
+    one, same_weights = measurement((0, 560)), measurement((0, 500), training="noisy")
+    text = evidence.sentence(claim, compare("", {0: one}, {0: same_weights}, claim, SMALL))
+    assert text.replace("\N{NO-BREAK SPACE}", " ").startswith("with 56.0 %, without 50.0 %")
+    assert text.endswith("; the interval covers the images only")
 
 
 def found(attack, word, borderline=False):
@@ -143,8 +151,9 @@ def test_details_have_the_accuracy_and_mcnemars_p_value_of_each_seed():
 def test_finding_is_written_for_its_verdicts_only():
     finding = Finding("Models {gan} gain {0[size]} under {0[attack]}.", ((CLAIM, SUPPORTED),))
 
-    def in_words(*evidence_of):
-        text = findings.in_words(finding, {CLAIM: (7, Verdict(evidence_of))}, gan="of a GAN")
+    def in_words(*evidence_of, finding=finding):
+        assessed = Assessed(7, CLAIM, CLAIM.text, "", Verdict(evidence_of))
+        text = findings.in_words(finding, {CLAIM: assessed}, gan="of a GAN")
         return text.replace("\N{NO-BREAK SPACE}", " ")
 
     supported = compare("PGD-40", side(560), side(500, training="b"), CLAIM, SMALL)
@@ -156,13 +165,13 @@ def test_finding_is_written_for_its_verdicts_only():
     )
     other = compare("PGD-40", side(506), side(500, training="b"), CLAIM, SMALL)
     assert in_words(other).startswith(
-        "It is higher: inconclusive; PGD-40: 50.6 % vs. 50.0 %: +0.6 points"
+        "It is higher: inconclusive; PGD-40: a 50.6 %, b 50.0 %: +0.6 points"
     )
-    assert in_words(found("PGD-40", NOT_RUN)) == "It is higher: not run (claim 7)."
+    assert in_words(found("PGD-40", NOT_RUN)) == "Not run: It is higher (claim 7)."
     unknown = compare("PGD-40", side(560), side(500, training="b"), CLAIM, None)
     inconclusive = Finding("No gain: {0[change]}.", ((CLAIM, INCONCLUSIVE),))
-    text = findings.in_words(inconclusive, {CLAIM: (7, Verdict((unknown,)))}, gan="")
-    assert "no config has several seeds" in text  # there is no difference to show
+    # There is no difference to show.
+    assert "no config has several seeds" in in_words(unknown, finding=inconclusive)
 
 
 def test_qualifiers_say_what_weakens_a_verdict():
@@ -173,9 +182,11 @@ def test_qualifiers_say_what_weakens_a_verdict():
     weaknesses = ["borderline", "one seed against 3 seeds"]
     if decisive.word != SUPPORTED:
         weaknesses.insert(1, "supported under PGD-40")
-    assert evidence.qualifiers(verdict) == weaknesses
+    assert evidence.qualifiers(verdict, {}) == weaknesses
     strong = compare("clean", side(900, 900), side(500, 500, training="b"), CLAIM, SMALL)
-    assert evidence.qualifiers(Verdict((strong,))) == []
+    assert evidence.qualifiers(Verdict((strong,)), {"clean": 0.01}) == []
+    uncorrected = evidence.qualifiers(Verdict((strong,)), {"clean": 0.06})
+    assert uncorrected == ["not significant after Holm's correction"]
 
 
 @pytest.mark.parametrize("finding", findings.FINDINGS, ids=lambda finding: finding.text[:30])
@@ -185,13 +196,13 @@ def test_every_finding_can_be_written(finding):
         CONTRADICTED: (side(500), side(560, training="b")),
         INCONCLUSIVE: (side(506), side(500, training="b")),
     }
-    verdicts = {}
+    assessed = {}
     for number, (claim, word) in enumerate(finding.claims):
         sides = evidence_of[word][::-1] if claim.kind == "lower" else evidence_of[word]
         comparison = compare("AutoAttack", *sides, claim, SMALL)
         assert comparison.word == word
-        verdicts[claim] = (number, Verdict((comparison,)))
-    text = findings.in_words(finding, verdicts, gan="of a GAN")
+        assessed[claim] = Assessed(number, claim, claim.text, "", Verdict((comparison,)))
+    text = findings.in_words(finding, assessed, gan="of a GAN")
     assert text.startswith(finding.text.split("{")[0])
     assert "points (" in text
 

@@ -4,14 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+from study_measurements import measurement
+
 from configs import study
 from jaxadv.study.experiments import EXPERIMENTS
-from jaxadv.study.page import Assessed, _num_survivors, write_page
+from jaxadv.study.findings import Assessed
+from jaxadv.study.page import _num_survivors, write_page
 from jaxadv.study.plan import make_plan
 from jaxadv.study.records import Record, current_records
 from jaxadv.study.specification import Cell, higher
-from jaxadv.study.tables import describe_gan, describe_overestimation
-from jaxadv.study.verdicts import INCONCLUSIVE, SUPPORTED, Evidence, Verdict
+from jaxadv.study.tables import _accuracy_cell, describe_gan, describe_overestimation
+from jaxadv.study.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Evidence, Verdict
 
 RESULTS = Path(__file__).parents[2] / "results" / "study"
 CLAIM = higher("", Cell("a", "0.03"), Cell("b", "0.03"))
@@ -41,13 +44,17 @@ def test_overestimation_is_that_on_the_images_of_autoattack():
 
 
 def test_verdicts_that_holms_correction_leaves_are_counted():
-    def assessed(number, word, p):
-        return Assessed(number, CLAIM, "", "", Verdict((Evidence("PGD-40", word, {}, {}, p=p),)))
+    def assessed(word, *, corrected, p=0.01):
+        evidence = Evidence("PGD-40", word, {}, {}, p=p)
+        return Assessed(1, CLAIM, "", "", Verdict((evidence,)), corrected)
 
-    claims = [assessed(1, SUPPORTED, 0.01), assessed(2, SUPPORTED, 0.04)]
-    claims += [assessed(3, INCONCLUSIVE, 0.5), assessed(4, SUPPORTED, None)]
-    corrected = {(1, "PGD-40"): 0.03, (2, "PGD-40"): 0.08, (3, "PGD-40"): 0.5}
-    assert _num_survivors(claims, corrected) == (1, 2)
+    claims = [
+        assessed(SUPPORTED, corrected={"PGD-40": 0.03}),
+        assessed(CONTRADICTED, corrected={"PGD-40": 0.08}),
+        assessed(INCONCLUSIVE, corrected={"PGD-40": 0.5}),
+        assessed(SUPPORTED, corrected={}, p=None),
+    ]
+    assert _num_survivors(claims) == (1, 2)
 
 
 def test_page_of_first_seeds_has_no_intervals_over_seeds(tmp_path):
@@ -65,4 +72,13 @@ def test_page_of_first_seeds_has_no_intervals_over_seeds(tmp_path):
     assert len(findings) == 2  # none on the slides: without other seeds there is no comparison
     assert "PNI makes BigNet more robust under EOT: inconclusive" in findings[1]
     assert "no config has several seeds" in findings[1]
-    assert "| Random defences | 0 | 0 | none | RSE |" in lines
+    assert "| Random defences | 0 | 0 |  | RSE |" in lines
+
+
+def test_seeds_that_did_not_train_do_not_hide_the_others_in_a_table():
+    net = {seed: measurement((0, share)) for seed, share in enumerate((250, 270))}
+    guess = measurement((0, 100), learned=False)
+    assert _accuracy_cell(net | {2: guess}) == ("26.0", "± 1.4 [2 of 3]")
+    assert _accuracy_cell(net) == ("26.0", "± 1.4 [2]")
+    assert _accuracy_cell({0: guess}).value == "10.0"
+    assert _accuracy_cell({}) == ("", "")

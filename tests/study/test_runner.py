@@ -247,7 +247,7 @@ def test_page_shows_the_records(jobs, config, plan, tmp_path):
     runner.run(config, tmp_path / "study")
     markdown = (tmp_path / "results" / "index.md").read_text()
     html = (tmp_path / "results" / "index.html").read_text()
-    sentence = "80.0 % vs. 60.0 %: +20.0 points (+12.2 to +27.8); 2 seeds each, 100 images"
+    sentence = "AdamW 80.0 %, SGD 60.0 %: +20.0 points (+12.2 to +27.8); 2 seeds each, 100 images"
     sentence = sentence.replace(" %", "\N{NO-BREAK SPACE}%")
     verdict = "supported under PGD-40; AutoAttack not run"
     assert f"{CLAIM}: <b>{verdict}</b>" in html

@@ -112,9 +112,11 @@ def test_two_evaluations_of_one_training_need_no_spread():
 
 def test_two_trainings_with_the_same_weights_need_no_spread():
     noisy, higher = measurement((0, 560), training="with noise at test time"), claim_of("higher")
-    assert compare("", {0: noisy}, {0: measurement((0, 500))}, higher, LARGE).word == SUPPORTED
+    found = compare("", {0: noisy}, {0: measurement((0, 500))}, higher, LARGE)
+    assert (found.word, found.images_only) == (SUPPORTED, True)
     retrained = measurement((0, 500), weights="others")
-    assert compare("", {0: noisy}, {0: retrained}, higher, LARGE).word == INCONCLUSIVE
+    found = compare("", {0: noisy}, {0: retrained}, higher, LARGE)
+    assert (found.word, found.images_only) == (INCONCLUSIVE, False)
 
 
 def slide_measurements(slides):
@@ -255,9 +257,10 @@ def test_all_tests_of_the_page_are_corrected_together():
             tuple(Evidence(f"attack {i}", SUPPORTED, {}, {}, p=p) for i, p in enumerate(p_values))
         )
 
-    found = holm_of_claims({1: verdict(0.01, None), 7: verdict(0.04, 0.02)})
-    expected = {(1, "attack 0"): 0.03, (7, "attack 0"): 0.04, (7, "attack 1"): 0.04}
-    assert found == pytest.approx(expected)
+    first, none, last = holm_of_claims([verdict(0.01, None), verdict(), verdict(0.04, 0.02)])
+    assert first == pytest.approx({"attack 0": 0.03})
+    assert none == {}
+    assert last == pytest.approx({"attack 0": 0.04, "attack 1": 0.04})
 
 
 @pytest.mark.parametrize(
