@@ -7,8 +7,9 @@ curriculum ends at about three times that eps and takes about twice the gradient
 curricula of equal cost.
 
 Expected results on CIFAR-10 (TFDS, images JPEG-compressed, full test split, mean of three seeds):
-standard 56.6 % clean and 25.2 % under PGD-40 at eps 0.03, 18 to 22 min on 2 cores of an AMD EPYC;
-curriculum 52.2 and 32.2 %, 16 to 32 min. See results/study/index.md.
+standard 57.1 % clean, 25.0 % under PGD-40 at eps 0.03 and 21.0 % under AutoAttack (1,000 images),
+18 min on 2 cores of an AMD EPYC or 9 to 11 min on one with later code; curriculum 52.1, 32.2 and
+27.2 %, 25 min or 16 to 17 min. See results/study/index.md.
 """
 
 from ml_collections import ConfigDict

@@ -12,9 +12,10 @@ point. The argument is one of:
 - n_fgsm: eps 0.03, one step on every image, 30 epochs.
 
 Expected results of `net` on CIFAR-10 (TFDS, images JPEG-compressed, full test split, mean of three
-seeds), clean and under PGD-40 at eps 0.03: fixed 49.8 and 23.3 %, short_ramp 53.6 and 22.1 %,
-long_ramp 46.5 and 28.0 %, fixed_all 29.1 and 20.1 % (one seed did not learn), trades 44.1 and
-23.8 %, n_fgsm 43.8 and 27.7 %; 6 to 10 min on 2 cores of an AMD EPYC. See results/study/index.md.
+seeds), clean and under PGD-40 at eps 0.03: fixed 50.3 and 23.1 %, short_ramp 53.6 and 22.0 %,
+long_ramp 46.5 and 28.0 %, fixed_all 38.6 and 25.2 % (two seeds, one did not train), trades 44.1
+and 23.8 %, n_fgsm 44.0 and 28.0 %; 5 to 9 min on 2 cores of an AMD EPYC, or 4 to 6 min on one with
+later code. See results/study/index.md.
 """
 
 from typing import Any
