@@ -10,7 +10,7 @@ The argument is one of:
   study's BigNet has GELU in its dense layers, its BiggerNet in all layers.
 
 Expected results on CIFAR-10 (TFDS, images JPEG-compressed, full test split, mean of three seeds):
-relu 42.9 % clean and 27.6 % under PGD-40 at eps 0.03, gelu 47.6 and 31.2 %; 13 to 17 min on 2 cores
+relu 42.4 % clean and 27.4 % under PGD-40 at eps 0.03, gelu 47.6 and 31.1 %; 13 to 17 min on 2 cores
 of an AMD EPYC. See results/study/index.md.
 """
 

@@ -4,7 +4,7 @@
 
 The argument is adamw, with weight decay 0.01, or sgd, with momentum 0.9; both have learning rate
 0.001. Expected results on CIFAR-10 (TFDS, images JPEG-compressed, full test split, mean of three
-seeds): adamw 42.9 % clean and 27.6 % under PGD-40 at eps 0.03, sgd 31.9 and 23.3 %; 10 to 15 min on
+seeds): adamw 42.4 % clean and 27.4 % under PGD-40 at eps 0.03, sgd 31.9 and 23.3 %; 10 to 15 min on
 2 cores of an AMD EPYC. See results/study/index.md.
 """
 
