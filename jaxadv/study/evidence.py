@@ -9,7 +9,6 @@ from jaxadv.study.specification import SCORE, Claim
 from jaxadv.study.verdicts import (
     DID_NOT_TRAIN,
     INCONCLUSIVE,
-    NO_GAIN,
     NOT_RUN,
     SUPPORTED,
     Evidence,
@@ -62,9 +61,7 @@ def qualifiers(verdict: Verdict, corrected: Mapping[str, float]) -> list[str]:
 
 
 def sentence(claim: Claim, evidence: Evidence) -> str:
-    """Return the evidence of one attack: the accuracies, their difference and what bounds it."""
-    if evidence.word == NOT_RUN:
-        return "not run"
+    """Return the evidence of an attack that was run: accuracies, their difference and its bound."""
     collapsed = _collapsed(claim, evidence)
     if not evidence.first or (claim.second and not evidence.second):
         return collapsed
@@ -72,13 +69,13 @@ def sentence(claim: Claim, evidence: Evidence) -> str:
         return collapsed + _limit(claim, evidence)
     shown = _number if claim.first.column == SCORE else percent
     names = claim.sides or (claim.first.label, claim.second.label)
-    values = f"{names[0]} {shown(mean(evidence.first))}, {names[1]} {shown(mean(evidence.second))}"
+    sides = f"{names[0]} {shown(mean(evidence.first))}, {names[1]} {shown(mean(evidence.second))}"
     if evidence.difference is None:
         same = "both are the same model: the best checkpoint is the last"
         return (
-            f"{collapsed}{values}; {same if evidence.identical else 'no config has several seeds'}"
+            f"{collapsed}{sides}; {same if evidence.identical else 'no config has several seeds'}"
         )
-    parts = [f"{values}: {change(evidence.difference)}"]
+    parts = [f"{sides}: {change(evidence.difference)}"]
     if bound := _bound(claim, evidence):
         parts.append(bound)
     parts.append(_seeds(evidence))
@@ -123,7 +120,7 @@ def _bound(claim: Claim, evidence: Evidence) -> str:
     if claim.kind == "lower" and evidence.word == INCONCLUSIVE:
         return f"a loss of up to {_number(-low)} points is possible" if low < 0 else ""
     bounds_gain = evidence.word == INCONCLUSIVE or (
-        claim.kind == "no_gain" and evidence.word == SUPPORTED and 0 < high < NO_GAIN
+        claim.kind == "no_gain" and evidence.word == SUPPORTED and high > 0
     )
     return f"a gain of up to {_number(high)} points is possible" if bounds_gain else ""
 

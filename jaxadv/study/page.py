@@ -14,7 +14,7 @@ from jaxadv.study.findings import Assessed
 from jaxadv.study.measurements import Measurements, measure
 from jaxadv.study.plan import Run
 from jaxadv.study.records import Record
-from jaxadv.study.specification import ORIGINAL, SCORE, Cell, Experiment
+from jaxadv.study.specification import ORIGINAL, PGD_EPS, SCORE, Cell, Experiment
 from jaxadv.study.tables import (
     Comparison,
     compare_with_slides,
@@ -26,7 +26,6 @@ from jaxadv.study.tables import (
     warnings_of_runs,
 )
 from jaxadv.study.verdicts import (
-    COMMON,
     CONTRADICTED,
     SUPPORTED,
     assess,
@@ -84,7 +83,7 @@ def write_page(
         "tests": _tests(assessed),
         "runs": runs_table(plan, done, records.read_json_file(results / "costs.json"), failures),
         "warnings": warnings_of_runs(done),
-        "spread": spreads.get(COMMON),
+        "spread": spreads.get(PGD_EPS),
         **texts.TEXTS,
     }
     _write_plots(sections, results / "figures")

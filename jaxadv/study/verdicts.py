@@ -27,8 +27,6 @@ from jaxadv.study.specification import (
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 DID_NOT_TRAIN, NOT_RUN = "did not train", "not run"
-VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, DID_NOT_TRAIN, NOT_RUN)
-COMMON = "0.03"  # the column whose seed variation replaces that of columns with one seed
 NO_GAIN = 0.01  # a gain below one point supports a claim of no gain
 _OTHER_LEVELS = (0.90, 0.99)  # a verdict that differs at one of them is borderline
 _AUTOATTACK_COLUMN = next(iter(AUTOATTACK))
@@ -40,7 +38,7 @@ class Evidence:
 
     Attributes:
       attack: name of the attack, or of the column that it compares.
-      word: a word of `VERDICTS`.
+      word: one of the words above.
       first: measurements of the first side by seed, of the seeds that trained.
       second: of the second side; empty for a limit.
       borderline: whether the 90 % or the 99 % interval gives another word.
@@ -144,7 +142,8 @@ def _heading(cells: Sequence[Cell]) -> str:
 
 
 def _spread_of(column: str, spreads: Mapping[str, SeedSpread]) -> SeedSpread | None:
-    return spreads.get(column) or spreads.get(COMMON)
+    """Return the spread of a column; if no config has several seeds there, that of `PGD_EPS`."""
+    return spreads.get(column) or spreads.get(PGD_EPS)
 
 
 def _evidence(
