@@ -40,7 +40,6 @@ from configs.experiments import (
     other_defences,
     randomness,
     synthetic,
-    transformer,
     undefended,
     wide_resnet,
 )
@@ -83,8 +82,6 @@ TRAININGS: dict[str, Callable[[], ConfigDict]] = {
     "net_half_real": lambda: synthetic.get_config("half_real"),
     "narrow_wrn": lambda: wide_resnet.get_config("wrn"),
     "narrow_wrn_rse": lambda: wide_resnet.get_config("wrn_rse"),
-    "bignet_short": lambda: transformer.get_config("bignet"),
-    "vit_3_128_short": lambda: transformer.get_config("vit_3_128"),
     "vit_3_128": lambda: model_size.get_config("vit_3_128"),
     "vit_5_256": lambda: model_size.get_config("vit_5_256"),
     "wrn": lambda: wide_resnet.get_config("wrn"),
@@ -98,7 +95,7 @@ _THREE_SEEDS = (
     *("bignet_natural_relu", "bignet_natural", "biggernet_natural_relu", "biggernet_natural"),
 )
 # Not run below scale full; a dry run estimates their time.
-_FOR_GPU = ("vit_3_128", "vit_5_256", "wrn", "wrn_rse")
+_FOR_GPU = ("vit_5_256", "wrn", "wrn_rse")
 _SUITES = ("default", "plain", "study_nes", "autoattack")
 _RESULTS = {
     "smoke": "runs/study_smoke/results",

@@ -28,14 +28,14 @@ _AUTOATTACK = (
     *("net_curriculum", "net_standard", "net_fixed", "net_short_ramp", "net_long_ramp"),
     *("net_trades", "net_n_fgsm", "net_sgd", "net_gelu", "bignet_standard", "bignet_curriculum"),
     *("bignet_flip", "bignet_flip_crop_jitter", "bignet_best", "biggernet_curriculum"),
-    *("biggernet_flip", "biggernet_flip_crop_jitter", "vit_3_128_short", "bignet_short"),
+    *("biggernet_flip", "biggernet_flip_crop_jitter", "vit_3_128"),
 )
 _COARSE = ("biggernet_curriculum", "biggernet_flip", "biggernet_flip_crop_jitter")
 _PLAIN = ("net_standard", "bignet_standard", "narrow_wrn", "wrn")
 _AVERAGED = ("net_input_noise", "narrow_wrn_rse", "wrn_rse")
 _NES = ("net_natural", "net_standard", "net_curriculum")
 _WITH_DROPOUT_OR_BATCH_NORM = ("biggernet", "narrow_wrn", "wrn")
-_NUM_EXAMPLES_OF_NARROW = 500  # test images for the narrow wide ResNet
+_NUM_EXAMPLES = {"narrow_wrn": 500, "narrow_wrn_rse": 500, "vit_3_128": 1000}  # below scale full
 _GAN_CHANGES: dict[str, dict[str, Any]] = {
     "cpu": {
         "generator.features": 16,
@@ -210,8 +210,8 @@ def _smoke_changes(name: str, config: ConfigDict) -> dict[str, Any]:
 
 def _scale_evaluation(name: str, evaluation: ConfigDict, scale: str) -> None:
     """Change `config.evaluation` to that of a scale."""
-    if name.startswith("narrow"):
-        evaluation.num_examples = _NUM_EXAMPLES_OF_NARROW
+    if scale != "full" and name in _NUM_EXAMPLES:
+        evaluation.num_examples = _NUM_EXAMPLES[name]
     if scale != "smoke":
         return
     evaluation.batch_size = 64
