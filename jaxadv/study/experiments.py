@@ -102,8 +102,8 @@ MODEL_SIZE = Experiment(
     "model_size",
     "Model size",
     _ARCHITECTURE,
-    "Each model under the study's curriculum for 10 epochs. vit_3_128 has one seed and is evaluated "
-    "on 1,000 images. The aggregated score is the sum of the accuracies at the six radii.",
+    "Each model under the study's curriculum for 10 epochs. vit_3_128 has one seed and 1,000 test "
+    "images. The aggregated score is the sum of the accuracies at the six radii.",
     trainings={
         "net": "net_curriculum",
         "bignet": "bignet_curriculum",
