@@ -32,7 +32,8 @@ from jaxadv.gan.step import init_state as init_gan_state
 from jaxadv.gan.step import make_averaging, make_gan_setup, make_gan_step
 from jaxadv.models.classifier import make_classifier, state_collections
 from jaxadv.training.curriculum import Budget
-from jaxadv.training.step import init_state, make_train_step, make_training_setup
+from jaxadv.training.setup import make_training_setup
+from jaxadv.training.step import init_state, make_train_step
 
 NUM_CLASSES, TRAIN_IMAGES = 10, 48_000
 CIFAR_SHAPE = (32, 32, 3)
@@ -71,7 +72,7 @@ def train(model: str, **changes: Any) -> dict[str, float]:
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     config, shape = training_config(model, changes), SHAPES.get(model, CIFAR_SHAPE)
     size = config.train.batch_size
-    setup = make_training_setup(config, NUM_CLASSES, lambda step: config.optimizer.learning_rate)
+    setup = make_training_setup(config, NUM_CLASSES, steps_per_epoch=100)
     state = jax.eval_shape(lambda: init_state(setup, shape))
     step = pmap_batches(make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True)
     budget = Budget(np.float32(0.03), np.float32(0.01), np.int32(8))
@@ -81,7 +82,7 @@ def train(model: str, **changes: Any) -> dict[str, float]:
     if config.data.streaming:
         data, rows = None, images(size, shape)
     step(state, data, budget, rows, images(num_synthetic, shape))
-    share = size // jax.device_count() * (2 if config.train.loss == "trades" else 1)
+    share = size // jax.device_count() * (2 if setup.loss.needs_clean else 1)
     return {"activations": _activations(setup.model, state.variables, share, shape)}
 
 

@@ -30,7 +30,8 @@ from jaxadv.models import layers
 from jaxadv.models.ops import ACTIVATIONS
 from jaxadv.runs.workdir import provenance
 from jaxadv.training.curriculum import linear_budget
-from jaxadv.training.step import init_state, make_train_step, make_training_setup
+from jaxadv.training.setup import make_training_setup
+from jaxadv.training.step import init_state, make_train_step
 
 NUM_STEPS = 10
 JOBS = {"digits": 1380, "cifar10": 48_000}  # images per epoch
@@ -89,7 +90,7 @@ def measure(job: str, ops: str) -> dict:
     config = curriculum.get_config(job)
     set_defaults(config)
     size, num_epochs = config.train.batch_size, config.train.num_epochs
-    setup = make_training_setup(config, 10, lambda step: config.optimizer.learning_rate)
+    setup = make_training_setup(config, 10, steps_per_epoch=100)
     step = pmap_batches(make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (1024, 32, 32, 3), dtype=np.uint8)

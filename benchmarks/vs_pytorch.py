@@ -45,7 +45,9 @@ from jaxadv.data.resident import make_resident
 from jaxadv.models import make_model
 from jaxadv.runs.workdir import provenance
 from jaxadv.training.curriculum import Budget
-from jaxadv.training.step import TrainingSetup, init_state, make_train_step
+from jaxadv.training.losses import TrainingLoss, mixed_cross_entropy
+from jaxadv.training.setup import TrainingSetup
+from jaxadv.training.step import init_state, make_train_step
 
 EPS, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
 LEARNING_RATE = 1e-3
@@ -139,14 +141,12 @@ def step_runs(name: str, batch_size: int) -> dict[str, Run]:
     setup = TrainingSetup(
         model=make_model(name, 10, axis_name=AXIS),
         optimizer=optax.adamw(LEARNING_RATE),
+        num_classes=10,
         augment=make_augment("none"),
-        num_attacked=batch_size // jax.device_count(),
-        num_synthetic=0,
-        label_smoothing=0.0,
         attack=partial(pgd, norm="linf", loss="cross_entropy", random_start=True),
-        trades_beta=None,
+        num_attacked=batch_size // jax.device_count(),
+        loss=TrainingLoss(mixed_cross_entropy, needs_clean=False),
         precision="float32",
-        ema_decay=0.0,
         seed=0,
     )
     _, split, _ = make_problem(make_model(name, 10), batch_size)

@@ -33,7 +33,8 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.data.streaming = placeholder(bool)
     config.data.test_fraction = 0.2  # share that becomes the test split if the source has none
     config.data.validation_fraction = 0.04  # share of the train split held out for validation
-    # none | flip | flip_crop_jitter; None: flip if a mirrored image of the data set has its class.
+    # none | flip | flip_crop | flip_crop_jitter; None: flip if a mirrored image of the data set has
+    # its class.
     config.data.augmentation = placeholder(str)
     config.data.augmentation = "none"
 
@@ -75,17 +76,26 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     # Precision of matrix products and convolutions: float32 | tensorfloat32 | bfloat16. bfloat16 is
     # the fastest: TF32 on a GPU, bfloat16 on a TPU. CPUs compute in float32.
     config.train.precision = "bfloat16"
-    config.train.ema_decay = 0.0  # moving average of the weights; 0: none
-    config.train.loss = "cross_entropy"  # cross_entropy | trades
+    config.train.ema_decay = 0.0  # moving average of the weights (EMA); 0: none
+    config.train.swa_start = placeholder(float)  # epoch where their mean (SWA) starts; None: none
+    config.train.label_smoothing = 0.0  # of the labels of real images
+    config.train.cutmix = 0.0  # probability that two images exchange a box; 0: no CutMix
+    config.train.loss = "cross_entropy"  # cross_entropy | trades | mart | dkl
     config.train.trades_beta = 6.0  # weight of the KL divergence in TRADES
+    config.train.mart_weight = 5.0  # lambda of MART
+    config.train.dkl_alpha = 4.0  # weight of the cross entropy in DKL
+    config.train.dkl_beta = 20.0  # weight of the squared error in DKL
+    config.train.awp_gamma = 0.0  # adversarial weight perturbation, relative size; 0: none
+    config.train.gradient_alignment = 0.0  # weight of the GradAlign regulariser; 0: none
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw | sgd
     config.optimizer.learning_rate = 1e-3  # peak of the schedule
-    config.optimizer.schedule = "constant"  # constant | cosine
+    config.optimizer.schedule = "constant"  # constant | cosine | linear
     config.optimizer.warmup_epochs = 0.0  # linear warm-up from 0, before the schedule
     config.optimizer.weight_decay = 0.01
     config.optimizer.momentum = 0.9  # of sgd
+    config.optimizer.nesterov = False  # of sgd
 
     # The attack in training. Start and end values define a linear curriculum over epochs; equal
     # values define a fixed attack. Fraction 0 is natural training.

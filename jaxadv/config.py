@@ -22,8 +22,9 @@ from jaxadv.evaluation.attack_suites import check_attack, check_suite, expand_su
 from jaxadv.gan.sampling import LABELS, SAMPLERS
 from jaxadv.models.classifier import check_certifiable, check_model_config
 from jaxadv.runs.workdir import flatten
+from jaxadv.training.losses import LOSSES
 from jaxadv.training.optimizer import OPTIMIZERS, SCHEDULES
-from jaxadv.training.step import TRAINING_ATTACKS
+from jaxadv.training.setup import TRAINING_ATTACKS
 
 Number = int | float
 
@@ -43,7 +44,15 @@ CLASSIFIER_RULES: dict[str, Rule] = {
     **_DATA_RULES,
     "data.synthetic.share": SHARE,
     "data.synthetic.label_smoothing": SHARE,
+    "train.label_smoothing": SHARE,
+    "train.cutmix": SHARE,
     "train.trades_beta": RADIUS,
+    "train.mart_weight": RADIUS,
+    "train.dkl_alpha": RADIUS,
+    "train.dkl_beta": RADIUS,
+    "train.awp_gamma": RADIUS,
+    "train.gradient_alignment": RADIUS,
+    "train.swa_start": RADIUS,
     "model.dropout": DECAY,
     "train.num_epochs": COUNT,
     "train.batch_size": COUNT,
@@ -79,7 +88,8 @@ CLASSIFIER_CHOICES = {
     "attack.name": TRAINING_ATTACKS,
     "attack.norm": THREATS,
     "attack.loss": PGD_LOSSES,
-    "train.loss": ("cross_entropy", "trades"),
+    "train.loss": LOSSES,
+    "optimizer.nesterov": (True, False),
     "train.precision": _PRECISIONS,
     "evaluation.precision": _PRECISIONS,
     "evaluation.split": ("test", "held_out"),
@@ -211,8 +221,7 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
             f"config.data.synthetic.share is {synthetic.share}, {num_synthetic} images per batch, "
             f"which is not divisible by the {num_devices} devices: use {fitting:.4g}"
         )
-    if config.train.loss == "trades" and not attack.fraction:
-        raise UserError("config.train.loss trades needs config.attack.fraction above 0")
+    _check_recipe(config, batch_size // num_devices)
     if attack.name == "n_fgsm":
         for key, value in {
             "num_steps_start": 1, "num_steps_end": 1, "norm": "linf", "random_start": True,
@@ -226,6 +235,48 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
         check_attack("config.attack", "pgd", choices, num_classes=None)
     validation = {**config.validation, "norm": attack.norm, "random_start": False}
     check_attack("config.validation", "pgd", validation, num_classes=None)
+
+
+def _check_recipe(config: ConfigDict, batch_size: int) -> None:
+    """Check the loss, the average of the weights and CutMix.
+
+    Args:
+      config: of a training.
+      batch_size: of one device.
+    """
+    train, fraction = config.train, config.attack.fraction
+    if train.loss in ("trades", "dkl") and not fraction:
+        raise UserError(f"config.train.loss {train.loss} needs config.attack.fraction above 0")
+    if train.loss == "mart":
+        if fraction < 1:
+            raise UserError("config.train.loss mart needs config.attack.fraction=1.0")
+        for key in ("train.cutmix", "train.label_smoothing", "data.synthetic.label_smoothing"):
+            if value := flatten(config)[key]:
+                raise UserError(
+                    f"config.train.loss mart uses the labels as they are, but config.{key} is "
+                    f"{value}: set it to 0.0"
+                )
+    if train.gradient_alignment and not (fraction and config.attack.norm == "linf"):
+        raise UserError(
+            "config.train.gradient_alignment needs config.attack.fraction above 0 and "
+            "config.attack.norm=linf"
+        )
+    if train.swa_start is not None:
+        if train.ema_decay:
+            raise UserError(
+                "config.train.ema_decay and config.train.swa_start are both set: a run has one "
+                "average of the weights"
+            )
+        if train.swa_start >= train.num_epochs:
+            raise UserError(
+                f"config.train.swa_start is {train.swa_start}: it must be below "
+                f"config.train.num_epochs, {train.num_epochs}"
+            )
+    if config.train.cutmix and batch_size % 2:
+        raise UserError(
+            f"config.train.cutmix mixes pairs of images, but a device has {batch_size} of each "
+            "batch: use an even number"
+        )
 
 
 def _check_divisible(key: str, batch_size: int, num_devices: int) -> None:

@@ -58,7 +58,7 @@ def test_the_argument_of_a_config_is_any_source_of_data(name, source):
         ("data.channels", 2, "config.data.channels is 2: it must be one of None, 1, 3"),
         ("data.test_fraction", 1.0, "between 0 and 1"),
         ("data.streaming", "yes", "it must be one of None, True, False"),
-        ("data.augmentation", "mixup", "none, flip, flip_crop_jitter"),
+        ("data.augmentation", "mixup", "none, flip, flip_crop, flip_crop_jitter"),
         ("model.name", "bignett", "bignet"),
         ("model.name", "wrn_13", "wrn_"),
         ("model.activation", "swish", "relu"),
@@ -72,7 +72,7 @@ def test_the_argument_of_a_config_is_any_source_of_data(name, source):
         ("data.synthetic.share", 1.2, "data.synthetic.share is 1.2: it must be from 0 to 1"),
         ("data.synthetic.share", 0.5, "data.synthetic.path is not set"),
         ("data.synthetic.label_smoothing", -0.1, "from 0 to 1"),
-        ("train.loss", "mart", "cross_entropy, trades"),
+        ("train.loss", "hat", "cross_entropy, trades, mart, dkl"),
         (
             "attack.loss",
             "kl",
@@ -143,10 +143,45 @@ def test_an_attack_without_what_it_needs_is_named(key):
         configs.check(config, num_devices=2)
 
 
-def test_trades_without_an_attack_is_named():
-    config = importlib.import_module("configs.trades").get_config()
-    config.attack.fraction = 0.0
-    with pytest.raises(UserError, match="trades needs"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train.loss": "trades", "attack.fraction": 0.0},
+            "config.train.loss trades needs config.attack.fraction above 0",
+        ),
+        (
+            {"train.loss": "dkl", "attack.fraction": 0.0},
+            "config.train.loss dkl needs config.attack.fraction above 0",
+        ),
+        ({"train.loss": "mart"}, "config.train.loss mart needs config.attack.fraction=1.0"),
+        (
+            {"train.loss": "mart", "attack.fraction": 1.0, "train.cutmix": 0.5},
+            "as they are, but config.train.cutmix is 0.5: set it to 0.0",
+        ),
+        (
+            {"train.loss": "mart", "attack.fraction": 1.0, "train.label_smoothing": 0.1},
+            "as they are, but config.train.label_smoothing is 0.1: set it to 0.0",
+        ),
+        (
+            {"train.gradient_alignment": 0.2, "attack.norm": "l2"},
+            "gradient_alignment needs config.attack.fraction above 0 and config.attack.norm=linf",
+        ),
+        ({"train.swa_start": 3.0, "train.ema_decay": 0.9}, "are both set: a run has one average"),
+        (
+            {"train.swa_start": 10.0},
+            "swa_start is 10.0: it must be below config.train.num_epochs, 10",
+        ),
+        (
+            {"train.cutmix": 0.5, "train.batch_size": 62},
+            "a device has 31 of each batch: use an even",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_together_are_named(changes, message):
+    config = default.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=re.escape(message)):
         configs.check(config, num_devices=2)
 
 

@@ -50,18 +50,9 @@ def dlr(logits: Logits, labels: Labels) -> PerExample:
     return margin(logits, labels) / (largest[:, 0] - largest[:, 2] + _TINY)
 
 
-def smoothed_cross_entropy(
-    logits: Logits, labels: Labels, smoothing: Float[Array, "batch"]
-) -> PerExample:
-    """Return the cross entropy with label smoothing (Szegedy et al., 2016).
-
-    Args:
-      logits: shape (batch, classes).
-      labels: shape (batch,).
-      smoothing: weight of the uniform distribution for each example, in [0, 1].
-    """
-    uniform = -jax.nn.log_softmax(at_least_float32(logits)).mean(axis=-1)
-    return (1 - smoothing) * cross_entropy(logits, labels) + smoothing * uniform
+def soft_cross_entropy(logits: Logits, targets: Float[Array, "batch classes"]) -> PerExample:
+    """Return the cross entropy -sum(targets * log p) of target distributions, in nats."""
+    return optax.softmax_cross_entropy(at_least_float32(logits), targets)
 
 
 def kl_divergence(reference: Logits, logits: Logits) -> PerExample:

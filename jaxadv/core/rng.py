@@ -19,7 +19,7 @@ from jaxadv.core.types import PRNGKey
 
 Stream = Literal[
     "init", "shuffle", "augment", "attack", "noise", "score", "latent", "smoothing", "sample",
-    "synthetic",
+    "synthetic", "cutmix", "gradient_alignment",
 ]  # fmt: skip
 _STREAMS = get_args(Stream)
 

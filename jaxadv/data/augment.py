@@ -49,10 +49,11 @@ def make_augment(name: str) -> AugmentFn:
 
     - "none": no augmentation.
     - "flip": horizontal flip with probability 1/2.
-    - "flip_crop_jitter": flip; a random crop of the original size from the image padded with black
-      pixels, on each side an eighth of its length; brightness shifted by up to 0.2, contrast and
-      saturation multiplied by a factor in [0.8, 1.2]; clipping to [0, 1]. Saturation is changed in
-      RGB images only.
+    - "flip_crop": flip; a random crop of the original size from the image padded with black pixels,
+      on each side an eighth of its length.
+    - "flip_crop_jitter": the same; brightness shifted by up to 0.2, contrast and saturation
+      multiplied by a factor in [0.8, 1.2]; clipping to [0, 1]. Saturation is changed in RGB images
+      only.
 
     The augmentation of an example depends on its key only, not on the rest of the batch.
 
@@ -71,6 +72,11 @@ def _none(_: PRNGKey, image: Image) -> Image:
 
 def _flip(key: PRNGKey, image: Image) -> Image:
     return pix.random_flip_left_right(key, image)
+
+
+def _flip_crop(key: PRNGKey, image: Image) -> Image:
+    flip_key, crop_key = jax.random.split(key)
+    return _crop(crop_key, _flip(flip_key, image))
 
 
 def _flip_crop_jitter(key: PRNGKey, image: Image) -> Image:
@@ -96,5 +102,6 @@ def _jitter(key: PRNGKey, image: Image) -> Image:
 AUGMENTATIONS: dict[str, Callable[[PRNGKey, Image], Image]] = {
     "none": _none,
     "flip": _flip,
+    "flip_crop": _flip_crop,
     "flip_crop_jitter": _flip_crop_jitter,
 }

@@ -246,7 +246,7 @@ def _generator_step(
     gradients = lax.pmean(gradients, AXIS)
     updates, opt = setup.generator_optimizer.update(gradients, state.generator_opt, params)
     params, step = optax.apply_updates(params, updates), state.step + 1
-    ema = moving_average(state.ema, params, setup.ema_decay, step)
+    ema = moving_average(state.ema, params, step, setup.ema_decay)
     generator = {**batch_stats, "params": params}
     return replace(state, step=step, generator=generator, ema=ema, generator_opt=opt), loss
 

@@ -62,11 +62,24 @@ DATA_KEYS = (
     "test_fraction",
     "validation_fraction",
 )
-# Keys of earlier versions, for `migrate`: dotted key -> new last part, keys of `config.data` that
-# they lacked with the value that they implied, and removed keys with the value that this version
-# still implements.
+# Keys of earlier versions, for `migrate`: dotted key -> new last part, keys that they lacked with
+# the value that they implied, and removed keys with the value that this version still implements.
 _RENAMED_KEYS = {"judge": "evaluator", "data.name": "source"}
-_ADDED_DATA_KEYS = {"size": None, "channels": None, "streaming": None, "test_fraction": 0.2}
+# By section and by a key that the section of that kind has in these versions.
+_ADDED_KEYS: dict[tuple[str, str], dict[str, Any]] = {
+    ("data.", "name"): {"size": None, "channels": None, "streaming": None, "test_fraction": 0.2},
+    ("train.", "trades_beta"): {
+        "swa_start": None,
+        "label_smoothing": 0.0,
+        "cutmix": 0.0,
+        "mart_weight": 5.0,
+        "dkl_alpha": 4.0,
+        "dkl_beta": 20.0,
+        "awp_gamma": 0.0,
+        "gradient_alignment": 0.0,
+    },
+    ("optimizer.", "momentum"): {"nesterov": False},
+}
 _REMOVED_KEYS = {
     "model.defence.pni.granularity": "layer",
     "generator.attention": False,
@@ -139,7 +152,7 @@ def read_in_first(workdir: Path, mode: str | None = None) -> ConfigDict:
 
 
 def migrate(stored: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Rename and remove keys of a stored config of an earlier version.
+    """Rename, add and remove keys of a stored config of an earlier version.
 
     >>> migrate({"mode": "gan", "judge": {"num_samples": 2000}})
     {'mode': 'gan', 'evaluator': {'num_samples': 2000}}
@@ -165,8 +178,9 @@ def migrate(stored: Mapping[str, Any], section: str = "") -> dict[str, Any]:
             # The classifier in the config of a GAN is a complete config.
             value = migrate(value, "" if key == "classifier" else f"{path}.")
         migrated[_RENAMED_KEYS.get(path, key)] = value
-    if section == "data." and "name" in stored:
-        migrated |= _ADDED_DATA_KEYS
+    for (of_section, known), added in _ADDED_KEYS.items():
+        if section == of_section and known in stored:
+            migrated = {**added, **migrated}
     return migrated
 
 

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from jaxadv.training.losses import make_loss
+
 
 class Budget(NamedTuple):
     """Budget of the training attack: radius, step size and steps, all traced."""
@@ -41,17 +43,20 @@ def linear_budget(attack: ConfigDict, epoch: int, num_epochs: int) -> Budget:
 def gradient_evaluations(config: ConfigDict) -> list[float]:
     """Return the gradient evaluations per training image in each epoch.
 
-    The update takes one for each image. The update of TRADES takes another one for each attacked
-    image, because its loss uses both versions. Forward passes without a gradient, which give TRADES
-    the predictions to attack, are not counted.
+    The update takes one for each image. Losses of both versions of the attacked images, such as
+    TRADES, take another one for each of these. Gradient alignment takes four: the two input
+    gradients, and twice the second for its derivative. AWP doubles the update. Forward passes
+    without a gradient, which give TRADES the predictions to attack, are not counted.
 
     Args:
       config: of configs/default.py.
     """
-    attack, num_epochs = config.attack, config.train.num_epochs
-    steps = [linear_budget(attack, epoch, num_epochs).num_steps for epoch in range(num_epochs)]
-    update = 1 + attack.fraction * (config.train.loss == "trades")
-    return [update + attack.fraction * num_steps for num_steps in steps]
+    attack, train = config.attack, config.train
+    budgets = [linear_budget(attack, epoch, train.num_epochs) for epoch in range(train.num_epochs)]
+    update = 1 + attack.fraction * make_loss(train).needs_clean
+    update += 4 * attack.fraction * bool(train.gradient_alignment)
+    update *= 2 if train.awp_gamma else 1
+    return [update + attack.fraction * budget.num_steps for budget in budgets]
 
 
 def durations(config: ConfigDict) -> list[float]:

@@ -1,6 +1,8 @@
-"""Optimizers, learning-rate schedules and the moving average of the weights."""
+"""Optimizers, learning-rate schedules and averages of the weights."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +14,18 @@ from ml_collections import ConfigDict
 SCHEDULES = {
     "constant": lambda peak, num_steps: optax.constant_schedule(peak),
     "cosine": lambda peak, num_steps: optax.cosine_decay_schedule(peak, max(num_steps, 1)),
+    "linear": lambda peak, num_steps: optax.linear_schedule(peak, 0.0, max(num_steps, 1)),
 }
+AverageFn = Callable[[PyTree, PyTree, Int[Array, ""]], PyTree]
+"""`(average, new, step) -> average` after `step` steps, of a tree of weights."""
 
 
 def make_schedule(optimizer: ConfigDict, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
     """Return the learning rate as a function of the step.
 
     The learning rate rises linearly from 0 to its peak during the warm-up. Then "constant" keeps
-    the peak, and "cosine" decays to 0 at the last step.
+    the peak, and "cosine" and "linear" decay to 0 at the last step. A warm-up with "linear" is the
+    one-cycle schedule.
     """
     peak = optimizer.learning_rate
     warmup_steps = round(optimizer.warmup_epochs * steps_per_epoch)
@@ -44,7 +50,7 @@ def _sgd(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTrans
     # Weight decay is added to the gradient before the momentum, as in torch.optim.SGD.
     return optax.chain(
         optax.add_decayed_weights(optimizer.weight_decay, mask=_decay_mask),
-        optax.sgd(schedule, momentum=optimizer.momentum),
+        optax.sgd(schedule, momentum=optimizer.momentum, nesterov=optimizer.nesterov),
     )
 
 
@@ -60,19 +66,46 @@ def _decay_mask(params: PyTree) -> PyTree:
 OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
 
 
+def make_average(train: ConfigDict, steps_per_epoch: int) -> AverageFn | None:
+    """Return the average of the weights that `config.train` names; None without one.
+
+    Args:
+      train: `config.train` of configs/default.py.
+      steps_per_epoch: of the training.
+    """
+    if train.swa_start is not None:
+        first_step = round(train.swa_start * steps_per_epoch)
+        return partial(stochastic_average, first_step=first_step)
+    return partial(moving_average, decay=train.ema_decay) if train.ema_decay else None
+
+
 def moving_average(
-    average: PyTree, new: PyTree, decay: float, step: int | Int[Array, ""]
+    average: PyTree, new: PyTree, step: int | Int[Array, ""], decay: float
 ) -> PyTree:
     """Return the exponential moving average after `step` steps; integers are not averaged.
 
     The decay grows from 1/11 in the first step to its value, so that the first averages depend
     little on the initial tree.
     """
-    decay_now = jnp.minimum(decay, step / (step + 10))
+    return _mix(average, new, jnp.minimum(decay, step / (step + 10)))
+
+
+def stochastic_average(
+    average: PyTree, new: PyTree, step: int | Int[Array, ""], first_step: int
+) -> PyTree:
+    """Return the mean over the steps after `first_step` (SWA; Izmailov et al., 2018).
+
+    Until then it is the new tree. Integers are not averaged.
+    """
+    return _mix(average, new, 1 - 1 / jnp.maximum(step - first_step, 1))
+
+
+def _mix(old: PyTree, new: PyTree, share: Array) -> PyTree:
+    """Return share * old + (1 - share) * new."""
 
     def of_leaf(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return decay_now * old + (1 - decay_now) * new
+        return share * old + (1 - share) * new
 
-    return jax.tree.map(of_leaf, average, new)
+    return jax.tree.map(of_leaf, old, new)

@@ -37,13 +37,12 @@ from jaxadv.runs.workdir import claim_dataset, claimed, has_results, load_datase
 from jaxadv.training.curriculum import Budget, durations, linear_budget
 from jaxadv.training.loop import Metrics, run_steps
 from jaxadv.training.optimizer import make_schedule
+from jaxadv.training.setup import TrainingSetup, make_training_setup
 from jaxadv.training.step import (
-    TrainingSetup,
     TrainState,
     fit_projection,
     init_state,
     make_train_step,
-    make_training_setup,
     with_variables,
 )
 
@@ -136,7 +135,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
     num_epochs, batch_size = config.train.num_epochs, config.train.batch_size
     steps_per_epoch = _steps_per_epoch(batch_size, dataset)
     schedule = make_schedule(config.optimizer, num_epochs, steps_per_epoch)
-    setup = make_training_setup(config, len(dataset.class_names), schedule)
+    setup = make_training_setup(config, len(dataset.class_names), steps_per_epoch)
     if isinstance(dataset.train, HostBatch):
         check_images(dataset.train.images)
     record = claim_dataset(workdir, dataset)
@@ -153,6 +152,8 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
         num_epochs=num_epochs,
     )
     validation = in_memory(dataset.validation)
+    best = checkpoints.restore(workdir, "best", {}, record)
+    best_robust = best.metrics["validation_accuracy_robust"] if best else 0.0
     started = time.monotonic()
     with (
         signals.defer_stop(),
@@ -193,6 +194,10 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
             checkpoints.save(workdir, epoch + 1, _to_items(state), line, record)
             seconds_left = _seconds_left(config, first_epoch, epoch + 1, started)
             print(_summary(line, num_epochs, seconds_left), flush=True)
+            robust = line["validation_accuracy_robust"]
+            if budget.num_steps == 1 and robust < best_robust / 2:
+                print(_describe_catastrophic_overfitting(robust, best_robust), flush=True)
+            best_robust = max(robust, best_robust)
             if any_process(signals.stop_requested()):
                 signals.raise_stopped()
     return state
@@ -364,6 +369,15 @@ def _summary(line: dict[str, Any], num_epochs: int, seconds_left: float) -> str:
         f"  validation clean {line['validation_accuracy_clean']:5.1%}"
         f"  robust {line['validation_accuracy_robust']:5.1%}"
         f"  {line['images_per_second']:,.0f} img/s  {seconds_left / 60:.1f} min left"
+    )
+
+
+def _describe_catastrophic_overfitting(robust: float, best: float) -> str:
+    return (
+        f"Catastrophic overfitting (Wong et al., 2020): the robust accuracy on held-out images is "
+        f"{robust:.1%}, after {best:.1%} at best. The attack of one step has stopped finding "
+        "adversarial examples. Set config.attack.name=n_fgsm, a smaller config.attack.eps_end, "
+        "config.train.gradient_alignment=0.2, or more steps. The best checkpoint is kept."
     )
 
 

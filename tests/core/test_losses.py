@@ -12,7 +12,7 @@ from jaxadv.core.losses import (
     make_targeted_objective,
     margin,
     probability,
-    smoothed_cross_entropy,
+    soft_cross_entropy,
 )
 
 LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]])
@@ -107,17 +107,11 @@ def test_losses_depend_on_their_own_example_only(loss):
     np.testing.assert_array_equal(LOSSES[loss](LOGITS, labels), each)
 
 
-def test_label_smoothing_mixes_the_label_with_the_uniform_distribution():
-    logits = jax.random.normal(jax.random.key(0), (3, 5))
-    labels = jnp.array([4, 0, 2])
-    smoothing = jnp.array([0.0, 0.2, 1.0])
-    expected = [
-        -(((1 - s) * np.eye(5)[label] + s / 5) * np.asarray(jax.nn.log_softmax(row))).sum()
-        for s, label, row in zip(smoothing, labels, logits, strict=True)
-    ]
-    np.testing.assert_allclose(
-        smoothed_cross_entropy(logits, labels, smoothing), expected, rtol=1e-5
-    )
+def test_soft_cross_entropy_weights_the_classes_by_their_targets():
+    logits = jax.random.normal(jax.random.key(0), (2, 5))
+    targets = jnp.array([[0.2, 0.3, 0.5, 0, 0], [0, 0, 0, 0, 1]])
+    expected = -(np.asarray(targets) * np.asarray(jax.nn.log_softmax(logits))).sum(-1)
+    np.testing.assert_allclose(soft_cross_entropy(logits, targets), expected, rtol=1e-5)
 
 
 def test_kl_divergence_has_the_reference_as_first_argument():

@@ -10,7 +10,7 @@ from jaxadv.core.types import UserError
 from jaxadv.data import augment
 from jaxadv.data.augment import default_augmentation, make_augment
 
-NAMES = ("none", "flip", "flip_crop_jitter")
+NAMES = ("none", "flip", "flip_crop", "flip_crop_jitter")
 NUM = 64
 
 
@@ -130,7 +130,7 @@ def test_equal_examples_of_one_batch_are_augmented_differently():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"'mixup'.*none, flip, flip_crop_jitter"):
+    with pytest.raises(UserError, match=r"'mixup'.*none, flip, flip_crop, flip_crop_jitter"):
         make_augment("mixup")
 
 

@@ -10,7 +10,7 @@ from configs import default
 from jaxadv.adapters.trained import noise_models
 from jaxadv.core.types import UserError
 from jaxadv.evaluation.attack_runner import score_images
-from jaxadv.training.step import make_training_setup
+from jaxadv.training.setup import make_training_setup
 from jaxadv.training.train import _validate
 
 pytestmark = pytest.mark.slow  # compiles much
@@ -102,7 +102,7 @@ def test_validation_with_nonfinite_logits_stops_the_training(problem):
     config = default.get_config()
     config.evaluation.batch_size = 16
 
-    setup = make_training_setup(config, 2, lambda step: 0.1)._replace(model=Overflows())
+    setup = make_training_setup(config, 2, steps_per_epoch=1)._replace(model=Overflows())
     with pytest.raises(UserError, match=r"the logits of \d+ of 50 held-out images are NaN"):
         _validate(setup, weights, split, config)
 

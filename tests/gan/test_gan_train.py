@@ -183,7 +183,7 @@ def test_the_moving_average_matches_a_loop():
     values = np.random.default_rng(0).normal(size=60)
     average, expected = {"w": jnp.float32(values[0])}, values[0]
     for step, value in enumerate(values[1:], start=1):
-        average = moving_average(average, {"w": jnp.float32(value)}, 0.8, step)
+        average = moving_average(average, {"w": jnp.float32(value)}, step, 0.8)
         decay = min(0.8, step / (step + 10))
         expected = decay * expected + (1 - decay) * value
     np.testing.assert_allclose(average["w"], expected, rtol=1e-5)

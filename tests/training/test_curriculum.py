@@ -19,6 +19,14 @@ def attack(eps=(0.01, 0.1), num_steps=(10, 40)):
     )
 
 
+def default_config():
+    path = Path(__file__).parents[2] / "configs" / "default.py"
+    spec = importlib.util.spec_from_file_location("default", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
 def test_budgets_of_ten_epochs_of_the_study():
     budgets = [linear_budget(attack(), epoch, 10) for epoch in range(10)]
     eps = [0.01, 0.019, 0.028, 0.037, 0.046, 0.055, 0.064, 0.073, 0.082, 0.091]
@@ -39,11 +47,7 @@ def test_float_rounding_does_not_lose_a_step():
 
 
 def test_the_default_config_is_the_curriculum_of_the_study():
-    path = Path(__file__).parents[2] / "configs" / "default.py"
-    spec = importlib.util.spec_from_file_location("default", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    budget = linear_budget(module.get_config().attack, 9, 10)
+    budget = linear_budget(default_config().attack, 9, 10)
     assert budget == (pytest.approx(0.091), 0.01, 37)
 
 
@@ -60,13 +64,26 @@ def test_a_curriculum_may_decrease():
     assert budget == (pytest.approx(0.05), 0.01, 20)
 
 
-@pytest.mark.parametrize(("loss", "update"), [("cross_entropy", 1.0), ("trades", 1.25)])
-def test_gradients_and_time_of_an_epoch(loss, update):
-    """A quarter of the images is attacked, with 4 and then 6 steps; TRADES uses both versions."""
-    config = ConfigDict(
+@pytest.mark.parametrize(
+    ("changes", "update"),
+    [
+        ({}, 1.0),
+        ({"train.loss": "trades"}, 1.25),  # both versions of the attacked images
+        ({"train.awp_gamma": 0.01}, 2.0),
+        ({"train.loss": "dkl", "train.awp_gamma": 0.01}, 2.5),
+        ({"train.gradient_alignment": 0.2}, 2.0),
+    ],
+)
+def test_gradients_and_time_of_an_epoch(changes, update):
+    """A quarter of the images is attacked, with 4 and then 6 steps."""
+    config = default_config()
+    config.update_from_flattened_dict(
         {
-            "attack": {**attack(num_steps=(4, 8)), "fraction": 0.25},
-            "train": {"num_epochs": 2, "loss": loss},
+            "attack.fraction": 0.25,
+            "attack.num_steps_start": 4,
+            "attack.num_steps_end": 8,
+            "train.num_epochs": 2,
+            **changes,
         }
     )
     gradients = [update + 0.25 * num_steps for num_steps in (4, 6)]

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from jaxadv.training.optimizer import (
     OPTIMIZERS,
     SCHEDULES,
+    make_average,
     make_optimizer,
     make_schedule,
     moving_average,
@@ -27,6 +28,7 @@ def config(**changes):
             "warmup_epochs": 0.0,
             "weight_decay": 0.01,
             "momentum": 0.9,
+            "nesterov": False,
             **changes,
         }
     )
@@ -58,6 +60,11 @@ def test_cosine_schedule_falls_to_zero():
     assert rates([0, 10, 20, 40, 50], schedule="cosine") == pytest.approx(expected, abs=1e-8)
 
 
+def test_linear_schedule_falls_to_zero():
+    found = rates([0, 10, 20, 40, 50], schedule="linear")
+    assert found == pytest.approx([PEAK, 0.75 * PEAK, 0.5 * PEAK, 0, 0])
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_warm_up_rises_from_zero_to_the_peak(schedule):
     found = rates([0, 5, 10, 15], schedule=schedule, warmup_epochs=1.5, num_epochs=20)
@@ -77,6 +84,17 @@ def test_sgd_adds_weight_decay_before_the_momentum():
         velocity = 0.9 * velocity + (gradient + 0.01 * weights)
         weights = weights - PEAK * velocity
         np.testing.assert_allclose(found, weights, rtol=1e-6)
+
+
+def test_nesterov_momentum_looks_ahead():
+    # torch.optim.SGD: v = momentum * v + g; w -= rate * (g + momentum * v).
+    weights, velocity = START, 0.0
+    found = weights_after_each_step("sgd", nesterov=True)
+    for gradient, found_weights in zip(GRADIENTS, found, strict=True):
+        gradient = gradient + 0.01 * weights
+        velocity = 0.9 * velocity + gradient
+        weights = weights - PEAK * (gradient + 0.9 * velocity)
+        np.testing.assert_allclose(found_weights, weights, rtol=1e-6)
 
 
 def test_adamw_decouples_weight_decay_from_the_moments():
@@ -117,6 +135,24 @@ def test_learning_rate_follows_the_schedule(name):
 def test_the_moving_average_keeps_integers():
     old = {"mean": jnp.zeros(2), "count": jnp.int32(3)}
     new = {"mean": jnp.ones(2), "count": jnp.int32(4)}
-    found = moving_average(old, new, 0.5, 90)
+    found = moving_average(old, new, 90, 0.5)
     np.testing.assert_array_equal(found["mean"], 0.5)
     assert found["count"] == 4
+
+
+def train_config(**changes):
+    return ConfigDict({"ema_decay": 0.0, "swa_start": None, **changes})
+
+
+def test_swa_is_the_mean_of_the_weights_after_its_first_epoch():
+    average = make_average(train_config(swa_start=1.5), steps_per_epoch=2)  # after step 3
+    values, found = [3.0, -1.0, 7.0, 2.0, 6.0, 10.0], jnp.float32(0)
+    for step, value in enumerate(values, start=1):
+        found = average(found, jnp.float32(value), jnp.int32(step))
+        expected = value if step <= 3 else np.mean(values[3:step])
+        assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_run_without_an_average_has_none():
+    assert make_average(train_config(), steps_per_epoch=2) is None
+    assert make_average(train_config(ema_decay=0.9), steps_per_epoch=2) is not None

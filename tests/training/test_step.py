@@ -24,11 +24,13 @@ from jaxadv.models import make_model
 from jaxadv.models.classifier import make_logits_fn
 from jaxadv.models.defences import LowRank
 from jaxadv.models.layers import Dropout, GaussianNoise
+from jaxadv.training.batch import _mix
 from jaxadv.training.curriculum import Budget
+from jaxadv.training.losses import TrainingLoss, dkl, mart, mixed_cross_entropy, trades
+from jaxadv.training.optimizer import moving_average
+from jaxadv.training.setup import TrainingSetup
 from jaxadv.training.step import (
-    TrainingSetup,
     TrainState,
-    _mix_batch,
     _train_logits,
     fit_projection,
     init_state,
@@ -90,13 +92,11 @@ def make_setup(num_devices=2, *, fraction=0.5, batch_size=8, **changes):
             "model": Tiny(),
             "optimizer": optax.sgd(0.1),
             "augment": make_augment("none"),
-            "num_attacked": round(fraction * batch_size / num_devices),
-            "num_synthetic": 0,
-            "label_smoothing": 0.0,
+            "num_classes": 10,
             "attack": partial(pgd, norm="linf", loss="cross_entropy", random_start=True),
-            "trades_beta": None,
+            "num_attacked": round(fraction * batch_size / num_devices),
+            "loss": TrainingLoss(mixed_cross_entropy, needs_clean=False),
             "precision": "float32",
-            "ema_decay": 0.0,
             "seed": 0,
             **changes,
         }
@@ -129,10 +129,20 @@ def train(step, setup, data, num_steps=3, budget=BUDGET):
     return state, metrics
 
 
-@pytest.mark.parametrize("augmentation", ["none", "flip_crop_jitter"])
-def test_two_devices_give_the_result_of_one(data, augmentation):
-    one = make_setup(1, augment=make_augment(augmentation))
-    two = make_setup(2, augment=make_augment(augmentation))
+RECIPES = {
+    "augmentation": {"augment": make_augment("flip_crop_jitter")},
+    "cutmix": {"cutmix": 0.5, "label_smoothing": 0.1},
+    "awp": {"awp_gamma": 0.01},
+    "gradient alignment": {"gradient_alignment": 0.5, "fraction": 1.0},
+    "trades": {"loss": TrainingLoss(partial(trades, beta=6.0), True), "fraction": 1.0},
+    "mart": {"loss": TrainingLoss(partial(mart, weight=5.0), True), "fraction": 1.0},
+    "dkl": {"loss": TrainingLoss(partial(dkl, alpha=4.0, beta=20.0), True), "fraction": 1.0},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_devices_give_the_result_of_one(data, recipe):
+    one, two = (make_setup(num_devices, **RECIPES[recipe]) for num_devices in (1, 2))
     expected = train(one_device_step(one), one, data)
     actual = train(two_device_step(two), two, data)
     chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), atol=1e-5)
@@ -192,7 +202,8 @@ def test_a_step_is_gradient_descent_on_the_mixed_batch(data):
 def test_trades_is_cross_entropy_plus_divergence(data):
     """Compare with a reference implementation on one device, without pmap."""
     attack = {"norm": "linf", "loss": "kl", "random_start": True}
-    setup = make_setup(attack=partial(pgd, **attack), trades_beta=6.0)
+    loss = TrainingLoss(partial(trades, beta=6.0), needs_clean=True)
+    setup = make_setup(attack=partial(pgd, **attack), loss=loss)
     state = init_state(setup, data.images.shape[1:])
     new_state, metrics = two_device_step(setup)(
         state, make_resident(data), BUDGET, np.arange(8), NO_SYNTHETIC
@@ -220,16 +231,58 @@ def test_trades_is_cross_entropy_plus_divergence(data):
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
 
 
+def test_awp_takes_the_gradient_at_the_perturbed_weights(data):
+    """Compare with a reference implementation on one device, without pmap."""
+    setup = make_setup(awp_gamma=0.1, fraction=0.0)
+    state = init_state(setup, data.images.shape[1:])
+    new_state, _ = two_device_step(setup)(
+        state, make_resident(data), BUDGET, np.arange(8), NO_SYNTHETIC
+    )
+    images, labels = jnp.asarray(data.images[:8] / 255, jnp.float32), jnp.asarray(data.labels[:8])
+
+    @jax.jit
+    @jax.grad
+    def gradient_at(params):
+        logits, _ = Tiny(axis_name=None).apply(
+            {**state.variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return cross_entropy(logits, labels).mean()
+
+    params = state.variables["params"]
+    kernel, gradient = (tree["Dense_0"]["kernel"] for tree in (params, gradient_at(params)))
+    moved = kernel + 0.1 * jnp.linalg.norm(kernel) / jnp.linalg.norm(gradient) * gradient
+    perturbed = {**params, "Dense_0": {**params["Dense_0"], "kernel": moved}}
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient_at(perturbed))
+    chex.assert_trees_all_close(jax.device_get(new_state.variables["params"]), expected, atol=1e-5)
+
+
+def test_gradient_alignment_adds_its_weight_to_the_loss(data):
+    """The weight multiplies the same term; without a radius the term is zero."""
+
+    def loss(weight, eps=0.1):
+        setup = make_setup(gradient_alignment=weight, fraction=1.0)
+        budget = Budget(eps=eps, step_size=0.05, num_steps=1)
+        _, metrics = train(two_device_step(setup), setup, data, num_steps=1, budget=budget)
+        return float(metrics["loss"])
+
+    term = loss(100.0) - loss(0.0)
+    assert term > 1e-2
+    assert loss(300.0) - loss(0.0) == pytest.approx(3 * term, rel=1e-3)
+    assert loss(100.0, eps=0.0) == pytest.approx(loss(0.0, eps=0.0), abs=1e-4)
+
+
 def test_synthetic_images_have_their_share_of_the_batch_and_of_the_attack(data):
-    setup = make_setup(num_synthetic=2, label_smoothing=0.3)  # of 4 on a device, 2 attacked
+    # Of 4 on a device, 2 attacked.
+    setup = make_setup(num_synthetic=2, label_smoothing=0.1, synthetic_smoothing=0.3)
     made = DeviceBatch(jnp.full((2, 4, 4, 3), 255, jnp.uint8), jnp.full(2, 7, jnp.int32))
     real = DeviceBatch(jnp.asarray(data.images[:2]), jnp.asarray(data.labels[:2]))
-    images, labels, smoothing = _mix_batch(setup, real, made)
+    images, labels, targets = _mix(setup, real, made)
     np.testing.assert_array_equal(images[0], data.images[0])
     assert (images[1] == 255).all()  # among the attacked ones, as is the first
     np.testing.assert_array_equal(images[2], data.images[1])
     np.testing.assert_array_equal(labels, [data.labels[0], 7, data.labels[1], 7])
-    np.testing.assert_allclose(smoothing, [0, 0.3, 0, 0.3])
+    np.testing.assert_allclose(targets.min(1), [0.01, 0.03, 0.01, 0.03])
+    np.testing.assert_allclose(targets[np.arange(4), labels], [0.91, 0.73, 0.91, 0.73], rtol=1e-6)
 
 
 def test_metrics_of_absent_examples_are_left_out(data):
@@ -272,7 +325,7 @@ def test_an_attack_without_a_budget_is_natural_training(data):
 
 
 def test_the_moving_average_of_the_weights(data):
-    setup = make_setup(ema_decay=0.5)
+    setup = make_setup(average=partial(moving_average, decay=0.5))
     states = [train(two_device_step(setup), setup, data, num_steps=n)[0] for n in (0, 1, 2)]
     weights = [np.asarray(s.variables["params"]["Dense_0"]["kernel"]) for s in states]
     first = 1 / 11 * weights[0] + 10 / 11 * weights[1]  # the decay starts at 1/11
@@ -347,7 +400,8 @@ def test_training_noise_differs_between_examples_on_any_number_of_devices():
 
 
 def test_the_low_rank_projection_is_fitted_to_the_images(data):
-    setup = make_setup(ema_decay=0.5)._replace(model=make_model("net", 10, defence=LowRank(rank=3)))
+    model = make_model("net", 10, defence=LowRank(rank=3))
+    setup = make_setup(model=model, average=partial(moving_average, decay=0.5))
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     state = fit_projection(

@@ -299,6 +299,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, digits):
         train.train(config, digits, tmp_path)
 
 
+def test_catastrophic_overfitting_is_reported(tmp_path, digits, monkeypatch, capsys):
+    """The robust accuracy of a run with one-step attacks falls in its last epochs."""
+    accuracies = iter([0.4, 0.5, 0.1])
+
+    def validate(*_):
+        return {"validation_accuracy_clean": 0.9, "validation_accuracy_robust": next(accuracies)}
+
+    monkeypatch.setattr(train, "_validate", validate)
+    config = tiny_config(**{"attack.num_steps_start": 1, "attack.num_steps_end": 1})
+    train.train(config, digits, tmp_path)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Catastrophic" in line]
+    assert "is 10.0%, after 50.0% at best" in line
+    assert checkpoints.restore(tmp_path, "best", {}).epoch == 2
+
+
 def test_a_batch_larger_than_the_train_split_is_named(tmp_path, digits):
     config = tiny_config(**{"train.batch_size": 4096})
     with pytest.raises(UserError, match="batch_size is 4096: the train split has only 1380"):
@@ -308,7 +323,7 @@ def test_a_batch_larger_than_the_train_split_is_named(tmp_path, digits):
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_state_survives_the_items_of_its_checkpoint(ema_decay, digits):
     config = tiny_config(**{"train.ema_decay": ema_decay})
-    setup = train.make_training_setup(config, 10, lambda step: 0.1)
+    setup = train.make_training_setup(config, 10, steps_per_epoch=1)
     state = train.init_state(setup, (32, 32, 3))
     back = train._from_items(train._to_items(state), state)
     chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state))
