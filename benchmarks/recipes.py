@@ -1,0 +1,205 @@
+"""Compare training recipes at equal time, on held-out images.
+
+    PYTHONPATH=. python benchmarks/recipes.py fast --minutes 3 --out results/recipes
+    PYTHONPATH=. python benchmarks/recipes.py small --minutes 15 --only awp --out results/recipes
+
+A recipe is `configs/curriculum.py` with changes. `base` is the starting point of a table, and each
+other row changes one ingredient of it. All trainings take the same wall time: compilation, steps
+and the validation after each epoch. Two epochs are timed first, to find how many fit. The best
+checkpoint is evaluated on the first 1,000 held-out images of CIFAR-10, under PGD-40 at eps 0.03 and
+AutoAttack at 8/255. The test split is not used. One seed each.
+
+A recipe that is in the results already is not repeated.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from configs import curriculum
+from jaxadv.config import check, set_defaults
+from jaxadv.core.devices import set_up_cpu
+from jaxadv.core.files import write_json
+from jaxadv.data import Dataset
+from jaxadv.evaluation.checkpoint import evaluate_checkpoint
+from jaxadv.runs.workdir import load_dataset, provenance, source_version
+from jaxadv.training.train import train
+
+Changes = Mapping[str, Any]
+NUM_EXAMPLES = 1000
+_AUTOATTACK = {"attack": "autoattack", "eps": (8 / 255,)}
+_PGD40 = {
+    "attack": "pgd", "eps": (0.03,), "step_size": 0.01, "num_steps": 40, "random_start": False,
+}  # fmt: skip
+
+# Changes of configs/curriculum.py.
+_N_FGSM = {
+    "attack.name": "n_fgsm",
+    "attack.eps_start": 0.03,
+    "attack.eps_end": 0.03,
+    "attack.step_size": 0.03,
+    "attack.num_steps_start": 1,
+    "attack.num_steps_end": 1,
+    "validation.num_steps": 5,
+}
+_TWO_STEPS = {
+    "attack.name": "pgd",
+    "attack.step_size": 0.02,
+    "attack.num_steps_start": 2,
+    "attack.num_steps_end": 2,
+}
+_KL = {**_TWO_STEPS, "attack.loss": "kl"}
+_SGD = {"optimizer.name": "sgd", "optimizer.nesterov": True, "optimizer.weight_decay": 5e-4}
+_INGREDIENTS: dict[str, Changes] = {
+    "no flip": {"data.augmentation": "none"},
+    "flip and crop": {"data.augmentation": "flip_crop"},
+    "cutmix": {"train.cutmix": 0.5},
+    "label smoothing": {"train.label_smoothing": 0.1},
+    "no average": {"train.ema_decay": 0.0},
+    "longer average": {"train.ema_decay": 0.9995},
+    "one-cycle": {"optimizer.schedule": "linear", "optimizer.warmup_epochs": 3.0},
+    "half the learning rate": {"optimizer.learning_rate": 1e-3},
+    "twice the learning rate": {"optimizer.learning_rate": 4e-3},
+    "sgd": {**_SGD, "optimizer.learning_rate": 0.05},
+    "batch of 64": {"train.batch_size": 64},
+    "batch of 256": {"train.batch_size": 256},
+    "ramp of eps": {"attack.eps_start": 0.01},
+    "two steps": _TWO_STEPS,
+    "trades": {**_KL, "train.loss": "trades"},
+    "mart": {**_TWO_STEPS, "train.loss": "mart"},
+    "dkl": {**_KL, "train.loss": "dkl"},
+    "awp": {"train.awp_gamma": 0.005},
+    "gradient alignment": {"train.gradient_alignment": 0.2},
+}
+RECIPES: dict[str, dict[str, Changes]] = {
+    "fast": {
+        "base": _N_FGSM,
+        **{name: {**_N_FGSM, **changes} for name, changes in _INGREDIENTS.items()},
+        "silu": {**_N_FGSM, "model.activation": "silu"},
+        "the curriculum": {},
+    },
+    "small": {
+        name: {**_N_FGSM, "model.name": "wideresnet_22_1", **changes}
+        for name, changes in {
+            "base": {},
+            **_INGREDIENTS,
+            "wideresnet_16_1": {"model.name": "wideresnet_16_1"},
+            "silu": {"model.name": "dm_wideresnet_22_1"},
+        }.items()
+    },
+}
+
+
+def main() -> None:
+    """Train and evaluate the recipes of a table, and write `<table>_<minutes>min.json`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", choices=RECIPES)
+    parser.add_argument("--minutes", type=float, required=True, help="time of each training")
+    parser.add_argument("--only", default="", help="names, separated by commas; by default all")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    options = parser.parse_args()
+    set_up_cpu()
+    source_version()
+    names = options.only.split(",") if options.only else list(RECIPES[options.table])
+    path = options.out / f"{options.table}_{options.minutes:g}min.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    dataset = load_dataset(make_config({}).data)
+    for name in names:
+        if name in results:
+            continue
+        print(f"\n{name}", flush=True)
+        config = make_config(RECIPES[options.table][name])
+        results[name] = measure(config, dataset, 60 * options.minutes)
+        results[name]["changes"] = dict(RECIPES[options.table][name])
+        write_json(path, results)
+    show(results)
+
+
+def make_config(changes: Changes) -> ConfigDict:
+    """Return the checked config of a recipe, evaluated on held-out images."""
+    config = curriculum.get_config()
+    config.update_from_flattened_dict(changes)
+    config.evaluation.split = "held_out"
+    config.evaluation.num_examples = NUM_EXAMPLES
+    config.evaluation.attacks = ConfigDict({"pgd40": _PGD40, "autoattack": _AUTOATTACK})
+    set_defaults(config)
+    check(config, num_devices=1)
+    return config
+
+
+def measure(config: ConfigDict, dataset: Dataset, seconds: float) -> dict[str, Any]:
+    """Train for a wall time, evaluate, and return the accuracies."""
+    began = time.monotonic()
+    config.train.num_epochs = epochs_within(seconds, *time_epochs(config, dataset))
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder)
+        trained = time.monotonic()
+        train(config, dataset, workdir)
+        training_seconds = time.monotonic() - trained
+        evaluate_checkpoint(
+            config, dataset, config.evaluation, source=workdir, which="best", workdir=workdir
+        )
+        evaluation = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
+    accuracies = {key: entry["accuracy"] for key, entry in evaluation["attacks"].items()}
+    return {
+        "num_epochs": config.train.num_epochs,
+        "training_seconds": training_seconds,
+        "clean": evaluation["clean"]["accuracy"],
+        **accuracies,
+        "num_parameters": evaluation["num_parameters"],
+        "provenance": provenance(time.monotonic() - began),
+    }
+
+
+def time_epochs(config: ConfigDict, dataset: Dataset) -> tuple[float, float]:
+    """Return the seconds of the first epoch, which compiles, and of a later one."""
+    trial = config.copy_and_resolve_references()
+    trial.train.num_epochs = 2
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        train(trial, dataset, Path(folder))
+        seconds = time.monotonic() - began
+        ends = [(Path(folder) / "checkpoints" / epoch).stat().st_mtime for epoch in ("1", "2")]
+    later = ends[1] - ends[0]
+    return seconds - later, later
+
+
+def epochs_within(seconds: float, first: float, later: float) -> int:
+    """Return how many epochs end within a time.
+
+    >>> epochs_within(180, first=20, later=8)
+    21
+
+    Args:
+      seconds: the time.
+      first: seconds of the first epoch, which compiles.
+      later: seconds of each later one.
+    """
+    return max(1 + math.floor((seconds - first) / later), 1)
+
+
+def show(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the results as a table."""
+    accuracies = ["clean", "pgd40/0.03", f"autoattack/{8 / 255:.4g}"]
+    table = Table("recipe", "epochs", "seconds", *accuracies)
+    for name, result in results.items():
+        shares = (result.get(key) for key in accuracies)
+        cells = ("" if share is None else f"{share:.1%}" for share in shares)
+        seconds = f"{result['training_seconds']:.0f}"
+        table.add_row(name, str(result["num_epochs"]), seconds, *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
