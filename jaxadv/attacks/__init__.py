@@ -3,6 +3,7 @@
 from jaxadv.attacks.apgd import APGD, apgd
 from jaxadv.attacks.autoattack import AUTOATTACK, autoattack
 from jaxadv.attacks.black_box import BlackBox
+from jaxadv.attacks.bpda import bpda
 from jaxadv.attacks.ensemble import AutoAttackResult
 from jaxadv.attacks.fab import FAB, fab
 from jaxadv.attacks.fast_convolutions import plain_convolutions
@@ -30,6 +31,6 @@ ATTACKS: dict[str, AttackSpec] = {
 
 __all__ = [
     "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "HostModel", "apgd",
-    "autoattack", "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "plain_convolutions",
-    "random_search", "square",
+    "autoattack", "bpda", "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd",
+    "plain_convolutions", "random_search", "square",
 ]  # fmt: skip

@@ -323,7 +323,7 @@ def raise_flags(
         flags["zero_gradient"] = (
             f"The gradient of the DLR loss is zero on {_count(probed.zero_gradient)} images: "
             "gradient attacks make no progress there. Attack a smooth approximation of the "
-            "operation that hides the gradient."
+            "operation that hides the gradient (`jaxadv.attacks.bpda`)."
         )
     if num_classes < 4:
         flags["few_classes"] = (

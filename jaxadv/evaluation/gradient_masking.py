@@ -109,8 +109,8 @@ def _black_box_beats_gradients(attacks: Attacks) -> list[str]:
             warnings.append(
                 f"{black_box.key}, a black-box attack, fools more images than {best.key}, the best "
                 "attack with gradients in the same ball: the gradients mislead. Attack a smooth "
-                "approximation of the operation that hides them (BPDA), and trust the lower "
-                "accuracy."
+                "approximation of the operation that hides them (`jaxadv.attacks.bpda`), and trust "
+                "the lower accuracy."
             )
     return warnings
 
@@ -167,7 +167,8 @@ def _not_converged(attacks: Attacks) -> list[str]:
 def _images_unmoved(attacks: Attacks) -> list[str]:
     return [
         f"{one.key} did not move {one.unmoved} of {one.n} images: their gradient is zero. Try the "
-        "margin loss, or a random start."
+        "margin loss, or a random start; if the model rounds or quantises its input, "
+        "`jaxadv.attacks.bpda`."
         for one in attacks
         if one.eps > 0
         and one.unmoved > 0
