@@ -815,10 +815,20 @@ MUTATIONS = [
         ),
         ("the boosted term of MART", "labels) - margin", "labels) + margin"),
         ("weight of the misclassified images in MART", "1 - jnp.exp(-cross", "jnp.exp(-cross"),
-        ("half of the squared error of DKL", ".sum(axis=-1) / 2", ".sum(axis=-1)"),
-        ("class means of DKL on one device", "lax.psum((is_class.T", "((is_class.T"),
+        ("half of the squared error of IKL", ".sum(axis=-1) / 2", ".sum(axis=-1)"),
+        ("class means of IKL on one device", "lax.psum((is_class.T", "((is_class.T"),
         (
-            "a gradient through the soft labels of DKL",
+            "a gradient through the class means of IKL",
+            "lax.stop_gradient(totals[0] / jnp.maximum(totals[1], 1))",
+            "totals[0] / jnp.maximum(totals[1], 1)",
+        ),
+        (
+            "the squared error of IKL does not move the clean logits",
+            "at_least_float32(clean[:n]) - at_least",
+            "lax.stop_gradient(at_least_float32(clean[:n])) - at_least",
+        ),
+        (
+            "a gradient through the soft labels of IKL",
             "lax.stop_gradient(jax.nn.softmax(at_least_float32(clean[:n])))",
             "jax.nn.softmax(at_least_float32(clean[:n]))",
         ),
@@ -842,7 +852,7 @@ MUTATIONS = [
             "lax.stop_gradient(input_gradient(images))",
             "input_gradient(images)",
         ),
-        ("zero gradients count", "jnp.maximum(counts.sum(), 1)", "len(images)"),
+        ("zero gradients count", "lax.psum(counts.sum(), AXIS)", "lax.psum(len(images), AXIS)"),
     ),
     *_of(
         "weight_perturbation",
@@ -1038,7 +1048,13 @@ MUTATIONS = [
             "update + attack.fraction * num_steps",
             "update + num_steps",
         ),
-        ("duration of an update", "gradients + 2 for", "gradients + 1 for"),
+        (
+            "duration of an update",
+            "gradients + kernels for",
+            "gradients + 1 for",
+            "gradients + 2 for",
+            "gradients + 1 for",
+        ),
     ),
     *_of(
         "optimizer",

@@ -76,7 +76,7 @@ _INGREDIENTS: dict[str, Changes] = {
     "two steps": _TWO_STEPS,
     "trades": {**_KL, "train.loss": "trades"},
     "mart": {**_TWO_STEPS, "train.loss": "mart"},
-    "dkl": {**_KL, "train.loss": "dkl"},
+    "ikl": {**_KL, "train.loss": "ikl"},
     "awp": {"train.awp_gamma": 0.005},
     "gradient alignment": {"train.gradient_alignment": 0.2},
 }

@@ -146,6 +146,7 @@ def step_runs(name: str, batch_size: int) -> dict[str, Run]:
         attack=partial(pgd, norm="linf", loss="cross_entropy", random_start=True),
         num_attacked=batch_size // jax.device_count(),
         loss=TrainingLoss(mixed_cross_entropy, needs_clean=False),
+        schedule=lambda step: LEARNING_RATE,
         precision="float32",
         seed=0,
     )

@@ -77,14 +77,16 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     # the fastest: TF32 on a GPU, bfloat16 on a TPU. CPUs compute in float32.
     config.train.precision = "bfloat16"
     config.train.ema_decay = 0.0  # moving average of the weights (EMA); 0: none
-    config.train.swa_start = placeholder(float)  # epoch where their mean (SWA) starts; None: none
+    config.train.swa_start = placeholder(
+        float
+    )  # epoch after which they are averaged (SWA); None: never
     config.train.label_smoothing = 0.0  # of the labels of real images
     config.train.cutmix = 0.0  # probability that two images exchange a box; 0: no CutMix
-    config.train.loss = "cross_entropy"  # cross_entropy | trades | mart | dkl
+    config.train.loss = "cross_entropy"  # cross_entropy | trades | mart | ikl
     config.train.trades_beta = 6.0  # weight of the KL divergence in TRADES
     config.train.mart_weight = 5.0  # lambda of MART
-    config.train.dkl_alpha = 4.0  # weight of the cross entropy in DKL
-    config.train.dkl_beta = 20.0  # weight of the squared error in DKL
+    config.train.ikl_alpha = 4.0  # weight of the cross entropy in IKL
+    config.train.ikl_beta = 20.0  # weight of the squared error in IKL
     config.train.awp_gamma = 0.0  # adversarial weight perturbation, relative size; 0: none
     config.train.gradient_alignment = 0.0  # weight of the GradAlign regulariser; 0: none
 
@@ -103,7 +105,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.attack.name = "pgd"  # pgd | n_fgsm (one step, initial noise of twice the radius)
     config.attack.fraction = 0.5  # of each batch replaced by adversarial examples
     config.attack.norm = "linf"  # linf | l2
-    config.attack.loss = "cross_entropy"  # cross_entropy | margin | kl (TRADES)
+    config.attack.loss = "cross_entropy"  # cross_entropy | margin | kl (TRADES, IKL)
     config.attack.random_start = False
     config.attack.step_size = 0.01
     config.attack.eps_start = 0.01

@@ -48,8 +48,8 @@ CLASSIFIER_RULES: dict[str, Rule] = {
     "train.cutmix": SHARE,
     "train.trades_beta": RADIUS,
     "train.mart_weight": RADIUS,
-    "train.dkl_alpha": RADIUS,
-    "train.dkl_beta": RADIUS,
+    "train.ikl_alpha": RADIUS,
+    "train.ikl_beta": RADIUS,
     "train.awp_gamma": RADIUS,
     "train.gradient_alignment": RADIUS,
     "train.swa_start": RADIUS,
@@ -221,7 +221,7 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
             f"config.data.synthetic.share is {synthetic.share}, {num_synthetic} images per batch, "
             f"which is not divisible by the {num_devices} devices: use {fitting:.4g}"
         )
-    _check_recipe(config, batch_size // num_devices)
+    _check_method(config, num_devices)
     if attack.name == "n_fgsm":
         for key, value in {
             "num_steps_start": 1, "num_steps_end": 1, "norm": "linf", "random_start": True,
@@ -237,45 +237,54 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
     check_attack("config.validation", "pgd", validation, num_classes=None)
 
 
-def _check_recipe(config: ConfigDict, batch_size: int) -> None:
-    """Check the loss, the average of the weights and CutMix.
-
-    Args:
-      config: of a training.
-      batch_size: of one device.
-    """
-    train, fraction = config.train, config.attack.fraction
-    if train.loss in ("trades", "dkl") and not fraction:
-        raise UserError(f"config.train.loss {train.loss} needs config.attack.fraction above 0")
+def _check_method(config: ConfigDict, num_devices: int) -> None:
+    """Check the loss, the regulariser, the average of the weights and CutMix."""
+    train, attack = config.train, config.attack
+    fraction = f"but config.attack.fraction is {attack.fraction}"
+    if train.loss in ("trades", "ikl") and not attack.fraction:
+        raise UserError(
+            f"config.train.loss {train.loss} needs adversarial images, {fraction}: set it above 0"
+        )
     if train.loss == "mart":
-        if fraction < 1:
-            raise UserError("config.train.loss mart needs config.attack.fraction=1.0")
+        if attack.fraction < 1:
+            raise UserError(
+                f"config.train.loss mart needs an attack on all images, {fraction}: set it to 1.0"
+            )
         for key in ("train.cutmix", "train.label_smoothing", "data.synthetic.label_smoothing"):
             if value := flatten(config)[key]:
                 raise UserError(
-                    f"config.train.loss mart uses the labels as they are, but config.{key} is "
+                    f"config.train.loss mart does not support soft labels, but config.{key} is "
                     f"{value}: set it to 0.0"
                 )
-    if train.gradient_alignment and not (fraction and config.attack.norm == "linf"):
+    if train.gradient_alignment and not (attack.fraction and attack.norm == "linf"):
         raise UserError(
-            "config.train.gradient_alignment needs config.attack.fraction above 0 and "
-            "config.attack.norm=linf"
+            "config.train.gradient_alignment needs an L-inf attack, but config.attack.norm is "
+            f"{attack.norm} and config.attack.fraction {attack.fraction}: change them, or set it "
+            "to 0.0"
         )
     if train.swa_start is not None:
         if train.ema_decay:
             raise UserError(
-                "config.train.ema_decay and config.train.swa_start are both set: a run has one "
-                "average of the weights"
+                f"config.train.swa_start is {train.swa_start} and config.train.ema_decay "
+                f"{train.ema_decay}, but a run has one average of the weights: set "
+                "config.train.ema_decay=0.0"
             )
         if train.swa_start >= train.num_epochs:
             raise UserError(
                 f"config.train.swa_start is {train.swa_start}: it must be below "
                 f"config.train.num_epochs, {train.num_epochs}"
             )
-    if config.train.cutmix and batch_size % 2:
+    if config.optimizer.nesterov and config.optimizer.name != "sgd":
         raise UserError(
-            f"config.train.cutmix mixes pairs of images, but a device has {batch_size} of each "
-            "batch: use an even number"
+            f"config.optimizer.nesterov is an option of sgd, but config.optimizer.name is "
+            f"{config.optimizer.name}: set it to sgd"
+        )
+    size = train.batch_size
+    if train.cutmix and size % (2 * num_devices) and not size % num_devices:
+        raise UserError(
+            f"config.train.cutmix mixes pairs of images, but each of the {num_devices} devices has "
+            f"{size // num_devices} of a batch: use config.train.batch_size="
+            f"{size - size % (2 * num_devices) or 2 * num_devices}"
         )
 
 

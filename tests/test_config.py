@@ -72,7 +72,7 @@ def test_the_argument_of_a_config_is_any_source_of_data(name, source):
         ("data.synthetic.share", 1.2, "data.synthetic.share is 1.2: it must be from 0 to 1"),
         ("data.synthetic.share", 0.5, "data.synthetic.path is not set"),
         ("data.synthetic.label_smoothing", -0.1, "from 0 to 1"),
-        ("train.loss", "hat", "cross_entropy, trades, mart, dkl"),
+        ("train.loss", "hat", "cross_entropy, trades, mart, ikl"),
         (
             "attack.loss",
             "kl",
@@ -148,33 +148,43 @@ def test_an_attack_without_what_it_needs_is_named(key):
     [
         (
             {"train.loss": "trades", "attack.fraction": 0.0},
-            "config.train.loss trades needs config.attack.fraction above 0",
+            "trades needs adversarial images, but config.attack.fraction is 0.0: set it",
         ),
         (
-            {"train.loss": "dkl", "attack.fraction": 0.0},
-            "config.train.loss dkl needs config.attack.fraction above 0",
+            {"train.loss": "ikl", "attack.fraction": 0.0},
+            "ikl needs adversarial images, but config.attack.fraction is 0.0: set it",
         ),
-        ({"train.loss": "mart"}, "config.train.loss mart needs config.attack.fraction=1.0"),
+        (
+            {"train.loss": "mart"},
+            "mart needs an attack on all images, but config.attack.fraction is 0.5",
+        ),
         (
             {"train.loss": "mart", "attack.fraction": 1.0, "train.cutmix": 0.5},
-            "as they are, but config.train.cutmix is 0.5: set it to 0.0",
+            "mart does not support soft labels, but config.train.cutmix is 0.5: set it to 0.0",
         ),
         (
             {"train.loss": "mart", "attack.fraction": 1.0, "train.label_smoothing": 0.1},
-            "as they are, but config.train.label_smoothing is 0.1: set it to 0.0",
+            "soft labels, but config.train.label_smoothing is 0.1: set it to 0.0",
         ),
         (
             {"train.gradient_alignment": 0.2, "attack.norm": "l2"},
-            "gradient_alignment needs config.attack.fraction above 0 and config.attack.norm=linf",
+            "needs an L-inf attack, but config.attack.norm is l2 and config.attack.fraction 0.5",
         ),
-        ({"train.swa_start": 3.0, "train.ema_decay": 0.9}, "are both set: a run has one average"),
+        (
+            {"train.swa_start": 3.0, "train.ema_decay": 0.9},
+            "but a run has one average of the weights: set config.train.ema_decay=0.0",
+        ),
+        (
+            {"optimizer.nesterov": True},
+            "nesterov is an option of sgd, but config.optimizer.name is adamw: set it to sgd",
+        ),
         (
             {"train.swa_start": 10.0},
             "swa_start is 10.0: it must be below config.train.num_epochs, 10",
         ),
         (
             {"train.cutmix": 0.5, "train.batch_size": 62},
-            "a device has 31 of each batch: use an even",
+            "each of the 2 devices has 31 of a batch: use config.train.batch_size=60",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def convolution_with_pads(
 ) -> Outputs:
     """Run XLA's convolution; its input gradient consists of ordinary forward convolutions.
 
-    Differentiable once, in reverse mode.
+    Differentiable in reverse mode. Derivatives of its gradients are those of XLA, which are slower.
 
     Args:
       images: `[batch, height, width, in_channels]`.

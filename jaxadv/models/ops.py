@@ -152,7 +152,8 @@ def _window_axes(windows: Array) -> tuple[int, ...]:
 
 
 def _shared_gradient_fwd(windows, selected):
-    return selected, (windows, selected)
+    # `selected` alone would have no derivative, in a derivative of this gradient.
+    return _with_shared_gradient(windows, selected), (windows, selected)
 
 
 def _shared_gradient_bwd(residuals, gradient):

@@ -65,7 +65,7 @@ DATA_KEYS = (
 # Keys of earlier versions, for `migrate`: dotted key -> new last part, keys that they lacked with
 # the value that they implied, and removed keys with the value that this version still implements.
 _RENAMED_KEYS = {"judge": "evaluator", "data.name": "source"}
-# By section and by a key that the section of that kind has in these versions.
+# Keyed by section, and by a key that identifies the kind of config.
 _ADDED_KEYS: dict[tuple[str, str], dict[str, Any]] = {
     ("data.", "name"): {"size": None, "channels": None, "streaming": None, "test_fraction": 0.2},
     ("train.", "trades_beta"): {
@@ -73,8 +73,8 @@ _ADDED_KEYS: dict[tuple[str, str], dict[str, Any]] = {
         "label_smoothing": 0.0,
         "cutmix": 0.0,
         "mart_weight": 5.0,
-        "dkl_alpha": 4.0,
-        "dkl_beta": 20.0,
+        "ikl_alpha": 4.0,
+        "ikl_beta": 20.0,
         "awp_gamma": 0.0,
         "gradient_alignment": 0.0,
     },

@@ -41,7 +41,7 @@ def make_batch(
     synthetic: DeviceBatch,
 ) -> TrainingBatch:
     """Return the batch of this device; see `jaxadv.training.step.make_train_step`."""
-    images, labels, targets = _mix(setup, _select(data, real), synthetic)
+    images, labels, targets = _mix_synthetic(setup, _select(data, real), synthetic)
     ids = positions(len(labels))
     keys = example_keys(stream(setup.seed, "augment", step), ids)
     images = setup.augment(keys, to_float(images))
@@ -59,10 +59,10 @@ def _select(data: ResidentSplit | None, real: Int[Array, "real"] | DeviceBatch) 
     return data.take(real)
 
 
-def _mix(
+def _mix_synthetic(
     setup: TrainingSetup, real: DeviceBatch, synthetic: DeviceBatch
 ) -> tuple[Array, Labels, Targets]:
-    """Return images, labels and targets; attacked are as many synthetic ones as is their share."""
+    """Return images, labels and targets. Real and synthetic ones have the same attacked share."""
     num_real = len(real.labels)
     num_examples = num_real + setup.num_synthetic
     num_attacked_synthetic = round(setup.num_attacked * setup.num_synthetic / num_examples)

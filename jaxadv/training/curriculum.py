@@ -63,9 +63,10 @@ def durations(config: ConfigDict) -> list[float]:
     """Return the time per training image in each epoch, in units of an attack's gradient.
 
     An update takes about two gradients longer than its own gradient evaluations: for the gradients
-    of the kernels and for the optimizer.
+    of the kernels, which AWP computes twice, and for the optimizer.
 
     Args:
       config: of configs/default.py.
     """
-    return [gradients + 2 for gradients in gradient_evaluations(config)]
+    kernels = 4 if config.train.awp_gamma else 2
+    return [gradients + kernels for gradients in gradient_evaluations(config)]

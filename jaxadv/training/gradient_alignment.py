@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxadv.attacks.threat import THREATS, random_perturbation
+from jaxadv.core.devices import AXIS
 from jaxadv.core.losses import cross_entropy
 from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
-
-_TINY = 1e-20
 
 
 def gradient_misalignment(
@@ -24,7 +23,10 @@ def gradient_misalignment(
 
     This is the regulariser of eq. 3. It is large where a one-step attack fails, which precedes
     catastrophic overfitting. No gradient flows through the input gradient at the image, as in the
-    authors' code. Images with a gradient of zero do not count.
+    authors' code. Images with a gradient of zero do not count. The authors compute the gradients in
+    training mode; here the model decides, and a training step passes its evaluation mode.
+
+    The result is for the share of one device: its mean over the devices is that of the batch.
 
     Args:
       key: of the noise.
@@ -41,10 +43,21 @@ def gradient_misalignment(
         gradient = jax.grad(lambda x: cross_entropy(logits_fn(model_key, x), labels).sum())(images)
         return gradient.reshape(len(images), -1)
 
-    at_image = lax.stop_gradient(input_gradient(images))
-    at_noisy = input_gradient(images + noise)
-    products = (at_image * at_noisy).sum(axis=-1)
-    squares = (at_image**2).sum(axis=-1) * (at_noisy**2).sum(axis=-1)
-    counts = squares > _TINY
-    cosines = jnp.where(counts, products / jnp.sqrt(jnp.where(counts, squares, 1)), 0)
-    return 1 - cosines.sum() / jnp.maximum(counts.sum(), 1)
+    at_image, is_image_zero = _unit(lax.stop_gradient(input_gradient(images)))
+    at_noisy, is_noisy_zero = _unit(input_gradient(images + noise))
+    counts = ~(is_image_zero | is_noisy_zero)
+    differences = jnp.where(counts, 1 - (at_image * at_noisy).sum(axis=-1), 0)
+    num_counts = lax.psum(counts.sum(), AXIS)
+    return differences.sum() * lax.psum(1, AXIS) / jnp.maximum(num_counts, 1)
+
+
+def _unit(
+    gradients: Float[Array, "batch pixels"],
+) -> tuple[Float[Array, "batch pixels"], Bool[Array, "batch"]]:
+    """Return the gradients divided by their length, and which are zero."""
+    # Scaled first: squares of the tiny gradients of a confident model would underflow to zero.
+    largest = lax.stop_gradient(jnp.abs(gradients).max(axis=-1, keepdims=True))
+    scaled = gradients / jnp.where(largest > 0, largest, 1)
+    square = (scaled**2).sum(axis=-1, keepdims=True)
+    length = jnp.sqrt(jnp.where(largest > 0, square, 1))
+    return scaled / length, (largest == 0)[:, 0]

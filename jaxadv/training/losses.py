@@ -15,11 +15,11 @@ from jaxadv.core.logits import at_least_float32
 from jaxadv.core.losses import cross_entropy, kl_divergence, soft_cross_entropy
 from jaxadv.core.types import Labels
 
-_DKL_TEMPERATURE = 4.0  # of the class means, as in the authors' code
+_IKL_TEMPERATURE = 4.0  # of the class means, as in the authors' code
 Targets = Float[Array, "batch classes"]
-Clean = Float[Array, "clean classes"]
-Adversarial = Float[Array, "attacked classes"]
-LossFn = Callable[[Clean, Adversarial, Labels, Targets], Float[Array, ""]]
+CleanLogits = Float[Array, "clean classes"]
+AdversarialLogits = Float[Array, "attacked classes"]
+LossFn = Callable[[CleanLogits, AdversarialLogits, Labels, Targets], Float[Array, ""]]
 
 
 class TrainingLoss(NamedTuple):
@@ -38,7 +38,7 @@ class TrainingLoss(NamedTuple):
 
 
 def mixed_cross_entropy(
-    clean: Clean, adversarial: Adversarial, labels: Labels, targets: Targets
+    clean: CleanLogits, adversarial: AdversarialLogits, labels: Labels, targets: Targets
 ) -> Float[Array, ""]:
     """Return the mean cross entropy of the batch, attacked examples in their adversarial version.
 
@@ -53,7 +53,12 @@ def mixed_cross_entropy(
 
 
 def trades(
-    clean: Clean, adversarial: Adversarial, labels: Labels, targets: Targets, *, beta: float
+    clean: CleanLogits,
+    adversarial: AdversarialLogits,
+    labels: Labels,
+    targets: Targets,
+    *,
+    beta: float,
 ) -> Float[Array, ""]:
     """Return the loss of TRADES (Zhang et al., 2019, eq. 5).
 
@@ -72,7 +77,12 @@ def trades(
 
 
 def mart(
-    clean: Clean, adversarial: Adversarial, labels: Labels, targets: Targets, *, weight: float
+    clean: CleanLogits,
+    adversarial: AdversarialLogits,
+    labels: Labels,
+    targets: Targets,
+    *,
+    weight: float,
 ) -> Float[Array, ""]:
     """Return the loss of MART (Wang et al., 2020, eq. 10 and 11).
 
@@ -99,9 +109,9 @@ def mart(
     return (boosted + weight * kl_divergence(clean, adversarial) * misclassified).mean()
 
 
-def dkl(
-    clean: Clean,
-    adversarial: Adversarial,
+def ikl(
+    clean: CleanLogits,
+    adversarial: AdversarialLogits,
     labels: Labels,
     targets: Targets,
     *,
@@ -114,7 +124,8 @@ def dkl(
     p(clean). The weighted mean squared error wMSE is 1/4 of the sum of w_j w_k (d_j - d_k)^2 over
     all pairs of classes, with d the clean minus the adversarial logits, and w the mean prediction
     for the clean images of the same class. The paper takes these means over the epoch before; here
-    they are over the batch.
+    they are over the batch, which should have several images of each class. With one of each, w is
+    the prediction for the image itself, as in the plain decomposition of the KL divergence (DKL).
 
     Args:
       clean: logits of all examples.
@@ -135,9 +146,9 @@ def dkl(
     return soft_cross_entropy(clean, targets).mean() + divergence.sum() / len(clean)
 
 
-def _class_means(clean: Clean, labels: Labels) -> Float[Array, "classes classes"]:
+def _class_means(clean: CleanLogits, labels: Labels) -> Float[Array, "classes classes"]:
     """Return the mean prediction for the examples of each class in the batch of all devices."""
-    predictions = jax.nn.softmax(at_least_float32(clean) / _DKL_TEMPERATURE)
+    predictions = jax.nn.softmax(at_least_float32(clean) / _IKL_TEMPERATURE)
     is_class = jax.nn.one_hot(labels, clean.shape[-1], dtype=predictions.dtype)
     totals = lax.psum((is_class.T @ predictions, is_class.sum(axis=0)[:, None]), AXIS)
     return lax.stop_gradient(totals[0] / jnp.maximum(totals[1], 1))
@@ -150,9 +161,9 @@ def make_loss(train: ConfigDict) -> TrainingLoss:
 
 LOSSES: dict[str, Callable[[ConfigDict], TrainingLoss]] = {
     "cross_entropy": lambda train: TrainingLoss(mixed_cross_entropy, needs_clean=False),
-    "trades": lambda train: TrainingLoss(partial(trades, beta=train.trades_beta), True),
-    "mart": lambda train: TrainingLoss(partial(mart, weight=train.mart_weight), True),
-    "dkl": lambda train: TrainingLoss(
-        partial(dkl, alpha=train.dkl_alpha, beta=train.dkl_beta), needs_clean=True
+    "trades": lambda train: TrainingLoss(partial(trades, beta=train.trades_beta), needs_clean=True),
+    "mart": lambda train: TrainingLoss(partial(mart, weight=train.mart_weight), needs_clean=True),
+    "ikl": lambda train: TrainingLoss(
+        partial(ikl, alpha=train.ikl_alpha, beta=train.ikl_beta), needs_clean=True
     ),
 }

@@ -87,7 +87,7 @@ def moving_average(
     The decay grows from 1/11 in the first step to its value, so that the first averages depend
     little on the initial tree.
     """
-    return _mix(average, new, jnp.minimum(decay, step / (step + 10)))
+    return _interpolate(average, new, jnp.minimum(decay, step / (step + 10)))
 
 
 def stochastic_average(
@@ -95,17 +95,19 @@ def stochastic_average(
 ) -> PyTree:
     """Return the mean over the steps after `first_step` (SWA; Izmailov et al., 2018).
 
-    Until then it is the new tree. Integers are not averaged.
+    Until then it is the new tree. Integers are not averaged. The paper averages once per epoch, and
+    computes the statistics of batch norm again for the mean weights; here both are averaged in each
+    step.
     """
-    return _mix(average, new, 1 - 1 / jnp.maximum(step - first_step, 1))
+    return _interpolate(average, new, 1 - 1 / jnp.maximum(step - first_step, 1))
 
 
-def _mix(old: PyTree, new: PyTree, share: Array) -> PyTree:
-    """Return share * old + (1 - share) * new."""
+def _interpolate(old: PyTree, new: PyTree, weight: Array) -> PyTree:
+    """Return weight * old + (1 - weight) * new."""
 
     def of_leaf(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return share * old + (1 - share) * new
+        return weight * old + (1 - weight) * new
 
     return jax.tree.map(of_leaf, old, new)

@@ -30,6 +30,7 @@ class TrainingSetup(NamedTuple):
         images.
       num_attacked: adversarial examples in the batch of one device.
       loss: of the clean and the adversarial examples.
+      schedule: maps a step to its learning rate.
       precision: of matrix products and convolutions, a name of `jax.default_matmul_precision`.
       seed: of all random numbers.
       num_synthetic: synthetic examples in the batch of one device.
@@ -48,6 +49,7 @@ class TrainingSetup(NamedTuple):
     attack: Callable[..., Images]
     num_attacked: int
     loss: TrainingLoss
+    schedule: optax.Schedule
     precision: str
     seed: int
     num_synthetic: int = 0
@@ -81,6 +83,7 @@ def make_training_setup(
         attack=_make_attack(config.attack),
         num_attacked=round(config.attack.fraction * (train.batch_size // num_devices)),
         loss=make_loss(train),
+        schedule=schedule,
         precision=train.precision,
         seed=config.seed,
         num_synthetic=num_synthetic // num_devices,

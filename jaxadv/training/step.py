@@ -123,7 +123,9 @@ def make_train_step(setup: TrainingSetup) -> Callable:
     the perturbed weights of AWP, if there are any. The attack uses running batch statistics, and
     dropout only as a defence, so that its forward passes do not change the statistics (Pang et al.
     2021, "Bag of tricks for adversarial training"). Gradients, batch statistics and metrics are
-    averaged over the devices, so the state stays the same on all of them.
+    averaged over the devices, so the state stays the same on all of them. The metrics are those of
+    the weights that the gradient is taken at. With CutMix their labels are those of the larger part
+    of each image.
     """
 
     def train_step(

@@ -36,7 +36,7 @@ from jaxadv.runs.pretrained import initial_variables
 from jaxadv.runs.workdir import claim_dataset, claimed, has_results, load_dataset, source_version
 from jaxadv.training.curriculum import Budget, durations, linear_budget
 from jaxadv.training.loop import Metrics, run_steps
-from jaxadv.training.optimizer import make_schedule
+from jaxadv.training.overfitting import describe_catastrophic_overfitting
 from jaxadv.training.setup import TrainingSetup, make_training_setup
 from jaxadv.training.step import (
     TrainState,
@@ -134,7 +134,6 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
     """
     num_epochs, batch_size = config.train.num_epochs, config.train.batch_size
     steps_per_epoch = _steps_per_epoch(batch_size, dataset)
-    schedule = make_schedule(config.optimizer, num_epochs, steps_per_epoch)
     setup = make_training_setup(config, len(dataset.class_names), steps_per_epoch)
     if isinstance(dataset.train, HostBatch):
         check_images(dataset.train.images)
@@ -181,7 +180,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
                 "epoch": epoch + 1,
                 "step": int(state.step),
                 **budget._asdict(),
-                "learning_rate": float(schedule(int(state.step) - 1)),
+                "learning_rate": float(setup.schedule(int(state.step) - 1)),
                 **_mean_metrics(history),
                 **_validate(setup, state.weights, validation, config),
                 "seconds": seconds,
@@ -194,10 +193,9 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
             checkpoints.save(workdir, epoch + 1, _to_items(state), line, record)
             seconds_left = _seconds_left(config, first_epoch, epoch + 1, started)
             print(_summary(line, num_epochs, seconds_left), flush=True)
-            robust = line["validation_accuracy_robust"]
-            if budget.num_steps == 1 and robust < best_robust / 2:
-                print(_describe_catastrophic_overfitting(robust, best_robust), flush=True)
-            best_robust = max(robust, best_robust)
+            if message := describe_catastrophic_overfitting(line, best_robust, config):
+                print(message, flush=True)
+            best_robust = max(line["validation_accuracy_robust"], best_robust)
             if any_process(signals.stop_requested()):
                 signals.raise_stopped()
     return state
@@ -369,15 +367,6 @@ def _summary(line: dict[str, Any], num_epochs: int, seconds_left: float) -> str:
         f"  validation clean {line['validation_accuracy_clean']:5.1%}"
         f"  robust {line['validation_accuracy_robust']:5.1%}"
         f"  {line['images_per_second']:,.0f} img/s  {seconds_left / 60:.1f} min left"
-    )
-
-
-def _describe_catastrophic_overfitting(robust: float, best: float) -> str:
-    return (
-        f"Catastrophic overfitting (Wong et al., 2020): the robust accuracy on held-out images is "
-        f"{robust:.1%}, after {best:.1%} at best. The attack of one step has stopped finding "
-        "adversarial examples. Set config.attack.name=n_fgsm, a smaller config.attack.eps_end, "
-        "config.train.gradient_alignment=0.2, or more steps. The best checkpoint is kept."
     )
 
 

@@ -11,8 +11,8 @@ def perturb_weights(params: PyTree, gradients: PyTree, gamma: float) -> PyTree:
     """Return the weights that AWP trains at: one step of ascent on the loss.
 
     Each tensor w moves by gamma ||w|| g / ||g|| along its gradient g (eq. 8 to 10, with one step).
-    Vectors and scalars, such as biases and the scales of a batch norm, do not move, as in the
-    authors' code.
+    Only tensors of two axes or more move, which in most models leaves out biases and the scales of
+    norms, as in the authors' code.
 
     Args:
       params: the weights.

@@ -29,7 +29,10 @@ def test_the_config_of_an_earlier_version_equals_that_of_today(tmp_path):
     today = default.get_config()
     stored = json.loads(today.to_json())
     stored["model"]["defence"]["pni"]["granularity"] = "layer"
-    for key in ("swa_start", "label_smoothing", "cutmix", "awp_gamma", "gradient_alignment"):
+    for key in (
+        *("swa_start", "label_smoothing", "cutmix", "mart_weight", "ikl_alpha", "ikl_beta"),
+        *("awp_gamma", "gradient_alignment"),
+    ):
         del stored["train"][key]
     del stored["optimizer"]["nesterov"]
     (tmp_path / "config.json").write_text(json.dumps(stored))

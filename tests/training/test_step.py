@@ -24,9 +24,9 @@ from jaxadv.models import make_model
 from jaxadv.models.classifier import make_logits_fn
 from jaxadv.models.defences import LowRank
 from jaxadv.models.layers import Dropout, GaussianNoise
-from jaxadv.training.batch import _mix
+from jaxadv.training.batch import _mix_synthetic
 from jaxadv.training.curriculum import Budget
-from jaxadv.training.losses import TrainingLoss, dkl, mart, mixed_cross_entropy, trades
+from jaxadv.training.losses import TrainingLoss, ikl, mart, mixed_cross_entropy, trades
 from jaxadv.training.optimizer import moving_average
 from jaxadv.training.setup import TrainingSetup
 from jaxadv.training.step import (
@@ -96,6 +96,7 @@ def make_setup(num_devices=2, *, fraction=0.5, batch_size=8, **changes):
             "attack": partial(pgd, norm="linf", loss="cross_entropy", random_start=True),
             "num_attacked": round(fraction * batch_size / num_devices),
             "loss": TrainingLoss(mixed_cross_entropy, needs_clean=False),
+            "schedule": lambda step: 0.1,
             "precision": "float32",
             "seed": 0,
             **changes,
@@ -136,7 +137,7 @@ RECIPES = {
     "gradient alignment": {"gradient_alignment": 0.5, "fraction": 1.0},
     "trades": {"loss": TrainingLoss(partial(trades, beta=6.0), True), "fraction": 1.0},
     "mart": {"loss": TrainingLoss(partial(mart, weight=5.0), True), "fraction": 1.0},
-    "dkl": {"loss": TrainingLoss(partial(dkl, alpha=4.0, beta=20.0), True), "fraction": 1.0},
+    "ikl": {"loss": TrainingLoss(partial(ikl, alpha=4.0, beta=20.0), True), "fraction": 1.0},
 }
 
 
@@ -276,7 +277,7 @@ def test_synthetic_images_have_their_share_of_the_batch_and_of_the_attack(data):
     setup = make_setup(num_synthetic=2, label_smoothing=0.1, synthetic_smoothing=0.3)
     made = DeviceBatch(jnp.full((2, 4, 4, 3), 255, jnp.uint8), jnp.full(2, 7, jnp.int32))
     real = DeviceBatch(jnp.asarray(data.images[:2]), jnp.asarray(data.labels[:2]))
-    images, labels, targets = _mix(setup, real, made)
+    images, labels, targets = _mix_synthetic(setup, real, made)
     np.testing.assert_array_equal(images[0], data.images[0])
     assert (images[1] == 255).all()  # among the attacked ones, as is the first
     np.testing.assert_array_equal(images[2], data.images[1])

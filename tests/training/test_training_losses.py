@@ -9,7 +9,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from jaxadv.core.devices import AXIS
-from jaxadv.training.losses import dkl, mart, mixed_cross_entropy, trades
+from jaxadv.training.losses import ikl, mart, mixed_cross_entropy, trades
 
 GENERATOR = np.random.default_rng(0)
 NUM, CLASSES = 6, 4
@@ -72,7 +72,7 @@ def test_mart_is_finite_for_a_confident_error():
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
-def test_dkl_is_a_sum_over_all_pairs_of_classes(num_devices):
+def test_ikl_is_a_sum_over_all_pairs_of_classes(num_devices):
     """The class means are over all devices."""
     predictions = softmax(CLEAN / 4, -1)
     means = [predictions[k == LABELS].mean(0) for k in range(CLASSES)]
@@ -89,13 +89,13 @@ def test_dkl_is_a_sum_over_all_pairs_of_classes(num_devices):
         natural = -(TARGETS[i] * log_softmax(CLEAN[i])).sum()
         soft = -(softmax(CLEAN[i]) * log_softmax(ADVERSARIAL[i])).sum()
         each.append(natural + 20 * sum(pairs) / 4 + 4 * soft)
-    loss_fn = on_devices(partial(dkl, alpha=4.0, beta=20.0), num_devices)
+    loss_fn = on_devices(partial(ikl, alpha=4.0, beta=20.0), num_devices)
     assert compute(loss_fn, CLEAN, ADVERSARIAL) == pytest.approx(np.mean(each), rel=1e-5)
 
 
-def test_dkl_of_part_of_the_batch():
+def test_ikl_of_part_of_the_batch():
     """Examples that are not attacked add their cross entropy only, but count in the class means."""
-    loss_fn = partial(dkl, alpha=4.0, beta=20.0)
+    loss_fn = partial(ikl, alpha=4.0, beta=20.0)
     whole = compute(on_devices(loss_fn, 1), CLEAN, np.concatenate([ADVERSARIAL[:2], CLEAN[2:]]))
     entropies = -(softmax(CLEAN, -1) * log_softmax(CLEAN, -1)).sum(-1)[2:].sum() / NUM
     part = jax.vmap(loss_fn, axis_name=AXIS)
@@ -104,14 +104,29 @@ def test_dkl_of_part_of_the_batch():
     assert float(found[0]) == pytest.approx(whole - 4 * entropies, rel=1e-5)
 
 
-def test_dkl_moves_both_predictions():
-    """In the KL divergence of TRADES as in DKL; only the soft labels are constant."""
-
+def gradients_of_ikl(alpha, beta):
     def loss(clean, adversarial):
-        loss_fn = on_devices(partial(dkl, alpha=4.0, beta=0.0), 1)
+        loss_fn = on_devices(partial(ikl, alpha=alpha, beta=beta), 1)
         return loss_fn(clean, adversarial, jnp.asarray(LABELS), jnp.asarray(TARGETS))
 
-    of_clean, of_adversarial = jax.grad(loss, (0, 1))(jnp.asarray(CLEAN), jnp.asarray(ADVERSARIAL))
+    return jax.grad(loss, (0, 1))(jnp.asarray(CLEAN), jnp.asarray(ADVERSARIAL))
+
+
+def test_the_soft_labels_of_ikl_are_constant():
+    of_clean, of_adversarial = gradients_of_ikl(alpha=4.0, beta=0.0)
     np.testing.assert_allclose(of_clean, (softmax(CLEAN, -1) - TARGETS) / NUM, atol=1e-6)
     expected = 4 * (softmax(ADVERSARIAL, -1) - softmax(CLEAN, -1)) / NUM
     np.testing.assert_allclose(of_adversarial, expected, atol=1e-6)
+
+
+def test_the_squared_error_of_ikl_moves_both_logits():
+    """Its weights are constant."""
+    of_clean, of_adversarial = gradients_of_ikl(alpha=0.0, beta=20.0)
+    predictions = softmax(CLEAN / 4, -1)
+    weights = np.stack([predictions[label == LABELS].mean(0) for label in LABELS])
+    difference = CLEAN - ADVERSARIAL
+    centred = difference - (weights * difference).sum(-1, keepdims=True)
+    expected = 20 * weights * centred / NUM
+    np.testing.assert_allclose(of_adversarial, -expected, atol=1e-5)
+    natural = (softmax(CLEAN, -1) - TARGETS) / NUM
+    np.testing.assert_allclose(of_clean, natural + expected, atol=1e-5)
