@@ -8,6 +8,7 @@ from jaxadv.attacks.ensemble import AutoAttackResult
 from jaxadv.attacks.fab import FAB, fab
 from jaxadv.attacks.fast_convolutions import plain_convolutions
 from jaxadv.attacks.host_model import HostModel
+from jaxadv.attacks.mi_fgsm import MI_FGSM, mean_logits, mi_fgsm
 from jaxadv.attacks.nes import NES, nes
 from jaxadv.attacks.nes_label_only import NES_LABEL_ONLY, nes_label_only
 from jaxadv.attacks.pgd import FGSM, PGD, fgsm, n_fgsm, pgd
@@ -20,6 +21,7 @@ from jaxadv.attacks.square import SQUARE, square
 ATTACKS: dict[str, AttackSpec] = {
     "fgsm": FGSM,
     "pgd": PGD,
+    "mi_fgsm": MI_FGSM,
     "apgd": APGD,
     "fab": FAB,
     "nes": NES,
@@ -31,6 +33,6 @@ ATTACKS: dict[str, AttackSpec] = {
 
 __all__ = [
     "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "HostModel", "apgd",
-    "autoattack", "bpda", "fab", "fgsm", "n_fgsm", "nes", "nes_label_only", "pgd",
-    "plain_convolutions", "random_search", "square",
+    "autoattack", "bpda", "fab", "fgsm", "mean_logits", "mi_fgsm", "n_fgsm", "nes",
+    "nes_label_only", "pgd", "plain_convolutions", "random_search", "square",
 ]  # fmt: skip

@@ -62,7 +62,12 @@ DECAY = Rule(lambda value: 0 <= value < 1, "from 0 to below 1")
 NUMBERS: dict[str, Rule] = {
     "batch_size": COUNT,
     "chunk_size": integer_rule(2),
+    "decay": RADIUS,
+    "diversity": SHARE,
     "eps": RADIUS,
+    "kernel_size": Rule(
+        lambda n: COUNT.is_valid(n) and n % 2 == 1, "an odd integer, so that it has a centre"
+    ),
     "label_radius": RADIUS,
     "label_samples": COUNT,
     "min_step_size": RADIUS,
@@ -86,6 +91,7 @@ NUMBERS: dict[str, Rule] = {
 CHOICES: dict[str, Rule] = {
     "directions": choice_rule(DIRECTIONS),
     "early_stop": choice_rule((True, False)),
+    "nesterov": choice_rule((True, False)),
     "noise_average": choice_rule(AVERAGES),
     "norm": choice_rule(tuple(THREATS)),
     "random_start": choice_rule((True, False)),

@@ -1,10 +1,9 @@
 """Gradient attacks with a fixed number of steps: FGSM, PGD and N-FGSM."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Any, NamedTuple, ParamSpec
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jaxadv.attacks.eot import (
     expected_value_and_gradient,
 )
 from jaxadv.attacks.host_calls import jit_kernel
-from jaxadv.attacks.result import AttackResult, initial_result
+from jaxadv.attacks.result import AttackResult, initial_result, returning_images
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
 from jaxadv.attacks.tracing import TracedModel
@@ -28,7 +27,6 @@ from jaxadv.core.losses import LOSSES, kl_divergence, make_objective
 from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 PGD_LOSSES = (*LOSSES, "kl")
-_P = ParamSpec("_P")
 
 
 class PGDBudget(NamedTuple):
@@ -52,19 +50,7 @@ class PGDOptions:
     noise_average: str
 
 
-def _returning_images(attack: Callable[_P, AttackResult]) -> Callable[_P, Images]:
-    """Make an attack return the images alone; `__wrapped__` returns the `AttackResult`."""
-
-    @wraps(attack)
-    def images_of_attack(*args: _P.args, **kwargs: _P.kwargs) -> Images:
-        return attack(*args, **kwargs).images
-
-    signature = inspect.signature(attack).replace(return_annotation=Images)
-    images_of_attack.__signature__ = signature  # type: ignore[attr-defined]
-    return images_of_attack
-
-
-@_returning_images
+@returning_images
 def fgsm(
     key: PRNGKey,
     logits_fn: LogitsFn,
@@ -108,7 +94,7 @@ def fgsm(
     )
 
 
-@_returning_images
+@returning_images
 def pgd(
     key: PRNGKey,
     logits_fn: LogitsFn,

@@ -1,11 +1,16 @@
 """The result of an attack: one type for all attacks of an evaluation."""
 
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple, ParamSpec
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxadv.core.types import Images, PerExample
+
+_P = ParamSpec("_P")
 
 
 class AttackResult(NamedTuple):
@@ -52,3 +57,15 @@ def initial_result(images: Images, extras: PyTree = ()) -> AttackResult:
         steps=counts,
         extras=extras,
     )
+
+
+def returning_images(attack: Callable[_P, AttackResult]) -> Callable[_P, Images]:
+    """Make an attack return the images alone; `__wrapped__` returns the `AttackResult`."""
+
+    @wraps(attack)
+    def images_of_attack(*args: _P.args, **kwargs: _P.kwargs) -> Images:
+        return attack(*args, **kwargs).images
+
+    signature = inspect.signature(attack).replace(return_annotation=Images)
+    images_of_attack.__signature__ = signature  # type: ignore[attr-defined]
+    return images_of_attack

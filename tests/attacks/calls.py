@@ -12,6 +12,7 @@ CALLS = {
     "fgsm": {"eps": 0.1},
     "n_fgsm": {"eps": 0.05, "step_size": 0.0},
     "pgd": {"eps": 0.1, "step_size": 0.05, "num_steps": 3, "num_restarts": 2},
+    "mi_fgsm": {"eps": 0.1, "step_size": 0.05, "num_steps": 3, "diversity": 0.5, "kernel_size": 3},
     "apgd": {"eps": 0.1, "num_steps": 4, "num_targets": 1, "loss": "dlr"},
     "fab": {"eps": 0.1, "num_steps": 3, "num_targets": 1},
     "nes": {

@@ -129,6 +129,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **NORMS, "loss": [*LOSSES, "kl"], "num_restarts": [2, 1],
         "noise_average": ["loss", "softmax"],
     },
+    "mi_fgsm": {
+        **NORMS, **TARGETED, "loss": list(LOSSES), "nesterov": [False, True], "kernel_size": [1, 3],
+    },
     "apgd": {
         **NORMS, "loss": list(LOSSES), "num_targets": [0, 1], "num_restarts": [1, 2],
         "num_steps": [3],
@@ -287,10 +290,13 @@ def arguments_of(name, case, problem):
     eps = case["eps"]
     arguments = dict(problem.static)
     arguments["eps"] = None if name == "fab" and case["seed"] % 8 == 0 else eps
-    if name in ("pgd", "n_fgsm", "nes"):
+    if name in ("pgd", "mi_fgsm", "n_fgsm", "nes"):
         arguments["step_size"] = case["step"] * eps
-    if name == "pgd":
+    if name in ("pgd", "mi_fgsm"):
         arguments["num_steps"] = case["num_queries"] % 4
+    if name == "mi_fgsm":
+        arguments["decay"] = case["step"]
+        arguments["diversity"] = [0.0, 0.5, 1.0][case["seed"] % 3]
     if name in RESUMABLE:
         arguments["num_queries"] = case["num_queries"]
     if name in (*BLACK_BOX, "apgd", "fgsm", "pgd"):
@@ -390,6 +396,7 @@ REQUIRED = {
     "fgsm": {},
     "n_fgsm": {"step_size": 0.1},
     "pgd": {"step_size": 0.1, "num_steps": 2},
+    "mi_fgsm": {"step_size": 0.1, "num_steps": 2},
     "apgd": {"num_steps": 3},
     "fab": {"num_steps": 3, "num_targets": 1},
     "nes": {"step_size": 0.1, "num_queries": 9, "samples_per_gradient": 4},
@@ -419,6 +426,10 @@ INVALID_VALUES = {
     "samples_per_gradient": [1, 0, 3, 2.0],
     "sigma": [0, -0.1, float("nan"), float("inf")],
     "momentum": [-0.1, 1, float("nan")],
+    "decay": RADII,
+    "diversity": [-0.1, 1.1, float("nan")],
+    "kernel_size": [2, 0, -1, 3.0],
+    "nesterov": ["no", 2],
     "share": [-0.1, 1.1, float("nan")],
     "norm": ["l1", 2, "Linf"],
     "loss": ["hinge", 3, ""],

@@ -1,0 +1,237 @@
+"""Transfer attacks: momentum iterative FGSM, with look-ahead, input diversity and translations."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from jaxadv.attacks.checks import Arguments, Inputs, check_arguments, prepare
+from jaxadv.attacks.eot import Noise, expected_value_and_gradient
+from jaxadv.attacks.host_calls import jit_kernel
+from jaxadv.attacks.result import AttackResult, initial_result, returning_images
+from jaxadv.attacks.spec import AttackSpec
+from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.attacks.tracing import TracedModel
+from jaxadv.core.losses import make_objective
+from jaxadv.core.rng import example_keys
+from jaxadv.core.types import Images, Labels, Logits, LogitsFn, PRNGKey
+
+_SMALLEST_SIZE = 0.9  # of a resized image
+_KERNEL_DEVIATIONS = 3  # standard deviations between the centre and the border of the kernel
+_TINY = 1e-12
+
+
+class MIFGSMBudget(NamedTuple):
+    """The traced arguments of MI-FGSM, see `mi_fgsm`."""
+
+    eps: Float[Array, ""]
+    step_size: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    decay: Float[Array, ""]
+    diversity: Float[Array, ""]
+
+
+@dataclass(frozen=True)
+class MIFGSMOptions:
+    """The static arguments of MI-FGSM, see `mi_fgsm`."""
+
+    norm: str
+    loss: str
+    nesterov: bool
+    kernel_size: int
+    resizes: bool
+
+
+@returning_images
+def mi_fgsm(
+    key: PRNGKey,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    *,
+    eps: ArrayLike,
+    step_size: ArrayLike,
+    num_steps: ArrayLike = 10,
+    decay: ArrayLike = 1.0,
+    nesterov: bool = False,
+    diversity: ArrayLike = 0.0,
+    kernel_size: int = 1,
+    norm: str = "linf",
+    loss: str = "cross_entropy",
+    targets: Labels | None = None,
+    example_ids: Int[Array, "batch"] | None = None,
+) -> AttackResult:
+    """Run MI-FGSM (Dong et al., 2018), whose images often fool other models too.
+
+    Each step follows the sign of an accumulated gradient, in L2 its direction. The accumulated
+    gradient is `decay` times the one before plus the new gradient, which is divided by its mean
+    absolute value. Options:
+
+    - `nesterov`: NI-FGSM (Lin et al., 2020). The gradient is that of the point `step_size * decay`
+      times the accumulated gradient ahead, as in the authors' code.
+    - `diversity`: DI-FGSM (Xie et al., 2019). With this probability the model sees the image shrunk
+      to a random size of at least 90 % and padded with black at a random place.
+    - `kernel_size`: TI-FGSM (Dong et al., 2019). The gradient is smoothed by a Gaussian kernel.
+
+    To attack a model that is not at hand, run it on one or several surrogate models
+    (`mean_logits`), and evaluate the images on the victim.
+
+    Traced arguments: `eps`, `step_size`, `num_steps`, `decay` and `diversity`. All others are
+    static; `diversity` of 0 compiles without the resize.
+
+    Args:
+      key: key of the random sizes and of the model's noise.
+      logits_fn: `(key, images) -> logits` of the surrogate.
+      images: clean images in [0, 1], shape (batch, height, width, channels).
+      labels: true classes, shape (batch,).
+      eps: radius of the ball in units of the pixel range.
+      step_size: length of a step in the same norm and units; the papers use `eps / num_steps`.
+      num_steps: gradient steps.
+      decay: factor of the accumulated gradient in each step; 0 is the basic iterative method.
+      nesterov: whether the gradient is that of a point ahead.
+      diversity: probability of a resized input in each step.
+      kernel_size: side of the kernel in pixels, odd; 1 is no smoothing. Its border is three
+        standard deviations from its centre.
+      norm: "linf" or "l2".
+      loss: "cross_entropy", "margin", "probability" or "dlr".
+      targets: target classes, shape (batch,); the attack then descends their loss.
+      example_ids: distinct integers, shape (batch,), by default the positions in the batch.
+
+    Returns:
+      Images of the same shape, within eps of the clean ones and in [0, 1].
+
+    Raises:
+      ValueError: an argument has an invalid shape, range or name; the message names it.
+
+    >>> logits_fn = lambda key, x: x.sum((1, 2)) @ jnp.array([[1.0, -1.0]])
+    >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+    >>> mi_fgsm(jax.random.key(0), logits_fn, x, y, eps=0.1, step_size=0.02).min()
+    Array(0.4, dtype=float32)
+    """
+    traced = {
+        "eps": eps, "step_size": step_size, "num_steps": num_steps, "decay": decay,
+        "diversity": diversity,
+    }  # fmt: skip
+    static: dict[str, Any] = {
+        "norm": norm, "loss": loss, "nesterov": nesterov, "kernel_size": kernel_size,
+    }  # fmt: skip
+    check_arguments({**traced, **static})
+    model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
+    dtype = inputs.images.dtype
+    budget = MIFGSMBudget(
+        **{name: jnp.asarray(value, dtype) for name, value in traced.items()}
+        | {"num_steps": jnp.asarray(num_steps, jnp.int32)}
+    )
+    resizes = not (isinstance(diversity, int | float) and diversity == 0)
+    return _mi_fgsm(model, inputs, budget, options=MIFGSMOptions(**static, resizes=resizes))
+
+
+class _Iterate(NamedTuple):
+    images: Images
+    accumulated: Images  # gradient
+    nonfinite: Int[Array, "batch"]
+
+
+@partial(jit_kernel, static_argnames="options")
+def _mi_fgsm(
+    model: TracedModel, inputs: Inputs, budget: MIFGSMBudget, *, options: MIFGSMOptions
+) -> AttackResult:
+    key, images, labels, targets, example_ids = inputs
+    threat = THREATS[options.norm]
+    objective = make_objective(options.loss, labels, targets)
+    resize_key, noise_key = jax.random.split(key)
+
+    def step(i: Int[Array, ""], current: _Iterate) -> _Iterate:
+        def logits_fn(key: PRNGKey, images: Images) -> Logits:
+            if options.resizes:
+                keys = example_keys(jax.random.fold_in(resize_key, i), example_ids)
+                images = jax.vmap(_resize, in_axes=(0, 0, None))(keys, images, budget.diversity)
+            return model(key, images)
+
+        point = current.images
+        if options.nesterov:
+            point = point + budget.step_size * budget.decay * current.accumulated
+        estimate = expected_value_and_gradient(
+            jax.random.fold_in(noise_key, i), logits_fn, objective, objective, point,
+            Noise(1, 1, "loss"),
+        )  # fmt: skip
+        gradient = _smooth(estimate.gradient, options.kernel_size)
+        size = jnp.abs(gradient).mean(axis=(1, 2, 3), keepdims=True)
+        accumulated = budget.decay * current.accumulated + gradient / jnp.maximum(size, _TINY)
+        delta = current.images + budget.step_size * threat.steepest(accumulated) - images
+        moved = perturb(threat, images, delta, budget.eps)
+        return _Iterate(moved, accumulated, current.nonfinite + estimate.nonfinite)
+
+    start = _Iterate(images, jnp.zeros_like(images), jnp.zeros_like(labels))
+    final = lax.fori_loop(0, budget.num_steps, step, start)
+    result = initial_result(images)
+    result = result._replace(
+        images=final.images,
+        queries=result.queries + budget.num_steps,
+        gradients=result.gradients + budget.num_steps,
+        nonfinite=final.nonfinite,
+        steps=result.steps + budget.num_steps,
+    )
+    return lax.stop_gradient(result)
+
+
+def _resize(
+    key: PRNGKey, image: Float[Array, "height width channels"], probability: Float[Array, ""]
+) -> Float[Array, "height width channels"]:
+    """Return the image, or with a probability a smaller copy at a random place on black."""
+    is_resized_key, scale_key, place_key = jax.random.split(key, 3)
+    scale = jax.random.uniform(scale_key, minval=_SMALLEST_SIZE).astype(image.dtype)
+    room = jnp.array(image.shape[:2], image.dtype) * (1 - scale)
+    place = room * jax.random.uniform(place_key, (2,)).astype(image.dtype)
+    scales = jnp.stack([scale, scale])
+    resized = jax.image.scale_and_translate(image, image.shape, (0, 1), scales, place, "linear")
+    return jnp.where(jax.random.bernoulli(is_resized_key, probability), resized, image)
+
+
+def _smooth(gradient: Images, kernel_size: int) -> Images:
+    """Convolve with a Gaussian kernel, over zeros beyond the border."""
+    if kernel_size == 1:
+        return gradient
+    offsets = np.linspace(-_KERNEL_DEVIATIONS, _KERNEL_DEVIATIONS, kernel_size)
+    weights = np.exp(-(offsets**2) / 2)
+    kernel = jnp.asarray(weights / weights.sum(), gradient.dtype)
+
+    def smooth_line(line: Float[Array, "pixels"]) -> Float[Array, "pixels"]:
+        # Not mode="same", whose result is as long as the kernel if that is longer.
+        return jnp.convolve(line, kernel)[kernel_size // 2 :][: len(line)]
+
+    for axis in (1, 2):
+        gradient = jnp.apply_along_axis(smooth_line, axis, gradient)
+    return gradient
+
+
+def mean_logits(*logits_fns: LogitsFn) -> LogitsFn:
+    """Return an ensemble of surrogate models: the mean of their logits (Dong et al., 2018, eq. 7).
+
+    >>> one, other = (lambda key, x, k=k: k * x.sum((1, 2)) for k in (1.0, 3.0))
+    >>> mean_logits(one, other)(jax.random.key(0), jnp.ones((1, 1, 1, 2)))
+    Array([[2., 2.]], dtype=float32)
+    """
+
+    def logits_fn(key: PRNGKey, images: Images) -> Logits:
+        return sum(logits_fn(key, images) for logits_fn in logits_fns) / len(logits_fns)
+
+    return logits_fn
+
+
+def _max_gradients(arguments: Arguments) -> int:
+    return arguments.get("num_steps", 10)
+
+
+MI_FGSM = AttackSpec(
+    attack_fn=mi_fgsm,
+    run=mi_fgsm.__wrapped__,  # type: ignore[attr-defined]
+    traced=("eps", "step_size", "num_steps", "decay", "diversity"),
+    uses_gradients=True,
+    max_queries=_max_gradients,
+)
