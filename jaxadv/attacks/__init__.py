@@ -4,9 +4,11 @@ from jaxadv.attacks.apgd import APGD, apgd
 from jaxadv.attacks.autoattack import AUTOATTACK, autoattack
 from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.bpda import bpda
+from jaxadv.attacks.ddn import DDN, ddn
 from jaxadv.attacks.ensemble import AutoAttackResult
 from jaxadv.attacks.fab import FAB, fab
 from jaxadv.attacks.fast_convolutions import plain_convolutions
+from jaxadv.attacks.fmn import FMN, fmn
 from jaxadv.attacks.host_model import HostModel
 from jaxadv.attacks.mi_fgsm import MI_FGSM, mean_logits, mi_fgsm
 from jaxadv.attacks.nes import NES, nes
@@ -24,6 +26,8 @@ ATTACKS: dict[str, AttackSpec] = {
     "mi_fgsm": MI_FGSM,
     "apgd": APGD,
     "fab": FAB,
+    "fmn": FMN,
+    "ddn": DDN,
     "nes": NES,
     "nes_label_only": NES_LABEL_ONLY,
     "square": SQUARE,
@@ -33,6 +37,6 @@ ATTACKS: dict[str, AttackSpec] = {
 
 __all__ = [
     "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "HostModel", "apgd",
-    "autoattack", "bpda", "fab", "fgsm", "mean_logits", "mi_fgsm", "n_fgsm", "nes",
-    "nes_label_only", "pgd", "plain_convolutions", "random_search", "square",
+    "autoattack", "bpda", "ddn", "fab", "fgsm", "fmn", "mean_logits", "mi_fgsm", "n_fgsm",
+    "nes", "nes_label_only", "pgd", "plain_convolutions", "random_search", "square",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxadv.attacks.checks import check_arguments
+from jaxadv.attacks.threat import THREATS
 
 # Arguments of an attack that the caller sets for each call, not the config.
 PER_CALL = ("targets", "starts", "example_ids", "resume", "batch_size", "progress", "ledger")
@@ -27,6 +28,7 @@ class AttackSpec:
       uses_gradients: whether it differentiates the model; otherwise it is a black-box attack.
       max_queries: `arguments -> int`, the most gradients, or forward passes of a black-box attack,
         per example. Missing arguments have their defaults.
+      norms: values of its argument `norm`.
       resumable: whether it takes `num_queries` and `resume`, checks its successes, and stops at the
         first: such attacks run in segments, between which fooled examples leave the batch.
       takes_example_ids: whether its randomness follows from `example_ids`.
@@ -42,6 +44,7 @@ class AttackSpec:
     traced: tuple[str, ...]
     uses_gradients: bool
     max_queries: Callable[[Mapping[str, Any]], int]
+    norms: tuple[str, ...] = tuple(THREATS)
     resumable: bool = False
     takes_example_ids: bool = True
     returns_clean: bool = False

@@ -15,6 +15,8 @@ CALLS = {
     "mi_fgsm": {"eps": 0.1, "step_size": 0.05, "num_steps": 3, "diversity": 0.5, "kernel_size": 3},
     "apgd": {"eps": 0.1, "num_steps": 4, "num_targets": 1, "loss": "dlr"},
     "fab": {"eps": 0.1, "num_steps": 3, "num_targets": 1},
+    "fmn": {"eps": 0.1, "num_steps": 4},
+    "ddn": {"eps": 0.5, "num_steps": 4, "norm": "l2"},
     "nes": {
         "eps": 0.1,
         "step_size": 0.05,

@@ -21,7 +21,7 @@ from calls import BLACK_BOX, FUNCTIONS, RESUMABLE, images_of, patch_stages
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from jaxadv.attacks import AttackResult
+from jaxadv.attacks import ATTACKS, AttackResult
 from jaxadv.attacks.ensemble import CLEAN, ROBUST
 from jaxadv.core.logits import predicted_class
 from jaxadv.core.losses import LOSSES
@@ -140,6 +140,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **NORMS, "num_targets": [1, 0], "num_restarts": [1, 2], "early_stop": [True, True, False],
         "num_steps": [3],
     },
+    "fmn": {**NORMS, **TARGETED},
+    "ddn": {"norm": ["l2"], **TARGETED},
     "nes": {
         **NORMS, **TARGETED, "loss": ["probability", "margin", "cross_entropy"],
         "directions": ["normal", "rademacher"], "plateau_length": [0, 2],
@@ -289,11 +291,14 @@ def make_problem(name, case):
 def arguments_of(name, case, problem):
     eps = case["eps"]
     arguments = dict(problem.static)
-    arguments["eps"] = None if name == "fab" and case["seed"] % 8 == 0 else eps
+    measures_distance = name in ATTACKS and ATTACKS[name].measures_distance
+    arguments["eps"] = None if measures_distance and case["seed"] % 8 == 0 else eps
     if name in ("pgd", "mi_fgsm", "n_fgsm", "nes"):
         arguments["step_size"] = case["step"] * eps
     if name in ("pgd", "mi_fgsm"):
         arguments["num_steps"] = case["num_queries"] % 4
+    if name in ("fmn", "ddn"):
+        arguments["num_steps"] = 1 + case["num_queries"] % 4
     if name == "mi_fgsm":
         arguments["decay"] = case["step"]
         arguments["diversity"] = [0.0, 0.5, 1.0][case["seed"] % 3]
@@ -328,7 +333,8 @@ def check_ball_and_box(name, problem, images, arguments):
 
 
 def check_search_result(name, problem, found, arguments):
-    limit, num_samples = arguments["num_queries"], arguments.get("num_noise_samples", 1)
+    limit = arguments["num_queries" if "num_queries" in arguments else "num_steps"]
+    num_samples = arguments.get("num_noise_samples", 1)
     targeted = problem.targets is not None
     for count in (found.queries, found.gradients, found.nonfinite, found.steps):
         assert (count >= 0).all()
@@ -399,6 +405,8 @@ REQUIRED = {
     "mi_fgsm": {"step_size": 0.1, "num_steps": 2},
     "apgd": {"num_steps": 3},
     "fab": {"num_steps": 3, "num_targets": 1},
+    "fmn": {"num_steps": 3},
+    "ddn": {"num_steps": 3},
     "nes": {"step_size": 0.1, "num_queries": 9, "samples_per_gradient": 4},
     "nes_label_only": {"num_queries": 9, "samples_per_gradient": 2, "label_samples": 2},
     "square": {"num_queries": 9},

@@ -1,0 +1,87 @@
+"""DDN and FMN: distances on linear models, whose exact value is the margin over the dual norm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_model import WEIGHTS, examples, length, linear, radii
+
+from jaxadv.attacks import ddn, fmn
+
+KEY = jax.random.key(0)
+# Confident, so that the cross entropy of DDN leads to the nearest class.
+LOGITS_FN = linear(20 * WEIGHTS)
+IMAGES, _ = examples(n=64, low=0.3, high=0.7)  # no shortest perturbation leaves the box
+LABELS = LOGITS_FN(None, IMAGES).argmax(1).at[:8].add(1) % 5  # the first are misclassified
+NUM_STEPS = 400
+ATTACKS = {("ddn", "l2"): ddn, ("fmn", "l2"): fmn, ("fmn", "linf"): fmn}
+both = pytest.mark.parametrize(("name", "norm"), ATTACKS)
+
+
+def attack(name, norm, **arguments):
+    fn = ATTACKS[name, norm]
+    return fn(KEY, LOGITS_FN, IMAGES, LABELS, **{"norm": norm, "num_steps": NUM_STEPS, **arguments})
+
+
+@both
+def test_distances_on_a_linear_model_are_the_margin_over_the_dual_norm(name, norm):
+    exact = np.maximum(radii(WEIGHTS, IMAGES, LABELS, norm), 0)
+    found = attack(name, norm)
+    distances = np.asarray(found.extras.distance)
+    assert found.success.all()
+    assert (distances >= exact * (1 - 1e-4) - 1e-6).all()
+    wrong = exact == 0
+    assert wrong.sum() == 8
+    np.testing.assert_array_equal(distances[wrong], 0)
+    np.testing.assert_array_equal(found.images[wrong], IMAGES[wrong])
+    excess = distances[~wrong] / exact[~wrong]
+    assert np.median(excess) < 1.01
+    assert excess.max() < 1.25
+
+
+@both
+def test_images_are_misclassified_at_their_distance(name, norm):
+    found = attack(name, norm)
+    predictions = LOGITS_FN(None, found.images).argmax(1)
+    assert (predictions != LABELS).all()
+    moved = length(found.images - IMAGES, norm)
+    np.testing.assert_allclose(moved, found.extras.distance, rtol=1e-4, atol=1e-6)
+    assert (found.margins > 0).all()
+    assert (found.queries == NUM_STEPS).all()
+    assert (found.gradients == NUM_STEPS).all()
+
+
+@both
+def test_images_beyond_eps_are_no_success(name, norm):
+    distances = np.asarray(attack(name, norm).extras.distance)
+    eps = float(np.median(distances))
+    found = attack(name, norm, eps=eps)
+    np.testing.assert_array_equal(found.success, distances <= np.float32(eps))
+    np.testing.assert_array_equal(found.extras.distance, distances)
+    np.testing.assert_array_equal(found.images[~found.success], IMAGES[~found.success])
+    assert (length(found.images - IMAGES, norm) <= eps * (1 + 1e-5)).all()
+
+
+@both
+def test_targets_are_reached(name, norm):
+    targets = (LABELS + 1) % 5
+    found = attack(name, norm, targets=targets)
+    assert found.success.mean() > 0.95
+    predictions = LOGITS_FN(None, found.images).argmax(1)
+    np.testing.assert_array_equal(predictions[found.success], targets[found.success])
+
+
+@both
+def test_a_flat_model_is_never_fooled_and_gives_no_nan(name, norm):
+    def flat(key, images):
+        return jnp.zeros((len(images), 5)).at[:, 0].set(1.0) + 0 * images.sum((1, 2, 3))[:, None]
+
+    found = ATTACKS[name, norm](KEY, flat, IMAGES, jnp.zeros(64, int), norm=norm, num_steps=5)
+    assert not found.success.any()
+    assert np.isinf(found.extras.distance).all()
+    np.testing.assert_array_equal(found.images, IMAGES)
+
+
+def test_ddn_has_no_other_norm():
+    with pytest.raises(ValueError, match="norm is 'linf': it must be l2"):
+        ddn(KEY, LOGITS_FN, IMAGES, LABELS, norm="linf")
