@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from jaxadv.attacks.black_box import BlackBox, trace_black_box
 from jaxadv.attacks.host_calls import run_with_host_calls
-from jaxadv.attacks.result import AttackResult
+from jaxadv.attacks.result import AttackResult, Distances
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.tracing import TracedModel, trace_model
 from jaxadv.core.devices import (
@@ -227,34 +227,44 @@ def attack_in_batches(
       The result in numpy arrays.
     """
     cost, n = spec.max_queries(arguments), len(examples.labels)
-    result, done = _fixed_cost_result(examples, cost, arguments.get("num_steps", 1)), 0
+    result, done = _fixed_cost_result(spec, examples, cost, arguments.get("num_steps", 1)), 0
     began = time.monotonic() - seconds_spent(cache, name)
     if cache is not None and name in cache:
         kept = cache[name]
         done = len(kept["images"])
-        result.images[:done], result.nonfinite[:done] = kept["images"], kept["nonfinite"]
+        for field, array in _by_example(result).items():
+            array[:done] = kept[field]
         _advance(bar, done * cost)
     saved = time.monotonic()
     for rows, padded in padded_batches(np.arange(done, n), batch_size):
         if not len(rows):
             break
         part = attack_batch(spec, key, model, examples.rows(padded), arguments)
-        result.images[rows] = part.images[: len(rows)]
-        result.nonfinite[rows] = part.nonfinite[: len(rows)]
+        for field, array in _by_example(part).items():
+            _by_example(result)[field][rows] = array[: len(rows)]
         done += len(rows)
         _advance(bar, len(rows) * cost)
         is_due = done == n or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
         if cache is not None and is_due:
             seconds = np.asarray(time.monotonic() - began)
-            rows_done = {"images": result.images[:done], "nonfinite": result.nonfinite[:done]}
+            rows_done = {field: array[:done] for field, array in _by_example(result).items()}
             cache[name] = {**rows_done, "seconds": seconds}
             saved = time.monotonic()
     return result
 
 
-def _fixed_cost_result(examples: Examples, cost: int, num_steps: int) -> Any:
+def _by_example(result: Any) -> dict[str, np.ndarray]:
+    """Return what a fixed-cost attack finds for each example; the other fields are constant."""
+    found = {"images": result.images, "nonfinite": result.nonfinite}
+    if isinstance(result.extras, Distances):
+        found["distance"] = result.extras.distance
+    return found
+
+
+def _fixed_cost_result(spec: AttackSpec, examples: Examples, cost: int, num_steps: int) -> Any:
     """Return the initial result of a fixed-cost attack: clean images, with the cost as queries."""
     n = len(examples.labels)
+    no_distances = Distances(np.full(n, np.inf, np.float32))
     arrays: dict[str, Any] = {
         "images": examples.images.copy(),
         "success": np.zeros(n, bool),
@@ -264,7 +274,7 @@ def _fixed_cost_result(examples: Examples, cost: int, num_steps: int) -> Any:
         "margins": np.full(n, -np.inf, np.float32),
         "steps": np.full(n, num_steps),
     }
-    return AttackResult(**arrays, extras=())
+    return AttackResult(**arrays, extras=no_distances if spec.measures_distance else ())
 
 
 def search_survivors(

@@ -62,12 +62,10 @@ DECAY = Rule(lambda value: 0 <= value < 1, "from 0 to below 1")
 NUMBERS: dict[str, Rule] = {
     "batch_size": COUNT,
     "chunk_size": integer_rule(2),
-    "decay": RADIUS,
+    "decay": SHARE,
     "diversity": SHARE,
     "eps": RADIUS,
-    "kernel_size": Rule(
-        lambda n: COUNT.is_valid(n) and n % 2 == 1, "an odd integer, so that it has a centre"
-    ),
+    "kernel_size": Rule(lambda n: COUNT.is_valid(n) and n % 2 == 1, "an odd integer, 1 or more"),
     "label_radius": RADIUS,
     "label_samples": COUNT,
     "min_step_size": RADIUS,
@@ -93,7 +91,6 @@ CHOICES: dict[str, Rule] = {
     "early_stop": choice_rule((True, False)),
     "nesterov": choice_rule((True, False)),
     "noise_average": choice_rule(AVERAGES),
-    "norm": choice_rule(tuple(THREATS)),
     "random_start": choice_rule((True, False)),
     "version": choice_rule(VERSIONS),
 }
@@ -107,6 +104,7 @@ def check_arguments(
     num_classes: int | None = None,
     *,
     losses: Collection[str] = tuple(LOSSES),
+    norms: Collection[str] = tuple(THREATS),
     optional: Collection[str] = (),
 ) -> None:
     """Raise a ValueError that begins with the name of the first invalid argument.
@@ -117,9 +115,10 @@ def check_arguments(
       arguments: arguments of an attack.
       num_classes: number of classes of the model, if known.
       losses: losses that the attack supports.
+      norms: norms that the attack supports.
       optional: names of arguments that may be None.
     """
-    choices = {**CHOICES, "loss": choice_rule(losses)}
+    choices = {**CHOICES, "loss": choice_rule(losses), "norm": choice_rule(norms)}
     for name, value in arguments.items():
         if not is_concrete(value) or (value is None and name in optional):
             continue

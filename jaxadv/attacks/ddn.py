@@ -1,26 +1,32 @@
 """Decoupled direction and norm attack (DDN): minimal L2 perturbations (Rony et al., 2019)."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxadv.attacks.checks import Arguments, Inputs, check_arguments, check_at_least_one, prepare
 from jaxadv.attacks.eot import EOTEstimate
 from jaxadv.attacks.host_calls import jit_kernel
-from jaxadv.attacks.minimal_norm import Iterate, cosine, radius_or_infinite, run_minimal_norm
+from jaxadv.attacks.minimal_norm import (
+    Iterate,
+    cosine_schedule,
+    max_gradients,
+    run_minimal_norm,
+)
 from jaxadv.attacks.result import AttackResult
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, random_on_sphere
+from jaxadv.attacks.threat import THREATS, random_perturbation
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
+_NORMS = ("l2",)
 _START_RADIUS = 1.0
 _RADIUS_CHANGE = 0.05  # gamma of the paper
-_LAST_STEP_SIZE = 0.01
+_STEP_SIZES = (1.0, 0.01)  # first and last
 
 
 def ddn(
@@ -37,10 +43,13 @@ def ddn(
 ) -> AttackResult:
     """Run the decoupled direction and norm attack (Rony et al., 2019) for the nearest L2 image.
 
-    Each step moves along the normalised gradient of the cross entropy, by 1 in the first step and
-    0.01 in the last. It then projects onto a sphere around the clean image, whose radius shrinks by
-    5 % after a misclassified iterate and grows by 5 % after another. The radius starts at 1. Images
-    are not quantised, unlike in the paper.
+    Each step moves along the normalised gradient of the cross entropy, by 1 in the first step,
+    decreasing to about 0.01. It then projects onto a sphere around the clean image, whose radius
+    shrinks by 5 % after a misclassified iterate and grows by 5 % after another. The radius starts
+    at 1. Images are not quantised, unlike in the paper.
+
+    The model's noise, if any, is sampled once per step and not averaged, so an image may be
+    misclassified by chance.
 
     Traced arguments: `eps` and `num_steps`.
 
@@ -50,7 +59,7 @@ def ddn(
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
       eps: L2 distance up to which a misclassified image is a success; None is any distance.
-      num_steps: steps, 1 or more; each takes one gradient.
+      num_steps: steps, 1 or more, each with one gradient. The first is at the clean image.
       norm: "l2".
       targets: target classes, shape (batch,), as which the images are to be classified.
       example_ids: distinct integers, shape (batch,), by default the positions in the batch.
@@ -70,16 +79,14 @@ def ddn(
     """
     check_ddn({"eps": eps, "num_steps": num_steps, "norm": norm})
     model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
-    radius = radius_or_infinite(eps, inputs.images.dtype)
-    return _ddn(model, inputs, radius, jnp.asarray(num_steps, jnp.int32), norm=norm)
+    eps = jnp.asarray(jnp.inf if eps is None else eps, inputs.images.dtype)
+    return _ddn(model, inputs, eps, jnp.asarray(num_steps, jnp.int32), norm=norm)
 
 
 def check_ddn(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raise a ValueError that names the first invalid argument of `ddn`."""
-    check_arguments(arguments, num_classes, optional=("eps",))
+    check_arguments(arguments, num_classes, norms=_NORMS, optional=("eps",))
     check_at_least_one(num_steps=arguments.get("num_steps", 100))
-    if arguments.get("norm", "l2") != "l2":
-        raise ValueError(f"norm is {arguments['norm']!r}: it must be l2, the only norm of ddn")
 
 
 @partial(jit_kernel, static_argnames="norm")
@@ -97,15 +104,19 @@ def _ddn(
     def move(
         i: Int[Array, ""], iterate: Iterate, estimate: EOTEstimate
     ) -> tuple[Images, PerExample]:
-        step_size = _LAST_STEP_SIZE + (1 - _LAST_STEP_SIZE) * cosine(i, num_steps)
-        direction = threat.steepest(estimate.gradient)
-        has_gradient = (direction != 0).any(axis=(1, 2, 3), keepdims=True)
-        random_key = jax.random.fold_in(direction_key, i)
-        elsewhere = random_on_sphere(
-            threat, random_key, inputs.example_ids, images, jnp.ones((), images.dtype)
-        )
-        delta = iterate.delta + step_size * jnp.where(has_gradient, direction, elsewhere - images)
-        change = jnp.where(estimate.scores > 0, -_RADIUS_CHANGE, _RADIUS_CHANGE)
+        step_size = cosine_schedule(*_STEP_SIZES, i, num_steps).astype(images.dtype)
+        gradient = estimate.gradient
+        is_flat = (gradient == 0).all(axis=(1, 2, 3), keepdims=True)
+
+        def random_direction() -> Images:
+            random_key = jax.random.fold_in(direction_key, i)
+            one = jnp.ones((), images.dtype)
+            return random_perturbation(threat, random_key, inputs.example_ids, images, one)
+
+        elsewhere = lax.cond(is_flat.any(), random_direction, lambda: gradient)
+        direction = threat.steepest(jnp.where(is_flat, elsewhere, gradient))
+        delta = iterate.delta + step_size * direction
+        change = jnp.where(iterate.is_wrong, -_RADIUS_CHANGE, _RADIUS_CHANGE)
         radius = (1 + change) * iterate.radius
         length = jnp.maximum(threat.length(delta), jnp.finfo(delta.dtype).tiny)
         return radius[:, None, None, None] * delta / length, radius
@@ -123,17 +134,13 @@ def _ddn(
     )
 
 
-def _max_gradients(arguments: Arguments) -> Any:
-    return arguments.get("num_steps", 100)
-
-
 DDN = AttackSpec(
     attack_fn=ddn,
     run=ddn,
     traced=("eps", "num_steps"),
     uses_gradients=True,
-    max_queries=_max_gradients,
-    norms=("l2",),
+    max_queries=max_gradients,
+    norms=_NORMS,
     returns_clean=True,
     measures_distance=True,
     check=check_ddn,

@@ -1,7 +1,6 @@
 """Fast minimum-norm attack (FMN): minimal perturbations in L-inf and L2 (Pintor et al., 2021)."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
@@ -9,7 +8,12 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from jaxadv.attacks.checks import Arguments, Inputs, check_arguments, check_at_least_one, prepare
 from jaxadv.attacks.eot import EOTEstimate
 from jaxadv.attacks.host_calls import jit_kernel
-from jaxadv.attacks.minimal_norm import Iterate, cosine, radius_or_infinite, run_minimal_norm
+from jaxadv.attacks.minimal_norm import (
+    Iterate,
+    cosine_schedule,
+    max_gradients,
+    run_minimal_norm,
+)
 from jaxadv.attacks.result import AttackResult
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS
@@ -19,7 +23,7 @@ from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 _STEP_SIZES = (1.0, 0.01)  # first and last, in L2
 _RADIUS_CHANGES = (0.05, 0.001)  # gamma of the paper, first and last
-_TINY = 1e-12
+_LEAST_DISTANCE = 1e-3  # to a boundary that is not crossed yet
 
 
 def fmn(
@@ -36,13 +40,16 @@ def fmn(
 ) -> AttackResult:
     """Run the fast minimum-norm attack (Pintor et al., 2021) for the nearest adversarial image.
 
-    Each step moves along the gradient of the margin, by an L2 length of 1 in the first step and
-    0.01 in the last, and projects onto a ball around the clean image. The radius of the ball
-    shrinks after a misclassified iterate, and grows after another, by 5 % at first and 0.1 % at the
-    end. Until the first misclassified iterate it is the distance to the linearised decision
-    boundary, enlarged by the same percentage: otherwise iterates could stay on the boundary of an
-    almost linear model. Starting points of another class, an option of the paper, are not
-    supported.
+    Each step moves along the gradient of the margin, by an L2 length of 1 in the first step,
+    decreasing to about 0.01, and projects onto a ball around the clean image. The radius of the
+    ball shrinks after a misclassified iterate, and grows after another, by 5 % at first and 0.1 %
+    at the end. Until the first misclassified iterate it is the distance to the linearised decision
+    boundary, at least 0.001, enlarged by the same percentage: otherwise iterates could stay on the
+    boundary of an almost linear model. Starting points of another class, an option of the paper,
+    are not supported.
+
+    The model's noise, if any, is sampled once per step and not averaged, so an image may be
+    misclassified by chance.
 
     Traced arguments: `eps` and `num_steps`. `norm` is static.
 
@@ -52,7 +59,7 @@ def fmn(
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
       eps: distance up to which a misclassified image is a success; None is any distance.
-      num_steps: steps, 1 or more; each takes one gradient.
+      num_steps: steps, 1 or more, each with one gradient. The first is at the clean image.
       norm: "linf" or "l2".
       targets: target classes, shape (batch,), as which the images are to be classified.
       example_ids: distinct integers, shape (batch,), by default the positions in the batch.
@@ -73,8 +80,8 @@ def fmn(
     """
     check_fmn({"eps": eps, "num_steps": num_steps, "norm": norm})
     model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
-    radius = radius_or_infinite(eps, inputs.images.dtype)
-    return _fmn(model, inputs, radius, jnp.asarray(num_steps, jnp.int32), norm=norm)
+    eps = jnp.asarray(jnp.inf if eps is None else eps, inputs.images.dtype)
+    return _fmn(model, inputs, eps, jnp.asarray(num_steps, jnp.int32), norm=norm)
 
 
 def check_fmn(arguments: Arguments, num_classes: int | None = None) -> None:
@@ -93,29 +100,23 @@ def _fmn(
     norm: str,
 ) -> AttackResult:
     threat, direction = THREATS[norm], THREATS["l2"].steepest
-
-    def between(first_and_last: tuple[float, float], i: Int[Array, ""]) -> Float[Array, ""]:
-        first, last = first_and_last
-        return last + (first - last) * cosine(i, num_steps)
+    dtype = inputs.images.dtype
 
     def move(
         i: Int[Array, ""], iterate: Iterate, estimate: EOTEstimate
     ) -> tuple[Images, PerExample]:
-        change = between(_RADIUS_CHANGES, i)
-        # The distance to the linearised boundary is the margin over the gradient's dual norm.
-        magnitudes = jnp.abs(estimate.gradient)
-        if norm == "linf":
-            dual_norm = magnitudes.sum(axis=(1, 2, 3))
-        else:
-            dual_norm = threat.length(magnitudes)[:, 0, 0, 0]
-        to_boundary = jnp.abs(estimate.values) / jnp.maximum(dual_norm, _TINY)
+        change, step_size = (
+            cosine_schedule(*values, i, num_steps).astype(dtype)
+            for values in (_RADIUS_CHANGES, _STEP_SIZES)
+        )
+        to_boundary = _distance_to_boundary(estimate, norm)
         beyond = threat.length(iterate.delta)[:, 0, 0, 0] + to_boundary
         radius = jnp.where(
-            estimate.scores > 0,
+            iterate.is_wrong,
             jnp.minimum((1 - change) * iterate.radius, iterate.distance),
             (1 + change) * jnp.where(iterate.was_found, iterate.radius, beyond),
         )
-        delta = iterate.delta + between(_STEP_SIZES, i) * direction(estimate.gradient)
+        delta = iterate.delta + step_size * direction(estimate.gradient)
         return threat.project(delta, radius[:, None, None, None]), radius
 
     return run_minimal_norm(
@@ -131,8 +132,19 @@ def _fmn(
     )
 
 
-def _max_gradients(arguments: Arguments) -> Any:
-    return arguments.get("num_steps", 100)
+def _distance_to_boundary(estimate: EOTEstimate, norm: str) -> PerExample:
+    """Return the margin over the dual norm of its gradient, at least `_LEAST_DISTANCE`."""
+    magnitudes = jnp.abs(estimate.gradient)
+    # Scaled first: squares of tiny or huge gradients would leave the range of floats.
+    largest = magnitudes.max(axis=(1, 2, 3))
+    largest = jnp.where(largest > 0, largest, 1)
+    scaled = magnitudes / largest[:, None, None, None]
+    if norm == "linf":
+        dual_norm = scaled.sum(axis=(1, 2, 3))
+    else:
+        dual_norm = THREATS["l2"].length(scaled)[:, 0, 0, 0]
+    margins = jnp.abs(estimate.values).astype(magnitudes.dtype)
+    return jnp.maximum(margins / largest / jnp.maximum(dual_norm, 1), _LEAST_DISTANCE)
 
 
 FMN = AttackSpec(
@@ -140,7 +152,7 @@ FMN = AttackSpec(
     run=fmn,
     traced=("eps", "num_steps"),
     uses_gradients=True,
-    max_queries=_max_gradients,
+    max_queries=max_gradients,
     returns_clean=True,
     measures_distance=True,
     check=check_fmn,

@@ -23,7 +23,6 @@ from jaxadv.core.types import Images, Labels, Logits, LogitsFn, PRNGKey
 
 _SMALLEST_SIZE = 0.9  # of a resized image
 _KERNEL_DEVIATIONS = 3  # standard deviations between the centre and the border of the kernel
-_TINY = 1e-12
 
 
 class MIFGSMBudget(NamedTuple):
@@ -33,7 +32,7 @@ class MIFGSMBudget(NamedTuple):
     step_size: Float[Array, ""]
     num_steps: Int[Array, ""]
     decay: Float[Array, ""]
-    diversity: Float[Array, ""]
+    num_noise_samples: Int[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,10 @@ class MIFGSMOptions:
     norm: str
     loss: str
     nesterov: bool
+    diversity: float
     kernel_size: int
-    resizes: bool
+    noise_chunk_size: int
+    noise_average: str
 
 
 @returning_images
@@ -59,10 +60,13 @@ def mi_fgsm(
     num_steps: ArrayLike = 10,
     decay: ArrayLike = 1.0,
     nesterov: bool = False,
-    diversity: ArrayLike = 0.0,
+    diversity: float = 0.0,
     kernel_size: int = 1,
     norm: str = "linf",
     loss: str = "cross_entropy",
+    num_noise_samples: ArrayLike = 1,
+    noise_chunk_size: int = 1,
+    noise_average: str = "loss",
     targets: Labels | None = None,
     example_ids: Int[Array, "batch"] | None = None,
 ) -> AttackResult:
@@ -72,17 +76,17 @@ def mi_fgsm(
     gradient is `decay` times the one before plus the new gradient, which is divided by its mean
     absolute value. Options:
 
-    - `nesterov`: NI-FGSM (Lin et al., 2020). The gradient is that of the point `step_size * decay`
-      times the accumulated gradient ahead, as in the authors' code.
+    - `nesterov`: NI-FGSM (Lin et al., 2020), in L-inf. The gradient is that of the point
+      `step_size * decay` times the accumulated gradient ahead, as in the authors' code.
     - `diversity`: DI-FGSM (Xie et al., 2019). With this probability the model sees the image shrunk
       to a random size of at least 90 % and padded with black at a random place.
     - `kernel_size`: TI-FGSM (Dong et al., 2019). The gradient is smoothed by a Gaussian kernel.
 
-    To attack a model that is not at hand, run it on one or several surrogate models
+    To attack a model whose gradients are not available, run it on one or several surrogate models
     (`mean_logits`), and evaluate the images on the victim.
 
-    Traced arguments: `eps`, `step_size`, `num_steps`, `decay` and `diversity`. All others are
-    static; `diversity` of 0 compiles without the resize.
+    Traced arguments: `eps`, `step_size`, `num_steps`, `decay` and `num_noise_samples`. All others
+    are static.
 
     Args:
       key: key of the random sizes and of the model's noise.
@@ -92,13 +96,17 @@ def mi_fgsm(
       eps: radius of the ball in units of the pixel range.
       step_size: length of a step in the same norm and units; the papers use `eps / num_steps`.
       num_steps: gradient steps.
-      decay: factor of the accumulated gradient in each step; 0 is the basic iterative method.
+      decay: factor of the accumulated gradient in each step, from 0 to 1; 0 is the basic iterative
+        method.
       nesterov: whether the gradient is that of a point ahead.
       diversity: probability of a resized input in each step.
       kernel_size: side of the kernel in pixels, odd; 1 is no smoothing. Its border is three
         standard deviations from its centre.
       norm: "linf" or "l2".
       loss: "cross_entropy", "margin", "probability" or "dlr".
+      num_noise_samples: samples of the model's noise that each gradient averages over.
+      noise_chunk_size: noise samples evaluated at once; memory grows with it.
+      noise_average: "loss" or "softmax", as for `jaxadv.attacks.pgd`.
       targets: target classes, shape (batch,); the attack then descends their loss.
       example_ids: distinct integers, shape (batch,), by default the positions in the batch.
 
@@ -115,20 +123,33 @@ def mi_fgsm(
     """
     traced = {
         "eps": eps, "step_size": step_size, "num_steps": num_steps, "decay": decay,
-        "diversity": diversity,
+        "num_noise_samples": num_noise_samples,
     }  # fmt: skip
     static: dict[str, Any] = {
-        "norm": norm, "loss": loss, "nesterov": nesterov, "kernel_size": kernel_size,
+        "norm": norm, "loss": loss, "nesterov": nesterov, "diversity": diversity,
+        "kernel_size": kernel_size, "noise_chunk_size": noise_chunk_size,
+        "noise_average": noise_average,
     }  # fmt: skip
-    check_arguments({**traced, **static})
+    check_mi_fgsm({**traced, **static})
     model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
     dtype = inputs.images.dtype
     budget = MIFGSMBudget(
-        **{name: jnp.asarray(value, dtype) for name, value in traced.items()}
-        | {"num_steps": jnp.asarray(num_steps, jnp.int32)}
+        eps=jnp.asarray(eps, dtype),
+        step_size=jnp.asarray(step_size, dtype),
+        num_steps=jnp.asarray(num_steps, jnp.int32),
+        decay=jnp.asarray(decay, dtype),
+        num_noise_samples=jnp.asarray(num_noise_samples, jnp.int32),
     )
-    resizes = not (isinstance(diversity, int | float) and diversity == 0)
-    return _mi_fgsm(model, inputs, budget, options=MIFGSMOptions(**static, resizes=resizes))
+    return _mi_fgsm(model, inputs, budget, options=MIFGSMOptions(**static))
+
+
+def check_mi_fgsm(arguments: Arguments, num_classes: int | None = None) -> None:
+    """Raise a ValueError that names the first invalid argument of `mi_fgsm`."""
+    check_arguments(arguments, num_classes)
+    if arguments.get("nesterov") and arguments.get("norm", "linf") != "linf":
+        raise ValueError(
+            f"nesterov is True, but norm is {arguments['norm']!r}: NI-FGSM has steps in linf only"
+        )
 
 
 class _Iterate(NamedTuple):
@@ -144,25 +165,25 @@ def _mi_fgsm(
     key, images, labels, targets, example_ids = inputs
     threat = THREATS[options.norm]
     objective = make_objective(options.loss, labels, targets)
+    noise = Noise(budget.num_noise_samples, options.noise_chunk_size, options.noise_average)
     resize_key, noise_key = jax.random.split(key)
 
     def step(i: Int[Array, ""], current: _Iterate) -> _Iterate:
         def logits_fn(key: PRNGKey, images: Images) -> Logits:
-            if options.resizes:
+            if options.diversity:
                 keys = example_keys(jax.random.fold_in(resize_key, i), example_ids)
-                images = jax.vmap(_resize, in_axes=(0, 0, None))(keys, images, budget.diversity)
+                resize = partial(_resize, probability=options.diversity)
+                images = jax.vmap(resize)(keys, images)
             return model(key, images)
 
         point = current.images
         if options.nesterov:
             point = point + budget.step_size * budget.decay * current.accumulated
         estimate = expected_value_and_gradient(
-            jax.random.fold_in(noise_key, i), logits_fn, objective, objective, point,
-            Noise(1, 1, "loss"),
-        )  # fmt: skip
-        gradient = _smooth(estimate.gradient, options.kernel_size)
-        size = jnp.abs(gradient).mean(axis=(1, 2, 3), keepdims=True)
-        accumulated = budget.decay * current.accumulated + gradient / jnp.maximum(size, _TINY)
+            jax.random.fold_in(noise_key, i), logits_fn, objective, objective, point, noise
+        )
+        gradient = _unit_mean(_smooth(estimate.gradient, options.kernel_size))
+        accumulated = budget.decay * current.accumulated + gradient
         delta = current.images + budget.step_size * threat.steepest(accumulated) - images
         moved = perturb(threat, images, delta, budget.eps)
         return _Iterate(moved, accumulated, current.nonfinite + estimate.nonfinite)
@@ -170,18 +191,28 @@ def _mi_fgsm(
     start = _Iterate(images, jnp.zeros_like(images), jnp.zeros_like(labels))
     final = lax.fori_loop(0, budget.num_steps, step, start)
     result = initial_result(images)
+    num_gradients = budget.num_steps * budget.num_noise_samples
     result = result._replace(
         images=final.images,
-        queries=result.queries + budget.num_steps,
-        gradients=result.gradients + budget.num_steps,
+        queries=result.queries + num_gradients,
+        gradients=result.gradients + num_gradients,
         nonfinite=final.nonfinite,
         steps=result.steps + budget.num_steps,
     )
     return lax.stop_gradient(result)
 
 
+def _unit_mean(gradient: Images) -> Images:
+    """Return the gradient of each image divided by its mean absolute value; 0 stays 0."""
+    # Scaled first: the mean of tiny gradients of a confident model would underflow to zero.
+    largest = jnp.abs(gradient).max(axis=(1, 2, 3), keepdims=True)
+    scaled = gradient / jnp.where(largest > 0, largest, 1)
+    mean = jnp.abs(scaled).mean(axis=(1, 2, 3), keepdims=True)
+    return scaled / jnp.where(mean > 0, mean, 1)
+
+
 def _resize(
-    key: PRNGKey, image: Float[Array, "height width channels"], probability: Float[Array, ""]
+    key: PRNGKey, image: Float[Array, "height width channels"], probability: float
 ) -> Float[Array, "height width channels"]:
     """Return the image, or with a probability a smaller copy at a random place on black."""
     is_resized_key, scale_key, place_key = jax.random.split(key, 3)
@@ -197,17 +228,22 @@ def _smooth(gradient: Images, kernel_size: int) -> Images:
     """Convolve with a Gaussian kernel, over zeros beyond the border."""
     if kernel_size == 1:
         return gradient
+    rows, columns = (
+        jnp.asarray(_smoothing_matrix(length, kernel_size), gradient.dtype)
+        for length in gradient.shape[1:3]
+    )
+    return jnp.einsum("bhwc,ih,jw->bijc", gradient, rows, columns, precision="highest")
+
+
+def _smoothing_matrix(length: int, kernel_size: int) -> Float[np.ndarray, "length length"]:
+    """Return the matrix that convolves a line of pixels with the kernel."""
     offsets = np.linspace(-_KERNEL_DEVIATIONS, _KERNEL_DEVIATIONS, kernel_size)
     weights = np.exp(-(offsets**2) / 2)
-    kernel = jnp.asarray(weights / weights.sum(), gradient.dtype)
-
-    def smooth_line(line: Float[Array, "pixels"]) -> Float[Array, "pixels"]:
-        # Not mode="same", whose result is as long as the kernel if that is longer.
-        return jnp.convolve(line, kernel)[kernel_size // 2 :][: len(line)]
-
-    for axis in (1, 2):
-        gradient = jnp.apply_along_axis(smooth_line, axis, gradient)
-    return gradient
+    padded = np.pad(weights / weights.sum(), length)  # 0 for pixels that are farther apart
+    centre = length + kernel_size // 2
+    positions = np.arange(length)
+    apart = np.clip(positions[:, None] - positions, -centre, len(padded) - 1 - centre)
+    return padded[centre + apart]
 
 
 def mean_logits(*logits_fns: LogitsFn) -> LogitsFn:
@@ -225,13 +261,14 @@ def mean_logits(*logits_fns: LogitsFn) -> LogitsFn:
 
 
 def _max_gradients(arguments: Arguments) -> int:
-    return arguments.get("num_steps", 10)
+    return arguments.get("num_steps", 10) * arguments.get("num_noise_samples", 1)
 
 
 MI_FGSM = AttackSpec(
     attack_fn=mi_fgsm,
     run=mi_fgsm.__wrapped__,  # type: ignore[attr-defined]
-    traced=("eps", "step_size", "num_steps", "decay", "diversity"),
+    traced=("eps", "step_size", "num_steps", "decay", "num_noise_samples"),
     uses_gradients=True,
     max_queries=_max_gradients,
+    check=check_mi_fgsm,
 )

@@ -1,4 +1,4 @@
-"""The loop of minimal-norm attacks: iterates that move, and the nearest misclassified one."""
+"""The loop that DDN and FMN share: it moves an iterate and keeps the nearest misclassified one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,42 +6,46 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxadv.attacks.checks import Inputs
+from jaxadv.attacks.checks import Arguments, Inputs
 from jaxadv.attacks.eot import EOTEstimate, Noise, Objective, expected_value_and_gradient
-from jaxadv.attacks.result import AttackResult, initial_result
+from jaxadv.attacks.result import AttackResult, Distances, initial_result
 from jaxadv.attacks.search import select_rows
 from jaxadv.attacks.threat import THREATS
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.types import Images, PerExample, PRNGKey
 
+# The nearest images lie on the decision boundary, where another forward pass may round to the other
+# class. They count from this margin on, relative to that of the clean image.
+_LEAST_MARGIN = 1e-4
+
 
 class Iterate(NamedTuple):
-    """Where a minimal-norm attack is; every array has one row per example.
+    """The state of a minimal-norm attack; every array has one row per example.
 
     Attributes:
       delta: the current perturbation.
       radius: the radius that it was projected to.
       distance: to the nearest misclassified image found; infinite without one.
+      is_wrong: whether the current image is misclassified.
       was_found: whether a misclassified image was found.
+      least_margin: beyond which an image counts as misclassified.
     """
 
     delta: Images
     radius: PerExample
     distance: PerExample
+    is_wrong: Bool[Array, "batch"]
     was_found: Bool[Array, "batch"]
-
-
-class _Extras(NamedTuple):
-    distance: PerExample
+    least_margin: PerExample
 
 
 Move = Callable[[Int[Array, ""], Iterate, EOTEstimate], tuple[Images, PerExample]]
 """`(i, iterate, estimate) -> (delta, radius)` of the next iterate, before the clip to the box.
 
-`estimate` has the objective, its gradient and the margin of the iterate, above 0 if misclassified.
+`estimate` has the objective and its gradient at the iterate.
 """
 
 
@@ -77,7 +81,14 @@ def run_minimal_norm(
     margin = make_objective("margin", inputs.labels, inputs.targets)
     zeros = jnp.zeros_like(images[:, 0, 0, 0])
     farthest = threat.length(jnp.maximum(images, 1 - images))[:, 0, 0, 0]  # within the box
-    start = Iterate(jnp.zeros_like(images), zeros + start_radius, zeros + jnp.inf, zeros > 0)
+    start = Iterate(
+        delta=jnp.zeros_like(images),
+        radius=zeros + start_radius,
+        distance=zeros + jnp.inf,
+        is_wrong=zeros > 0,
+        was_found=zeros > 0,
+        least_margin=zeros,
+    )
 
     def step(
         i: Int[Array, ""], current: tuple[Iterate, AttackResult]
@@ -85,14 +96,22 @@ def run_minimal_norm(
         iterate, result = current
         moved = images + iterate.delta
         estimate = expected_value_and_gradient(
-            jax.random.fold_in(key, i), model, objective, margin, moved, Noise(1, 1, "loss")
+            jax.random.fold_in(key, i),
+            model,
+            objective,
+            margin,
+            moved,
+            Noise(1, 1, "loss"),
         )
         distance = threat.length(iterate.delta)[:, 0, 0, 0]
-        is_wrong = estimate.scores > 0
+        margins = estimate.scores.astype(images.dtype)
+        is_wrong = margins > iterate.least_margin
         is_nearer = is_wrong & (distance < iterate.distance)
         iterate = iterate._replace(
             distance=jnp.where(is_nearer, distance, iterate.distance),
+            is_wrong=is_wrong,
             was_found=iterate.was_found | is_wrong,
+            least_margin=jnp.where(i == 0, _LEAST_MARGIN * jnp.abs(margins), iterate.least_margin),
         )
         result = result._replace(
             queries=result.queries + 1,
@@ -100,21 +119,24 @@ def run_minimal_norm(
             nonfinite=result.nonfinite + estimate.nonfinite,
             steps=result.steps + 1,
         )
-        better = result._replace(images=moved, success=is_wrong, margins=estimate.scores)
+        better = result._replace(images=moved, success=is_wrong, margins=margins)
         result = select_rows(is_nearer & (distance <= eps), better, result)
         delta, radius = move(i, iterate, estimate)
         delta = jnp.clip(images + delta, 0, 1) - images
         return iterate._replace(delta=delta, radius=jnp.minimum(radius, farthest)), result
 
     iterate, result = lax.fori_loop(0, num_steps, step, (start, initial_result(images)))
-    return lax.stop_gradient(result._replace(extras=_Extras(iterate.distance)))
+    return lax.stop_gradient(result._replace(extras=Distances(iterate.distance)))
 
 
-def cosine(i: Int[Array, ""], num_steps: Int[Array, ""]) -> Float[Array, ""]:
-    """Return the cosine schedule from 1 at step 0 towards 0 at `num_steps`."""
-    return (1 + jnp.cos(jnp.pi * i / num_steps)) / 2
+def cosine_schedule(
+    first: float, last: float, i: Int[Array, ""], num_steps: Int[Array, ""]
+) -> Float[Array, ""]:
+    """Return the value at step i of a cosine schedule that would reach `last` at `num_steps`."""
+    share = i.astype(jnp.float32) / num_steps.astype(jnp.float32)
+    return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
 
 
-def radius_or_infinite(eps: ArrayLike | None, dtype: jnp.dtype) -> Float[Array, ""]:
-    """Return eps as an array; None is any distance."""
-    return jnp.asarray(jnp.inf if eps is None else eps, dtype)
+def max_gradients(arguments: Arguments) -> int:
+    """Return the cost of DDN or FMN in gradients."""
+    return arguments.get("num_steps", 100)

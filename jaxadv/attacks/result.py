@@ -29,7 +29,8 @@ class AttackResult(NamedTuple):
         without a success check. If a logit is NaN or infinite, the margin is inf, a success, or
         with targets -inf.
       steps: candidates proposed, or steps taken.
-      extras: the state that a resumed call continues from; its type is the attack's.
+      extras: the state that a resumed call continues from, or `Distances`; its type is the
+        attack's.
     """
 
     images: Images
@@ -40,6 +41,17 @@ class AttackResult(NamedTuple):
     margins: PerExample
     steps: Int[Array, "batch"]
     extras: PyTree
+
+
+class Distances(NamedTuple):
+    """The `extras` of a minimal-norm attack that cannot be resumed.
+
+    Attributes:
+      distance: to the nearest misclassified image found, in the norm of the attack; infinite
+        without one.
+    """
+
+    distance: PerExample
 
 
 def initial_result(images: Images, extras: PyTree = ()) -> AttackResult:

@@ -24,7 +24,7 @@ class AttackedExamples:
       broken_by: position of the attack in AutoAttack that fooled the example, -1 if robust.
       steps: that this attack took.
       gradients: that all attacks of AutoAttack took.
-      distances: to the nearest misclassified image that FAB or AutoAttack found.
+      distances: to the nearest misclassified image that a minimal-norm attack or AutoAttack found.
     """
 
     robust: Bool[np.ndarray, "n"]

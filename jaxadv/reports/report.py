@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from jaxadv.attacks import ATTACKS
 from jaxadv.attacks.threat import GREY_IMAGE_EPS
 from jaxadv.core.example_results import AttackedExamples, ExampleResults
 from jaxadv.core.files import read_arrays, read_json, read_json_lines
@@ -198,9 +199,7 @@ def _distances(
         distances: dict[str, Any] = {
             entry.key: _attacked(examples, entry).distances for entry in entries
         }
-        radii = {
-            entry.key: entry.eps for entry in entries if entry.arguments.get("early_stop", True)
-        }
+        radii = {entry.key: entry.eps for entry in entries if _stops_early(entry)}
         rows = [
             {
                 "name": name,
@@ -284,6 +283,12 @@ def _class_name(examples: ExampleResults, number: int | np.integer) -> str:
     return str(number if examples.class_names is None else examples.class_names[number])
 
 
+def _stops_early(entry: AttackEntry) -> bool:
+    """Return whether an attack stops at its first success; DDN and FMN never do."""
+    spec = ATTACKS[entry.attack]
+    return spec.is_ensemble or (spec.resumable and entry.arguments.get("early_stop", True))
+
+
 def _attacked(examples: ExampleResults, entry: AttackEntry) -> AttackedExamples:
     return examples.attacks.get(entry.key, _NOT_STORED)
 
@@ -309,6 +314,14 @@ def settings(entry: AttackEntry) -> str:
             f"gradients estimated from {samples} {given('directions')} samples, "
             f"sigma {given('sigma'):g}"
         )
+    if given("nesterov"):
+        words.append("look-ahead (NI-FGSM)")
+    if diversity := given("diversity"):
+        words.append(f"random sizes with probability {diversity:g} (DI-FGSM)")
+    if (kernel_size := given("kernel_size", 1)) > 1:
+        words.append(f"gradients smoothed over {kernel_size} pixels (TI-FGSM)")
+    if (decay := given("decay")) is not None:
+        words.append(f"momentum {decay:g}")
     if momentum := given("momentum"):
         words.append(f"momentum {momentum:g}")
     if plateau_length := given("plateau_length"):

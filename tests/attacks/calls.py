@@ -3,6 +3,7 @@
 from importlib import import_module
 
 import jax
+import pytest
 
 from jaxadv.attacks import ATTACKS, AttackResult, autoattack, n_fgsm
 from jaxadv.attacks.ensemble import Stage
@@ -16,7 +17,7 @@ CALLS = {
     "apgd": {"eps": 0.1, "num_steps": 4, "num_targets": 1, "loss": "dlr"},
     "fab": {"eps": 0.1, "num_steps": 3, "num_targets": 1},
     "fmn": {"eps": 0.1, "num_steps": 4},
-    "ddn": {"eps": 0.5, "num_steps": 4, "norm": "l2"},
+    "ddn": {"eps": 2.0, "num_steps": 4, "norm": "l2"},
     "nes": {
         "eps": 0.1,
         "step_size": 0.05,
@@ -37,6 +38,7 @@ CALLS = {
 # Not the function of the same name in `jaxadv.attacks`.
 AUTOATTACK_MODULE = import_module("jaxadv.attacks.autoattack")
 FUNCTIONS = {**{name: spec.attack_fn for name, spec in ATTACKS.items()}, "n_fgsm": n_fgsm}
+NORMS = {**{name: spec.norms for name, spec in ATTACKS.items()}, "n_fgsm": ("linf",)}
 RESUMABLE = [name for name, spec in ATTACKS.items() if spec.resumable]
 BLACK_BOX = [name for name, spec in ATTACKS.items() if not spec.uses_gradients]
 
@@ -45,6 +47,11 @@ def run(name, logits_fn, images, labels, key=None, **changes):
     """Run an attack; return its images or `AttackResult`."""
     key = jax.random.key(0) if key is None else key
     return FUNCTIONS[name](key, logits_fn, images, labels, **{**CALLS[name], **changes})
+
+
+def skip_other_norms(name, norm):
+    if norm not in NORMS[name]:
+        pytest.skip(f"{name} has no norm {norm}")
 
 
 def images_of(result):

@@ -50,6 +50,22 @@ def test_values_are_those_of_the_function_and_derivatives_those_of_backward():
     np.testing.assert_allclose(mapped, gradient, rtol=1e-6)
 
 
+@pytest.mark.parametrize("fn", [jax.nn.relu, bpda(rounded)])
+def test_a_derivative_that_the_function_has_is_replaced(fn):
+    gradient = jax.grad(lambda images: bpda(fn, lambda x: 5 * x)(images).sum())(IMAGES)
+    np.testing.assert_array_equal(gradient, jnp.full_like(IMAGES, 5.0))
+
+
+def test_new_weights_of_an_approximation_take_effect():
+    """Attacks keep traces of functions that cannot change."""
+    slopes = {"now": 1.0}
+    logits_fn = classifier(bpda(rounded, lambda images: slopes["now"] * images))
+    first = pgd(KEY, logits_fn, IMAGES, LABELS, **BUDGET)
+    slopes["now"] = -1.0
+    second = pgd(KEY, logits_fn, IMAGES, LABELS, **BUDGET)
+    assert float(jnp.abs(first - second).max()) > 0.1
+
+
 @pytest.mark.parametrize(
     ("backward", "words"),
     [

@@ -30,7 +30,7 @@ from jaxadv.attacks.tracing import trace_model
 
 KEY = jax.random.key(0)
 W = np.asarray(WEIGHTS, np.float32)
-GRADIENT_ATTACKS = ["fgsm", "n_fgsm", "pgd", "apgd", "fab"]
+GRADIENT_ATTACKS = ["fgsm", "n_fgsm", "pgd", "mi_fgsm", "apgd", "fab", "fmn", "ddn"]
 
 
 def logits_fn(key, images):

@@ -82,6 +82,46 @@ def test_a_flat_model_is_never_fooled_and_gives_no_nan(name, norm):
     np.testing.assert_array_equal(found.images, IMAGES)
 
 
+def test_ddn_leaves_a_flat_region_in_a_random_direction():
+    """The model is flat up to an L2 distance of 1.2 from its images, and wrong beyond."""
+    grey = jnp.full((16, *IMAGES.shape[1:]), 0.5)
+
+    def flat_nearby(key, images):
+        is_far = ((images - 0.5) ** 2).sum((1, 2, 3)) > 1.2**2
+        return jnp.stack([jnp.zeros(len(images)), jnp.where(is_far, 1.0, -1.0)], axis=1)
+
+    found = ddn(KEY, flat_nearby, grey, jnp.zeros(16, int), num_steps=60)
+    assert found.success.all()
+    assert ((found.extras.distance > 1.2) & (found.extras.distance < 1.35)).all()
+    directions = np.asarray(found.images - grey).reshape(16, -1)
+    cosines = np.corrcoef(directions)[~np.eye(16, dtype=bool)]
+    assert np.abs(cosines).max() < 0.8  # each example has a direction of its own
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fmn_crosses_boundaries_of_any_scale(norm, scale):
+    def scaled(key, images):
+        return LOGITS_FN(key, images) * scale
+
+    found = fmn(KEY, scaled, IMAGES, LABELS, norm=norm)
+    exact = np.maximum(radii(WEIGHTS, IMAGES, LABELS, norm), 0)
+    assert found.success.all()
+    assert np.median(found.extras.distance[8:] / exact[8:]) < 1.05
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fmn_leaves_a_decision_boundary_on_which_an_image_lies(norm):
+    def tied(key, images):
+        gap = images.mean((1, 2, 3)) - 0.5
+        return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
+
+    grey = jnp.full((2, *IMAGES.shape[1:]), 0.5)
+    found = fmn(KEY, tied, grey, jnp.zeros(2, int), norm=norm)
+    assert found.success.all()
+    assert (found.extras.distance < 0.02).all()
+
+
 def test_ddn_has_no_other_norm():
-    with pytest.raises(ValueError, match="norm is 'linf': it must be l2"):
+    with pytest.raises(ValueError, match="norm is 'linf': it must be one of l2"):
         ddn(KEY, LOGITS_FN, IMAGES, LABELS, norm="linf")

@@ -131,6 +131,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "mi_fgsm": {
         **NORMS, **TARGETED, "loss": list(LOSSES), "nesterov": [False, True], "kernel_size": [1, 3],
+        "diversity": [0.0, 0.5, 1.0], "noise_average": ["loss", "softmax"],
     },
     "apgd": {
         **NORMS, "loss": list(LOSSES), "num_targets": [0, 1], "num_restarts": [1, 2],
@@ -300,11 +301,11 @@ def arguments_of(name, case, problem):
     if name in ("fmn", "ddn"):
         arguments["num_steps"] = 1 + case["num_queries"] % 4
     if name == "mi_fgsm":
-        arguments["decay"] = case["step"]
-        arguments["diversity"] = [0.0, 0.5, 1.0][case["seed"] % 3]
+        arguments["decay"] = min(case["step"], 1.0)
+        arguments["nesterov"] &= arguments["norm"] == "linf"
     if name in RESUMABLE:
         arguments["num_queries"] = case["num_queries"]
-    if name in (*BLACK_BOX, "apgd", "fgsm", "pgd"):
+    if name in (*BLACK_BOX, "apgd", "fgsm", "pgd", "mi_fgsm"):
         arguments["num_noise_samples"] = case["num_samples"]
     if problem.targets is not None:
         arguments["targets"] = problem.targets
@@ -434,7 +435,7 @@ INVALID_VALUES = {
     "samples_per_gradient": [1, 0, 3, 2.0],
     "sigma": [0, -0.1, float("nan"), float("inf")],
     "momentum": [-0.1, 1, float("nan")],
-    "decay": RADII,
+    "decay": [-0.1, 1.1, float("nan")],
     "diversity": [-0.1, 1.1, float("nan")],
     "kernel_size": [2, 0, -1, 3.0],
     "nesterov": ["no", 2],

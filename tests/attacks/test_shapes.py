@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import BLACK_BOX, FUNCTIONS, shorten_stages
+from calls import BLACK_BOX, FUNCTIONS, shorten_stages, skip_other_norms
 from linear_model import DUAL_ORDERS, flat, length
 
 from jaxadv.attacks import ATTACKS
@@ -20,8 +20,11 @@ N = 12
 WITH_GRADIENTS = {
     "fgsm": {},
     "pgd": {"num_steps": 30},
+    "mi_fgsm": {"num_steps": 30},
     "apgd": {"num_steps": 20},
     "fab": {"num_steps": 10, "num_targets": 1},
+    "fmn": {"num_steps": 100},
+    "ddn": {"num_steps": 400},
     "autoattack": {"batch_size": 32},
 }
 # Options with which a black-box attack reaches a boundary at eps / `reach`.
@@ -56,7 +59,7 @@ def problem(weights):
 def attack(name, weights, eps, norm, **changes):
     logits_fn, images, labels, gaps = problem(weights)
     arguments = {"eps": eps, "norm": norm, **changes}
-    if name in ("pgd", "nes"):
+    if name in ("pgd", "mi_fgsm", "nes"):
         arguments["step_size"] = eps / 5
     found = FUNCTIONS[name](KEY, logits_fn, images, labels, **arguments)
     adversarial = getattr(found, "images", found)
@@ -76,6 +79,7 @@ def test_gradient_attacks_succeed_where_the_boundary_is_within_eps(
     name, channels, norm, monkeypatch
 ):
     """All pixels have different weights, so that a permutation would be noticed."""
+    skip_other_norms(name, norm)
     shorten_stages(monkeypatch, num_steps=10, num_queries=20)
     weights = np.random.default_rng(1).normal(size=(HEIGHT, WIDTH, channels))
     dual = np.linalg.norm(weights.ravel(), DUAL_ORDERS[norm])

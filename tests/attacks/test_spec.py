@@ -14,7 +14,10 @@ from linear_model import LOGITS_FN, examples
 
 from jaxadv.attacks import ATTACKS, apgd, fab
 from jaxadv.attacks.apgd import _apgd
+from jaxadv.attacks.ddn import _ddn
 from jaxadv.attacks.fab import _fab
+from jaxadv.attacks.fmn import _fmn
+from jaxadv.attacks.mi_fgsm import _mi_fgsm
 from jaxadv.attacks.nes import _nes
 from jaxadv.attacks.nes_label_only import _nes_label_only
 from jaxadv.attacks.pgd import _pgd, fgsm_result, pgd_result
@@ -29,8 +32,11 @@ LABELS = LOGITS_FN(None, IMAGES).argmax(axis=1)
 KERNELS = {
     "fgsm": _pgd,
     "pgd": _pgd,
+    "mi_fgsm": _mi_fgsm,
     "apgd": _apgd,
     "fab": _fab,
+    "fmn": _fmn,
+    "ddn": _ddn,
     "nes": _nes,
     "nes_label_only": _nes_label_only,
     "square": _square,
@@ -158,7 +164,7 @@ def test_attacks_of_fixed_cost_have_no_success_checks():
 
 
 def test_attacks_that_return_images_have_a_signature_that_says_so():
-    for name in ("fgsm", "pgd"):
+    for name in ("fgsm", "pgd", "mi_fgsm"):
         spec = ATTACKS[name]
         images = spec.attack_fn(KEY, LOGITS_FN, IMAGES, LABELS, **CALLS[name])
         np.testing.assert_array_equal(

@@ -48,6 +48,23 @@ def test_accuracies_have_their_closed_form(problem):
     assert results.warnings == ()
 
 
+@pytest.mark.parametrize(("attack", "norm"), [("fmn", "linf"), ("fmn", "l2"), ("ddn", "l2")])
+def test_minimal_norm_attacks_measure_distances_beyond_eps_too(problem, attack, norm):
+    weights, split, margins = problem
+    order = {"linf": 1, "l2": 2}[norm]
+    exact = np.maximum(margins, 0) / np.linalg.norm(weights["params"]["w"], order)
+    eps = float(np.median(exact)) * 1.001
+    suite = {"attack": attack, "norm": norm, "eps": (eps,), "num_steps": 300}
+    results, _, examples = run_suite(Linear(), weights, split, near=suite)
+    (found,) = examples.attacks.values()
+    np.testing.assert_allclose(found.distances, exact, rtol=0.02, atol=1e-5)
+    is_clear = np.abs(exact / eps - 1) > 0.02
+    np.testing.assert_array_equal(found.robust[is_clear], (exact > eps)[is_clear])
+    (entry,) = results.attacks
+    assert entry.queries == 300
+    assert not [warning for warning in results.warnings if "did not move" in warning]
+
+
 @pytest.mark.parametrize("batch_size", [2, 14, 64])
 def test_results_do_not_depend_on_the_batch_size(problem, batch_size):
     weights, split, _ = problem

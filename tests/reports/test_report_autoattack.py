@@ -27,6 +27,10 @@ def evaluation():
     evaluation["attacks"]["fab/0.03"] = attack_entry(
         0.2, attack="fab", **BALL, early_stop=False, uint8=entry(0.2, lost=0)
     )
+    evaluation["attacks"]["fmn/0.03"] = attack_entry(0.2, attack="fmn", **BALL, num_steps=100)
+    evaluation["attacks"]["mi/0.03"] = attack_entry(
+        0.2, attack="mi_fgsm", **BALL, decay=1.0, nesterov=True, diversity=0.5, kernel_size=7
+    )
     return evaluation
 
 
@@ -37,7 +41,7 @@ def page(tmp_path, evaluation):
     distances = np.repeat(
         [0.0, 0.02, 0.04, 0.08, np.inf], [N // 10, N // 5, N // 5, 2 * N // 5, N // 10]
     )
-    for key in ("aa/0.03", "fab/0.03"):
+    for key in ("aa/0.03", "fab/0.03", "fmn/0.03"):
         examples |= {f"survived/{key}": distances > 0, f"distances/{key}": distances}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     np.savez(tmp_path / "examples.npz", **examples)
@@ -47,6 +51,10 @@ def page(tmp_path, evaluation):
 def test_report_shows_the_attacks_of_autoattack_and_the_effect_of_rounding(page):
     assert "autoattack, L∞, version standard" in page
     assert "fab, L∞, without early stopping" in page
+    assert (
+        "mi_fgsm, L∞, look-ahead (NI-FGSM), random sizes with probability 0.5 (DI-FGSM), gradients "
+        "smoothed over 7 pixels (TI-FGSM), momentum 1"
+    ) in page
     row = '<th scope="row">apgd_ce</th><td class="number">1,234</td><td class="number">3</td>'
     assert row in page
     rounded = (
@@ -68,7 +76,7 @@ def test_terminal_table_shows_them(evaluation):
 
 def test_distances_where_the_attack_measures_them(page):
     section = page[page.index("<h2>Distance to the decision boundary, L") :]
-    assert "within 0.0300" in section  # AutoAttack stops at its first success
+    assert section.count("within 0.0300") == 1  # AutoAttack stops at its first success
     row = section[section.index('<th scope="row">fab/0.03</th>') :]
     for value in (f"{N - N // 10} of {N}", "0.0200", "0.0400", "0.0800"):
         cell = f'<td class="number">{value}</td>'
