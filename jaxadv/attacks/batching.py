@@ -264,7 +264,7 @@ def _by_example(result: Any) -> dict[str, np.ndarray]:
 def _fixed_cost_result(spec: AttackSpec, examples: Examples, cost: int, num_steps: int) -> Any:
     """Return the initial result of a fixed-cost attack: clean images, with the cost as queries."""
     n = len(examples.labels)
-    no_distances = Distances(np.full(n, np.inf, np.float32))
+    no_distance: Any = np.full(n, np.inf, np.float32)
     arrays: dict[str, Any] = {
         "images": examples.images.copy(),
         "success": np.zeros(n, bool),
@@ -274,7 +274,7 @@ def _fixed_cost_result(spec: AttackSpec, examples: Examples, cost: int, num_step
         "margins": np.full(n, -np.inf, np.float32),
         "steps": np.full(n, num_steps),
     }
-    return AttackResult(**arrays, extras=no_distances if spec.measures_distance else ())
+    return AttackResult(**arrays, extras=Distances(no_distance) if spec.measures_distance else ())
 
 
 def search_survivors(

@@ -255,7 +255,7 @@ def mean_logits(*logits_fns: LogitsFn) -> LogitsFn:
     """
 
     def logits_fn(key: PRNGKey, images: Images) -> Logits:
-        return sum(logits_fn(key, images) for logits_fn in logits_fns) / len(logits_fns)
+        return jnp.stack([logits_fn(key, images) for logits_fn in logits_fns]).mean(axis=0)
 
     return logits_fn
 
