@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxadv.attacks import ATTACKS
+from jaxadv.attacks.optimality import local_optimality
 from jaxadv.attacks.threat import GREY_IMAGE_EPS
 from jaxadv.core.example_results import AttackedExamples, ExampleResults
 from jaxadv.core.files import read_arrays, read_json, read_json_lines
@@ -200,7 +201,7 @@ def _distances(
             entry.key: _attacked(examples, entry).distances for entry in entries
         }
         radii = {entry.key: entry.eps for entry in entries if _stops_early(entry)}
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "name": name,
                 "unknown_below": radii.get(name, 0.0),
@@ -213,6 +214,10 @@ def _distances(
             }
             for name, values in distances.items()
         ]
+        if len(entries) > 1 and not radii:
+            optimality = local_optimality(distances)
+            for row, entry in zip(rows, entries, strict=True):
+                row |= {"optimality": optimality[entry.key], "gradients": entry.queries}
         figure = plots.accuracy_over_distance(distances, radii)
         sections.append({"norm": norm, "rows": rows, "figure": figure})
     return sections

@@ -74,6 +74,23 @@ def test_terminal_table_shows_them(evaluation):
     assert ["rounded to 8 bits", "", "", "25.0 %", "7 correct again"] in cells
 
 
+def test_optimality_of_attacks_that_measure_all_distances(tmp_path, evaluation):
+    for name in ("aa/0.03", "mi/0.03"):
+        del evaluation["attacks"][name]
+    near = np.repeat([0.0, 0.02, 0.04], [N // 10, N // 2, N - N // 10 - N // 2])
+    examples = make_examples()
+    for key, distances in (("fab/0.03", near), ("fmn/0.03", np.where(near > 0, 0.04, 0))):
+        examples |= {f"survived/{key}": distances > 0.03, f"distances/{key}": distances}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    np.savez(tmp_path / "examples.npz", **examples)
+    page = report.write_report(tmp_path).read_text()
+    section = page[page.index("<h2>Distance to the decision boundary, L") :]
+    assert '<th class="number">Optimality</th><th class="number">Gradients</th>' in section
+    for name, optimality in (("fab", "1.000"), ("fmn", "0.000")):
+        row = section[section.index(f'<th scope="row">{name}/0.03</th>') :].split("</tr>")[0]
+        assert row.endswith(f'{optimality}</td><td class="number">7,810</td>')
+
+
 def test_distances_where_the_attack_measures_them(page):
     section = page[page.index("<h2>Distance to the decision boundary, L") :]
     assert section.count("within 0.0300") == 1  # AutoAttack stops at its first success
