@@ -5,6 +5,7 @@ from jaxadv.attacks.autoattack import AUTOATTACK, autoattack
 from jaxadv.attacks.black_box import BlackBox
 from jaxadv.attacks.bpda import bpda
 from jaxadv.attacks.ddn import DDN, ddn
+from jaxadv.attacks.deepfool import DEEPFOOL, deepfool
 from jaxadv.attacks.ensemble import AutoAttackResult
 from jaxadv.attacks.fab import FAB, fab
 from jaxadv.attacks.fast_convolutions import plain_convolutions
@@ -28,6 +29,7 @@ ATTACKS: dict[str, AttackSpec] = {
     "fab": FAB,
     "fmn": FMN,
     "ddn": DDN,
+    "deepfool": DEEPFOOL,
     "nes": NES,
     "nes_label_only": NES_LABEL_ONLY,
     "square": SQUARE,
@@ -37,6 +39,6 @@ ATTACKS: dict[str, AttackSpec] = {
 
 __all__ = [
     "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "HostModel", "apgd",
-    "autoattack", "bpda", "ddn", "fab", "fgsm", "fmn", "mean_logits", "mi_fgsm", "n_fgsm",
-    "nes", "nes_label_only", "pgd", "plain_convolutions", "random_search", "square",
+    "autoattack", "bpda", "ddn", "deepfool", "fab", "fgsm", "fmn", "mean_logits", "mi_fgsm",
+    "n_fgsm", "nes", "nes_label_only", "pgd", "plain_convolutions", "random_search", "square",
 ]  # fmt: skip

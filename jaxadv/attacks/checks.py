@@ -76,6 +76,7 @@ NUMBERS: dict[str, Rule] = {
     "num_restarts": COUNT,
     "num_steps": STEPS,
     "num_targets": STEPS,
+    "overshoot": RADIUS,
     "plateau_length": STEPS,
     "samples_per_gradient": Rule(
         lambda n: integer_rule(2).is_valid(n) and n % 2 == 0,

@@ -208,7 +208,7 @@ def _fab(
                 _linearise_target, make_targeted_objective("margin", labels, target)
             )
         else:
-            linearise = partial(_linearise_nearest, labels, options.norm)
+            linearise = partial(linearise_nearest, labels, options.norm)
 
         def start() -> Images:
             radius = jnp.minimum(extras.distance, eps) / 2
@@ -254,7 +254,7 @@ def _forget_unconfirmed(result: AttackResult, eps: Float[Array, ""]) -> AttackRe
     return result._replace(extras=result.extras._replace(distance=distance))
 
 
-class _Boundary(NamedTuple):
+class Boundary(NamedTuple):
     """A decision boundary, linearised at an iterate: the hyperplane where a function is zero.
 
     Attributes:
@@ -272,7 +272,7 @@ class _Boundary(NamedTuple):
 
 def _linearise_target(
     margin: Objective, logits_fn: Callable[[Images], Logits], iterate: Images
-) -> _Boundary:
+) -> Boundary:
     """Linearise the boundary to the target class."""
 
     def total_margin(images: Images) -> tuple[Float[Array, ""], PerExample]:
@@ -282,12 +282,12 @@ def _linearise_target(
     normal, values = jax.grad(total_margin, has_aux=True)(iterate)
     normal, nonfinite = finite_or_zero(normal)
     values = jnp.where(jnp.isfinite(values), values, 0).astype(iterate.dtype)
-    return _Boundary(normal, values, 1, nonfinite.astype(jnp.int32))
+    return Boundary(normal, values, 1, nonfinite.astype(jnp.int32))
 
 
-def _linearise_nearest(
+def linearise_nearest(
     labels: Labels, norm: str, logits_fn: Callable[[Images], Logits], iterate: Images
-) -> _Boundary:
+) -> Boundary:
     """Linearise the boundaries to all other classes, and return the nearest."""
     rows = jnp.arange(len(iterate), dtype=jnp.int32)
 
@@ -297,7 +297,8 @@ def _linearise_nearest(
 
     values, pull_back = jax.vjp(margins, iterate)
     classes = jnp.eye(values.shape[1], dtype=values.dtype)
-    cotangents = jnp.broadcast_to(classes[:, None], (len(classes), *values.shape))
+    # Derived from the values, so that they vary over the same axes of a mesh.
+    cotangents = classes[:, None] + jnp.zeros_like(values)
     normals, nonfinite = finite_or_zero(jax.vmap(pull_back)(cotangents)[0])
     values = jnp.where(jnp.isfinite(values), values, 0)
     dual_order = {"linf": 1, "l2": 2}[norm]
@@ -312,10 +313,10 @@ def _linearise_nearest(
     # The margin of the label itself is constant and needs no gradient.
     num_nonfinite = jnp.where(is_label.T, False, nonfinite).sum(axis=0, dtype=jnp.int32)
     value = values[rows, nearest].astype(iterate.dtype)
-    return _Boundary(normals[nearest, rows], value, values.shape[1] - 1, num_nonfinite)
+    return Boundary(normals[nearest, rows], value, values.shape[1] - 1, num_nonfinite)
 
 
-def _step_across(boundary: _Boundary, images: Images, iterate: Images, norm: str) -> Images:
+def _step_across(boundary: Boundary, images: Images, iterate: Images, norm: str) -> Images:
     """Return the iterate after a step beyond the linearised boundary (algorithm 1 of the paper)."""
     normal, values = boundary.normal, boundary.values
     length = THREATS[norm].length

@@ -217,7 +217,7 @@ def _distances(
         if len(entries) > 1 and not radii:
             optimality = local_optimality(distances)
             for row, entry in zip(rows, entries, strict=True):
-                row |= {"optimality": optimality[entry.key], "gradients": entry.queries}
+                row |= {"optimality": optimality[entry.key], "queries": entry.queries}
         figure = plots.accuracy_over_distance(distances, radii)
         sections.append({"norm": norm, "rows": rows, "figure": figure})
     return sections

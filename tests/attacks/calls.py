@@ -18,6 +18,7 @@ CALLS = {
     "fab": {"eps": 0.1, "num_steps": 3, "num_targets": 1},
     "fmn": {"eps": 0.1, "num_steps": 4},
     "ddn": {"eps": 2.0, "num_steps": 4, "norm": "l2"},
+    "deepfool": {"eps": 0.1, "num_steps": 4, "norm": "linf"},
     "nes": {
         "eps": 0.1,
         "step_size": 0.05,
@@ -47,6 +48,12 @@ def run(name, logits_fn, images, labels, key=None, **changes):
     """Run an attack; return its images or `AttackResult`."""
     key = jax.random.key(0) if key is None else key
     return FUNCTIONS[name](key, logits_fn, images, labels, **{**CALLS[name], **changes})
+
+
+def ids_of(name, ids):
+    """Return the argument `example_ids`, if the attack has it."""
+    takes_ids = name == "n_fgsm" or ATTACKS[name].takes_example_ids
+    return {"example_ids": ids} if takes_ids else {}
 
 
 def skip_other_norms(name, norm):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import BLACK_BOX, CALLS, FUNCTIONS, RESUMABLE, patch_stages, skip_other_norms
+from calls import BLACK_BOX, CALLS, FUNCTIONS, RESUMABLE, ids_of, patch_stages, skip_other_norms
 from linear_model import SIZE, WEIGHTS, apply, examples, length, radii
 
 from jaxadv.attacks import fab
@@ -83,7 +83,7 @@ def compiled(name, norm, noise):
 
     @jax.jit
     def attack(images, labels, ids, num_queries, resume):
-        changes = {} if name == "fgsm" else {"example_ids": ids}
+        changes = ids_of(name, ids)
         if name in RESUMABLE:
             changes |= {"num_queries": num_queries, "resume": resume}
         return FUNCTIONS[name](KEY, model_of(ids, noise), images, labels, **options, **changes)

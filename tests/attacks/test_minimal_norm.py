@@ -1,4 +1,4 @@
-"""DDN and FMN: distances on linear models, whose exact value is the margin over the dual norm."""
+"""DDN, FMN and DeepFool on linear models: the distance is the margin over the dual norm."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from linear_model import WEIGHTS, examples, length, linear, radii
 
-from jaxadv.attacks import ddn, fmn
+from jaxadv.attacks import ddn, deepfool, fmn
 
 KEY = jax.random.key(0)
 # Confident, so that the cross entropy of DDN leads to the nearest class.
@@ -125,3 +125,42 @@ def test_fmn_leaves_a_decision_boundary_on_which_an_image_lies(norm):
 def test_ddn_has_no_other_norm():
     with pytest.raises(ValueError, match="norm is 'linf': it must be one of l2"):
         ddn(KEY, LOGITS_FN, IMAGES, LABELS, norm="linf")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_deepfool_crosses_the_boundary_of_a_linear_model_in_one_step(norm):
+    found = deepfool(KEY, LOGITS_FN, IMAGES, LABELS, norm=norm, overshoot=0.02)
+    exact = np.maximum(radii(WEIGHTS, IMAGES, LABELS, norm), 0)
+    np.testing.assert_allclose(found.extras.distance, 1.02 * exact, rtol=1e-3)
+    assert found.success.all()
+    assert (LOGITS_FN(None, found.images).argmax(1) != LABELS).all()
+    np.testing.assert_array_equal(found.steps, exact > 0)
+    np.testing.assert_array_equal(found.queries, 1 + 2 * (exact > 0))
+    np.testing.assert_array_equal(found.gradients, 4 * (exact > 0))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_deepfool_follows_a_curved_boundary(norm):
+    """A margin that rises ever more slowly, so that each linearised boundary is too near."""
+
+    def sphere(key, images):
+        squares = ((images - 0.5) ** 2).sum((1, 2, 3))
+        return jnp.stack([jnp.zeros_like(squares), jnp.log(squares / 4)], axis=1)
+
+    found = deepfool(KEY, sphere, IMAGES, jnp.zeros(64, int), norm=norm)
+    start = length(IMAGES - 0.5, "l2")
+    distances = np.asarray(found.extras.distance)
+    assert found.success.all()
+    assert (found.steps > 1).all()
+    if norm == "l2":
+        np.testing.assert_allclose(distances, 2 - start, rtol=0.1)
+    assert (sphere(None, found.images).argmax(1) == 1).all()
+
+
+def test_deepfool_beyond_eps_is_no_success():
+    distances = np.asarray(deepfool(KEY, LOGITS_FN, IMAGES, LABELS).extras.distance)
+    eps = float(np.median(distances))
+    found = deepfool(KEY, LOGITS_FN, IMAGES, LABELS, eps=eps)
+    np.testing.assert_array_equal(found.success, distances <= np.float32(eps))
+    np.testing.assert_array_equal(found.extras.distance, distances)
+    np.testing.assert_array_equal(found.images[~found.success], IMAGES[~found.success])

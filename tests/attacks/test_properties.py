@@ -143,6 +143,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "fmn": {**NORMS, **TARGETED},
     "ddn": {"norm": ["l2"], **TARGETED},
+    "deepfool": {**NORMS},
     "nes": {
         **NORMS, **TARGETED, "loss": ["probability", "margin", "cross_entropy"],
         "directions": ["normal", "rademacher"], "plateau_length": [0, 2],
@@ -298,7 +299,7 @@ def arguments_of(name, case, problem):
         arguments["step_size"] = case["step"] * eps
     if name in ("pgd", "mi_fgsm"):
         arguments["num_steps"] = case["num_queries"] % 4
-    if name in ("fmn", "ddn"):
+    if name in ("fmn", "ddn", "deepfool"):
         arguments["num_steps"] = 1 + case["num_queries"] % 4
     if name == "mi_fgsm":
         arguments["decay"] = min(case["step"], 1.0)
@@ -334,7 +335,9 @@ def check_ball_and_box(name, problem, images, arguments):
 
 
 def check_search_result(name, problem, found, arguments):
-    limit = arguments["num_queries" if "num_queries" in arguments else "num_steps"]
+    limit = arguments.get("num_queries")
+    if limit is None:
+        limit = ATTACKS[name].max_queries(arguments)
     num_samples = arguments.get("num_noise_samples", 1)
     targeted = problem.targets is not None
     for count in (found.queries, found.gradients, found.nonfinite, found.steps):
@@ -408,6 +411,7 @@ REQUIRED = {
     "fab": {"num_steps": 3, "num_targets": 1},
     "fmn": {"num_steps": 3},
     "ddn": {"num_steps": 3},
+    "deepfool": {"num_steps": 3},
     "nes": {"step_size": 0.1, "num_queries": 9, "samples_per_gradient": 4},
     "nes_label_only": {"num_queries": 9, "samples_per_gradient": 2, "label_samples": 2},
     "square": {"num_queries": 9},
@@ -435,6 +439,7 @@ INVALID_VALUES = {
     "samples_per_gradient": [1, 0, 3, 2.0],
     "sigma": [0, -0.1, float("nan"), float("inf")],
     "momentum": [-0.1, 1, float("nan")],
+    "overshoot": RADII,
     "decay": [-0.1, 1.1, float("nan")],
     "diversity": [-0.1, 1.1, float("nan")],
     "kernel_size": [2, 0, -1, 3.0],

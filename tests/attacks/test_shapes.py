@@ -25,6 +25,7 @@ WITH_GRADIENTS = {
     "fab": {"num_steps": 10, "num_targets": 1},
     "fmn": {"num_steps": 100},
     "ddn": {"num_steps": 400},
+    "deepfool": {"num_steps": 10},
     "autoattack": {"batch_size": 32},
 }
 # Options with which a black-box attack reaches a boundary at eps / `reach`.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import CALLS, images_of, run, run_autoattack, skip_other_norms
+from calls import CALLS, ids_of, images_of, run, run_autoattack, skip_other_norms
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from linear_model import WEIGHTS, apply, examples
@@ -171,7 +171,7 @@ def test_weights_in_custom_derivatives_are_current(name):
 def test_results_inside_transformations_are_the_same(name, how):
     def attack(weights, images, labels, ids):
         model = partial(apply, weights)
-        return run(name, model, images, labels, **({} if name == "fgsm" else {"example_ids": ids}))
+        return run(name, model, images, labels, **ids_of(name, ids))
 
     ids = jnp.arange(8)
     expected = images_of(attack(W, IMAGES, LABELS, ids))

@@ -85,7 +85,7 @@ def test_optimality_of_attacks_that_measure_all_distances(tmp_path, evaluation):
     np.savez(tmp_path / "examples.npz", **examples)
     page = report.write_report(tmp_path).read_text()
     section = page[page.index("<h2>Distance to the decision boundary, L") :]
-    assert '<th class="number">Optimality</th><th class="number">Gradients</th>' in section
+    assert '<th class="number">Optimality</th><th class="number">Forward passes</th>' in section
     for name, optimality in (("fab", "1.000"), ("fmn", "0.000")):
         row = section[section.index(f'<th scope="row">{name}/0.03</th>') :].split("</tr>")[0]
         assert row.endswith(f'{optimality}</td><td class="number">7,810</td>')
