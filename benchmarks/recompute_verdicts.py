@@ -67,7 +67,7 @@ class Measurement(NamedTuple):
     Attributes:
       value: accuracy, or aggregated score.
       n: number of images.
-      half_width: of the 95 % Wilson interval.
+      half_width: of the 95 % interval; for an accuracy that of Wilson.
       images: for each image whether it is correctly classified, or at how many radii; None if
         there are no per-image results.
       trained: whether the clean accuracy is better than that of a constant guess.
@@ -152,11 +152,17 @@ def _measure(path: Path, which: str, key: str) -> Measurement | None:
 
 
 def _sum(radii: Sequence[Measurement]) -> Measurement:
-    complete = all(one.images is not None for one in radii)
+    """Return the aggregated score.
+
+    Its half-width is that of the normal approximation, from the sum of each image. Without results
+    per image it is the largest possible: as if all radii erred together.
+    """
+    half_width, images = sum(one.half_width for one in radii), None
+    if all(one.images is not None for one in radii):
+        images = np.sum([one.images for one in radii], axis=0)
+        half_width = 1.96 * float(np.std(images)) / math.sqrt(len(images))
     return radii[0]._replace(
-        value=sum(one.value for one in radii),
-        half_width=sum(one.half_width for one in radii),
-        images=sum(one.images for one in radii) if complete else None,
+        value=sum(one.value for one in radii), half_width=half_width, images=images
     )
 
 
