@@ -113,7 +113,7 @@ def test_radii_of_one_name_in_the_results_are_refused(radii):
     [
         ({"eps": 0.1}, "eps is 0.1: it must be a tuple of radii"),
         ({"eps": ()}, "it must be a tuple of radii"),
-        ({"attack": "deepfool"}, "must be one of fgsm, pgd"),
+        ({"attack": "boundary"}, "must be one of fgsm, pgd"),
         ({"num_queries": 10.5}, "num_queries is 10.5: it must be an integer"),
         ({"num_queries": 1e4}, "num_queries is 10000.0: it must be an integer"),
         (

@@ -95,7 +95,7 @@ def test_ddn_leaves_a_flat_region_in_a_random_direction():
     assert ((found.extras.distance > 1.2) & (found.extras.distance < 1.35)).all()
     directions = np.asarray(found.images - grey).reshape(16, -1)
     cosines = np.corrcoef(directions)[~np.eye(16, dtype=bool)]
-    assert np.abs(cosines).max() < 0.8  # each example has a direction of its own
+    assert np.abs(cosines).max() < 0.8  # the directions differ between examples
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
