@@ -288,9 +288,31 @@ PROGRAMS: dict[str, Program] = {
     "attack bignet, PGD-40 in L2": Program(
         partial(attack, "bignet", "pgd", norm="l2", **_PGD), trips=((40,),)
     ),
+    "attack bignet, PGD-40 in L1": Program(
+        partial(attack, "bignet", "pgd", norm="l1", **_PGD), trips=((40,),)
+    ),
     "attack bignet, FGSM": Program(partial(attack, "bignet", "fgsm")),
+    "attack bignet, MI-FGSM": Program(
+        partial(attack, "bignet", "mi_fgsm", step_size=0.003, num_steps=10), trips=((10,),)
+    ),
     "attack bignet, APGD": Program(partial(attack, "bignet", "apgd", num_steps=25), trips=((25,),)),
+    "attack bignet, APGD in L1": Program(
+        partial(attack, "bignet", "apgd", norm="l1", num_steps=25), trips=((28,),)
+    ),
     "attack bignet, FAB": Program(partial(attack, "bignet", "fab", num_steps=25), trips=((25,),)),
+    "attack bignet, FMN": Program(
+        partial(attack, "bignet", "fmn", num_steps=100), trips=((100,),)
+    ),
+    "attack bignet, DDN": Program(
+        partial(attack, "bignet", "ddn", norm="l2", num_steps=100), trips=((100,),)
+    ),
+    "attack bignet, C&W": Program(
+        partial(attack, "bignet", "cw", norm="l2", num_steps=100, num_searches=5),
+        trips=((500,),),
+    ),
+    "attack bignet, DeepFool": Program(
+        partial(attack, "bignet", "deepfool", norm="l2", num_steps=50), trips=((50,),)
+    ),
     "attack bignet, NES": Program(
         partial(attack, "bignet", "nes", step_size=0.01, num_queries=500, samples_per_gradient=50),
         trips=((10, 0),),
@@ -301,6 +323,15 @@ PROGRAMS: dict[str, Program] = {
             samples_per_gradient=10, label_samples=5,
         ),
         trips=((10, 0),),
+    ),
+    "attack bignet, HopSkipJump": Program(
+        partial(
+            attack, "bignet", "hop_skip_jump", norm="l2", num_queries=500, samples_per_gradient=50
+        ),
+        trips=((60, 7),),
+    ),
+    "attack bignet, RayS": Program(
+        partial(attack, "bignet", "rays", num_queries=500), trips=((500, 0),)
     ),
     "attack bignet, Square": Program(
         partial(attack, "bignet", "square", num_queries=500), trips=((500, 0),)

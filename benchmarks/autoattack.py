@@ -28,8 +28,8 @@ from jaxadv.core.devices import set_up_cpu
 from jaxadv.models.classifier import make_logits_fn
 from jaxadv.runs.workdir import load_dataset, provenance, read, restore_classifier
 
-EPS = {"linf": 8 / 255, "l2": 0.5}
-TORCH_NORMS = {"linf": "Linf", "l2": "L2"}
+EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+TORCH_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 ATTACKS = {"apgd_ce": "apgd-ce", "apgd_t": "apgd-t", "fab_t": "fab-t", "square": "square"}
 BATCH = 250
 STEPS = 100
@@ -54,15 +54,20 @@ def main() -> None:
     for norm in options.norms:
         began = time.monotonic()
         results, robust = {}, {}
-        results["jaxadv"], robust["jaxadv"] = _run_jaxadv(model, variables, images, labels, norm)
+        eps = options.eps or EPS[norm]
+        results["jaxadv"], robust["jaxadv"] = _run_jaxadv(
+            model, variables, images, labels, norm, eps
+        )
         for name in options.references:
-            attacks = REFERENCES[name](torch_model, norm, EPS[norm])
+            if (name, norm) == ("torchattacks", "l1"):
+                continue  # it has no L1
+            attacks = REFERENCES[name](torch_model, norm, eps)
             results[name], robust[name] = run_reference(attacks, torch_model, images, labels)
         result = {
             "checkpoint": str(options.run),
             "model": trained.model.name,
             "norm": norm,
-            "eps": EPS[norm],
+            "eps": eps,
             "n": len(labels),
             "largest_difference_of_logits": difference,
             "implementations": results,
@@ -84,9 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--num-examples", type=int, default=1000, help="first images of the test split"
     )
-    parser.add_argument(
-        "--norms", nargs="*", default=["linf", "l2"], choices=EPS, help="by default all"
-    )
+    parser.add_argument("--norms", nargs="*", default=list(EPS), choices=EPS, help="by default all")
     parser.add_argument(
         "--references",
         nargs="*",
@@ -94,6 +97,7 @@ def _options() -> argparse.Namespace:
         choices=REFERENCES,
         help="implementations in PyTorch, by default all",
     )
+    parser.add_argument("--eps", type=float, help="radius; by default 8/255, 0.5 or 12")
     parser.add_argument("--data-dir", help="TFDS directory; by default that of the run")
     parser.add_argument("--out", type=Path, help="folder of NAME_NORM.json; by default none")
     parser.add_argument("--name", help="NAME of the JSON files; by default that of the workdir")
@@ -110,14 +114,14 @@ def _check_same_logits(model, variables, torch_model, images) -> float:
     return difference
 
 
-def _run_jaxadv(model, variables, images, labels, norm: str) -> tuple[dict, np.ndarray]:
+def _run_jaxadv(model, variables, images, labels, norm, eps) -> tuple[dict, np.ndarray]:
     """Return accuracies, seconds and costs of AutoAttack, and which examples are robust."""
 
     def logits_fn(key, images):
         return make_logits_fn(model, variables, np.arange(len(images)))(key, images)
 
     began = time.monotonic()
-    result = autoattack(jax.random.key(0), logits_fn, images, labels, eps=EPS[norm], norm=norm)
+    result = autoattack(jax.random.key(0), logits_fn, images, labels, eps=eps, norm=norm)
     seconds = {"total": time.monotonic() - began, **result.seconds}
     measured = {
         "accuracies": result.accuracies(),

@@ -50,10 +50,19 @@ FOUND, KILLED, SURVIVED = "found", "killed", "survived"
 # older trees both exist, and the older path holds the code. The first existing path is mutated.
 FILES: dict[str, tuple[str, ...]] = {
     "apgd": ("jaxadv/attacks/apgd.py",),
-    "apgd_state": ("jaxadv/attacks/attempt.py", "jaxadv/attacks/apgd.py"),
+    "apgd_l1": ("jaxadv/attacks/apgd_l1.py",),
+    "apgd_state": (
+        "jaxadv/attacks/apgd_run.py",
+        "jaxadv/attacks/attempt.py",
+        "jaxadv/attacks/apgd.py",
+    ),
     "arguments": ("jaxadv/attacks/arguments.py", "jaxadv/attacks/checks.py"),
     "autoattack": ("jaxadv/attacks/autoattack.py",),
-    "autoattack_flags": ("jaxadv/attacks/flags.py", "jaxadv/attacks/autoattack.py"),
+    "autoattack_flags": (
+        "jaxadv/attacks/autoattack_flags.py",
+        "jaxadv/attacks/flags.py",
+        "jaxadv/attacks/autoattack.py",
+    ),
     "checks": ("jaxadv/attacks/checks.py", "jaxadv/attacks/inputs.py"),
     "convolution": ("jaxadv/core/convolution.py", "jaxadv/models/ops.py"),
     "curriculum": ("jaxadv/training/curriculum.py", "jaxadv/curriculum.py"),
@@ -62,6 +71,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "fab": ("jaxadv/attacks/fab.py",),
     "fab_projection": ("jaxadv/attacks/boundary.py", "jaxadv/attacks/fab.py"),
     "fast_convolutions": ("jaxadv/attacks/fast_convolutions.py",),
+    "forget_unconfirmed": ("jaxadv/attacks/search.py", "jaxadv/attacks/fab.py"),
     "gan_metrics": ("jaxadv/gan/metrics.py", "jaxadv/quality.py"),
     "gan_sampling": ("jaxadv/gan/sampling.py", "jaxadv/sampling.py"),
     "gan_step": ("jaxadv/gan/step.py", "jaxadv/gan.py"),
@@ -185,8 +195,18 @@ MUTATIONS = [
             "number % num_restarts > 0",
             "number % num_restarts >= 0",
         ),
-        ("dual norm of L-inf", '{"linf": 1, "l2": 2}[norm]', '{"linf": jnp.inf, "l2": 2}[norm]'),
-        ("dual norm of L2", '{"linf": 1, "l2": 2}[norm]', '{"linf": 1, "l2": 1}[norm]'),
+        (
+            "dual norm",
+            "THREATS[DUALS[norm]]",
+            "THREATS[norm]",
+            '{"linf": 1, "l2": 2}[norm]',
+            '{"linf": jnp.inf, "l2": 2}[norm]',
+        ),
+        (
+            "L1 projection moves the least weights first",
+            "reached = jnp.where(weight >= least, reach, 0)",
+            "reached = jnp.where(weight <= least, reach, 0)",
+        ),
         (
             "untargeted FAB takes the nearest class in logits",
             "jnp.abs(values) / dual_norm.T",
@@ -254,6 +274,8 @@ MUTATIONS = [
         ),
         (
             "direction of the projection",
+            "return jnp.sign(normal) * jnp.where(",
+            "return jnp.abs(jnp.sign(normal)) * jnp.where(",
             "return jnp.sign(normal) * move",
             "return jnp.abs(jnp.sign(normal)) * move",
             "return jnp.sign(normal) * change",
@@ -302,10 +324,35 @@ MUTATIONS = [
         ),
     ),
     *_of(
+        "apgd_l1",
+        "attacks/test_apgd_l1",
+        ("radii of the phases", "_RADII = (3, 2, 1)", "_RADII = (2, 1, 1)"),
+        ("sparsity of a step", "_SPARSITY = 1.5", "_SPARSITY = 1.2"),
+        ("decrease of the step size", "_DECREASE = 1.5", "_DECREASE = 2.0"),
+        ("least step", "_LEAST_STEP = 0.1", "_LEAST_STEP = 0.01"),
+        (
+            "no return to the sparser best point",
+            "select_rows(is_checkpoint & is_sparser, best[:2], (iterate, gradient))",
+            "iterate, gradient",
+        ),
+        (
+            "a phase starts at the last iterate, not at the best",
+            "[i], state.best, state.iterate + step)",
+            "[i], state.iterate, state.iterate + step)",
+        ),
+        (
+            "iterates of larger balls count",
+            "num_outside=int((plan.radius > 1).sum())",
+            "num_outside=0",
+        ),
+    ),
+    *_of(
         "apgd",
         "attacks/test_best_iterate attacks/test_apgd attacks/test_autoattack_versions",
         (
             "budget without the starts",
+            'run_length = arguments.get("num_steps", 100) + num_starts',
+            'run_length = arguments.get("num_steps", 100)',
             "num_runs * (num_steps + 1) * arguments",
             "num_runs * num_steps * arguments",
             "(num_steps + 1) * num_noise_samples",
@@ -320,6 +367,8 @@ MUTATIONS = [
         ),
         (
             "restarts change the target",
+            "number // options.num_restarts",
+            "number",
             "run // options.num_restarts",
             "run",
             "number // num_restarts",
@@ -359,7 +408,13 @@ MUTATIONS = [
             "jnp.sqrt(share * height * width)",
             "jnp.sqrt(share * height * height)",
         ),
-        ("unused L2 norm, for 3 channels only", "unused / channels", "unused / 3"),
+        (
+            "unused L2 norm, for 3 channels only",
+            "** order, 0) / channels",
+            "** order, 0) / 3",
+            "unused / channels",
+            "unused / 3",
+        ),
         (
             "signs of a square, for 3 channels only",
             "signs = rademacher(sign_key, (1, 1, channels))",
@@ -374,6 +429,8 @@ MUTATIONS = [
         ),
         (
             "weights of the L2 bump",
+            "_DECAY = {2: 2, 1: 4}",
+            "_DECAY = {2: 1, 1: 4}",
             "across.shape)) + 2) ** 2",
             "across.shape)) + 2)",
         ),
@@ -388,8 +445,8 @@ MUTATIONS = [
         "attacks/test_threat",
         (
             "L2 starts concentrate at the centre",
-            "jax.random.uniform(radius_key, dtype=jnp.float32) ** (1 / math.prod(shape))",
-            "jax.random.uniform(radius_key, dtype=jnp.float32)",
+            "jax.random.uniform(key, dtype=jnp.float32) ** (1 / math.prod(shape))",
+            "jax.random.uniform(key, dtype=jnp.float32)",
             "jax.random.uniform(radius_key) ** (1 / math.prod(shape))",
             "jax.random.uniform(radius_key)",
         ),
@@ -400,8 +457,25 @@ MUTATIONS = [
         ),
         (
             "pixels outside [0, 1]",
+            "jnp.clip(images + threat.project(images, delta, eps), 0.0, 1.0)",
+            "images + threat.project(images, delta, eps)",
             "jnp.clip(images + threat.project(delta, eps), 0.0, 1.0)",
             "images + threat.project(delta, eps)",
+        ),
+        (
+            "L1 projection ignores the box",
+            "jnp.clip(magnitude - amount, 0, room)",
+            "jnp.maximum(magnitude - amount, 0)",
+        ),
+        (
+            "L1 steps change the values with the least gradients",
+            "jnp.where(magnitude >= least, jnp.sign(gradient), 0)",
+            "jnp.where(magnitude < least, jnp.sign(gradient), 0)",
+        ),
+        (
+            "L1 steps push pixels out of the box",
+            "jnp.where(can_move, gradient, 0)",
+            "gradient",
         ),
         (
             "length of an L2 step",
@@ -578,6 +652,8 @@ MUTATIONS = [
         "attacks/test_pgd",
         (
             "PGD descends",
+            "+ step_size * threat.steepest(current.images, estimate.gradient)",
+            "- step_size * threat.steepest(current.images, estimate.gradient)",
             "current.images + step_size * threat.steepest(estimate.gradient) - images",
             "current.images - step_size * threat.steepest(estimate.gradient) - images",
             "found.images + step_size * threat.steepest(here.gradient) - images",
@@ -1240,7 +1316,7 @@ MUTATIONS = [
         ),
     ),
     *_of(
-        "fab",
+        "forget_unconfirmed",
         "attacks/test_batch_independence attacks/test_nonfinite",
         (
             "an unconfirmed success bars farther ones",
@@ -1249,6 +1325,10 @@ MUTATIONS = [
             "distance = jnp.where(~found.success & (distance <= eps), jnp.inf, distance)",
             "pass",
         ),
+    ),
+    *_of(
+        "fab",
+        "attacks/test_batch_independence attacks/test_nonfinite",
         (
             "examples skip steps of FAB",
             "rows = rows & (result.steps == step)",

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxadv.attacks.checks import COUNT, DECAY, POSITIVE, RADIUS, SHARE, STEPS, Rule
 from jaxadv.attacks.pgd import PGD_LOSSES
-from jaxadv.attacks.threat import THREATS
+from jaxadv.attacks.threat import NORMS
 from jaxadv.core.types import UserError
 from jaxadv.data.augment import AUGMENTATIONS, default_augmentation
 from jaxadv.data.sources import parse_source
@@ -86,7 +86,7 @@ CLASSIFIER_CHOICES = {
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "attack.name": TRAINING_ATTACKS,
-    "attack.norm": THREATS,
+    "attack.norm": NORMS,
     "attack.loss": PGD_LOSSES,
     "train.loss": LOSSES,
     "optimizer.nesterov": (True, False),

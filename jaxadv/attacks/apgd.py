@@ -1,4 +1,4 @@
-"""Auto-PGD: PGD with momentum and adaptive step sizes (Croce & Hein, 2020)."""
+"""Auto-PGD: PGD with adaptive step sizes (Croce & Hein, 2020, and 2021 for L1)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from jaxadv.attacks.apgd_l1 import NUM_PHASES, l1_run
+from jaxadv.attacks.apgd_run import Run, adaptive_run
 from jaxadv.attacks.checks import (
     Arguments,
     Inputs,
@@ -29,13 +30,9 @@ from jaxadv.attacks.search import (
     select_rows,
 )
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, Threat, perturb, random_on_sphere
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective, make_targeted_objective
-from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
-
-_MOMENTUM = 0.25  # 1 - alpha of the paper
-_MIN_INCREASES = 0.75  # rho: share of a window's steps that must increase the loss
+from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
 
 class APGDBudget(NamedTuple):
@@ -59,36 +56,9 @@ class APGDOptions:
     noise_average: str
 
 
-class APGDState(NamedTuple):
-    """The state of a run of APGD; every array has one row per example.
-
-    Attributes:
-      iterate: the current images.
-      previous: the images one step before.
-      gradient, loss: of the iterate.
-      best, best_gradient, best_loss: the images with the largest loss.
-      step_size: in units of the pixel range.
-      num_increases: steps since the last checkpoint that increased the loss.
-      checkpoint_loss: largest loss at the last checkpoint.
-      was_halved: whether the step size was halved at the last checkpoint.
-    """
-
-    iterate: Images
-    previous: Images
-    gradient: Images
-    loss: PerExample
-    best: Images
-    best_gradient: Images
-    best_loss: PerExample
-    step_size: PerExample
-    num_increases: Int[Array, "batch"]
-    checkpoint_loss: PerExample
-    was_halved: Bool[Array, "batch"]
-
-
 class _Extras(NamedTuple):
     targets: Int[Array, "batch targets"]
-    state: APGDState
+    state: PyTree
 
 
 def apgd(
@@ -119,6 +89,11 @@ def apgd(
     best point. An example ends with its first misclassified iterate. An image that is misclassified
     without a perturbation is a success at once, at the cost of one query per noise sample.
 
+    In L1 the steps are sparse, without momentum, and projected onto the intersection of the ball
+    and the box (Croce & Hein, 2021). A run has three phases, in balls of radius 3 eps, 2 eps and
+    eps, with 30, 30 and 40 % of the steps. The next phase starts at the projection of the best
+    point. Only iterates of the last phase count.
+
     The reference implementation (`autopgd_base.py` of fra31/auto-attack) compares the first loss of
     the first window with 0; this one compares it with the loss at the start. With several noise
     samples the reference uses the loss of the last sample; this one uses their mean.
@@ -133,8 +108,9 @@ def apgd(
         cast to single precision, and so is the result.
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range.
-      num_steps: steps per run, after its start.
-      norm: "linf" or "l2".
+      num_steps: steps per run, after its start; in L1 two more gradients are at the starts of
+        phases.
+      norm: "linf", "l2" or "l1".
       loss: "cross_entropy", "dlr", "margin" or "probability".
       num_targets: 0 ascends the loss of the labels. Otherwise there is a run for each of this many
         other classes, in the order of the logits of the clean image. It ascends the targeted form
@@ -174,9 +150,9 @@ def apgd(
         num_queries = max_queries({**traced, **static})
     images = inputs.images
     eps = jnp.asarray(eps, images.dtype)
-    zeros = jnp.zeros_like(images[:, 0, 0, 0])
     no_targets = jnp.zeros_like(inputs.labels, shape=(len(images), num_targets))
-    extras = _Extras(no_targets, initial_state(images, zeros, images, eps))
+    run = _make_run(images, inputs.example_ids, eps, norm, num_steps)
+    extras = _Extras(no_targets, run.initial)
     result = resume_or_start(resume, initial_result(images, extras), eps, norm)
     if is_zero_budget(num_queries):
         return result
@@ -192,15 +168,33 @@ def check_apgd(arguments: Arguments, num_classes: int | None = None) -> None:
     counts = {"num_steps": 100, "num_targets": 0, "num_restarts": 1, "num_noise_samples": 1}
     counts |= {name: value for name, value in arguments.items() if name in counts}
     check_at_least_one(num_steps=counts["num_steps"])
-    counts["num_steps"] += 1  # the start of a run is a query too
+    counts["num_steps"] += NUM_PHASES  # the start of a run is a query too
     check_product(**{**counts, "num_targets": max(counts["num_targets"], 1)})
 
 
 def max_queries(arguments: Arguments) -> Any:
-    """Return the cost of all runs: one query per noise sample at each start and each step."""
+    """Return the cost of all runs: one query per noise sample at each start and each step.
+
+    It is at most `num_queries`, if that is given.
+    """
     num_runs = arguments.get("num_restarts", 1) * max(arguments.get("num_targets", 0), 1)
-    num_steps = arguments.get("num_steps", 100)
-    return num_runs * (num_steps + 1) * arguments.get("num_noise_samples", 1)
+    num_starts = NUM_PHASES if arguments.get("norm") == "l1" else 1
+    run_length = arguments.get("num_steps", 100) + num_starts
+    cost = num_runs * run_length * arguments.get("num_noise_samples", 1)
+    limit = arguments.get("num_queries")
+    return cost if limit is None else min(cost, limit)
+
+
+def _make_run(
+    images: Images,
+    example_ids: Int[Array, "batch"],
+    eps: Float[Array, ""],
+    norm: str,
+    num_steps: int,
+) -> Run:
+    if norm == "l1":
+        return l1_run(images, example_ids, eps, num_steps=num_steps)
+    return adaptive_run(images, example_ids, eps, norm=norm, num_steps=num_steps)
 
 
 @partial(jit_kernel, static_argnames="options")
@@ -214,13 +208,11 @@ def _apgd(
 ) -> AttackResult:
     key, images, labels, _, example_ids = inputs
     eps, num_noise_samples, num_queries = budget
-    threat = THREATS[options.norm]
+    run = _make_run(images, example_ids, eps, options.norm, options.num_steps)
     noise = Noise(num_noise_samples, options.noise_chunk_size, options.noise_average)
     margin = make_objective("margin", labels, None)
     start_key, noise_key, rank_key = jax.random.split(key, 3)
-    windows = checkpoint_windows(options.num_steps)
-    run_length = options.num_steps + 1  # with the start
-    last_step = options.num_restarts * max(options.num_targets, 1) * run_length
+    last_step = options.num_restarts * max(options.num_targets, 1) * run.length
     result = rank_target_classes(result, rank_key, model, inputs, noise, num_queries)
 
     def active(result: AttackResult) -> Bool[Array, "batch"]:
@@ -232,134 +224,35 @@ def _apgd(
         rows = active(result)
         step = earliest_step(result, rows)
         rows = rows & (result.steps == step)
-        run, i = step // run_length, step % run_length
+        number, i = step // run.length, step % run.length
         targets, state = result.extras
         if options.num_targets:
-            target = targets[:, run // options.num_restarts]
+            target = targets[:, number // options.num_restarts]
             objective = make_targeted_objective(options.loss, labels, target)
         else:
             objective = make_objective(options.loss, labels, None)
 
         def start() -> Images:
-            run_key = jax.random.fold_in(start_key, run)
-            return random_on_sphere(threat, run_key, example_ids, images, eps)
+            return run.start(jax.random.fold_in(start_key, number))
 
-        iterate = lax.cond(i == 0, start, lambda: take_step(threat, images, eps, state, i))
+        iterate = lax.cond(i == 0, start, lambda: run.move(i, state))
         losses, margins, gradient, nonfinite = expected_value_and_gradient(
             jax.random.fold_in(noise_key, step), model, objective, margin, iterate, noise
         )
-        new_state = lax.cond(
-            i == 0,
-            lambda: initial_state(iterate, losses, gradient, eps),
-            lambda: update_state(state, iterate, losses, gradient, jnp.asarray(windows)[i]),
-        )
+        margins = jnp.where(i < run.num_outside, -jnp.inf, margins)
         moved = result._replace(
             success=margins > 0,
             queries=result.queries + num_noise_samples,
             gradients=result.gradients + num_noise_samples,
             nonfinite=result.nonfinite + nonfinite,
             steps=result.steps + 1,
-            extras=_Extras(targets, new_state),
+            extras=_Extras(targets, run.update(i, state, iterate, losses, gradient)),
         )
         better = moved._replace(images=iterate, margins=margins)
         return select_rows(rows, select_rows(margins > result.margins, better, moved), result)
 
     result = lax.while_loop(lambda result: active(result).any(), advance, result)
     return lax.stop_gradient(result)
-
-
-def take_step(
-    threat: Threat, images: Images, eps: Float[Array, ""], state: APGDState, i: Int[Array, ""]
-) -> Images:
-    """Return the iterate after the i-th step of a run (equation 2 of the paper).
-
-    The first step, i = 1, has no momentum.
-    """
-    iterate = state.iterate
-    ahead = iterate + state.step_size[:, None, None, None] * threat.steepest(state.gradient)
-    ahead = perturb(threat, images, ahead - images, eps)
-    momentum = jnp.where(i == 1, 0, _MOMENTUM).astype(images.dtype)
-    moved = iterate + (1 - momentum) * (ahead - iterate) + momentum * (iterate - state.previous)
-    return perturb(threat, images, moved - images, eps)
-
-
-def initial_state(
-    iterate: Images, losses: PerExample, gradient: Images, eps: Float[Array, ""]
-) -> APGDState:
-    """Return the state at the start of a run."""
-    return APGDState(
-        iterate=iterate,
-        previous=iterate,
-        gradient=gradient,
-        loss=losses,
-        best=iterate,
-        best_gradient=gradient,
-        best_loss=losses,
-        step_size=jnp.zeros_like(losses) + 2 * eps,
-        num_increases=jnp.zeros_like(losses, jnp.int32),
-        checkpoint_loss=losses,
-        # True disables the second condition at the first checkpoint, which has none before it.
-        was_halved=jnp.ones_like(losses, bool),
-    )
-
-
-def update_state(
-    state: APGDState,
-    iterate: Images,
-    losses: PerExample,
-    gradient: Images,
-    window: Int[Array, ""],
-) -> APGDState:
-    """Return the state after a step.
-
-    Args:
-      state: the state before the step.
-      iterate: the iterate after the step.
-      losses: loss of the iterate.
-      gradient: gradient of the iterate.
-      window: number of steps between the last checkpoint and this one, or 0 if the step is not a
-        checkpoint.
-    """
-    current, is_checkpoint = (iterate, gradient, losses), window > 0
-    num_increases = state.num_increases + (losses > state.loss).astype(jnp.int32)
-    best = state.best, state.best_gradient, state.best_loss
-    best = select_rows(losses > state.best_loss, current, best)
-    no_progress = ~state.was_halved & (state.checkpoint_loss >= best[2])
-    least = _MIN_INCREASES * window.astype(jnp.float32)
-    few_increases = num_increases.astype(jnp.float32) <= least
-    halve = is_checkpoint & (few_increases | no_progress)
-    previous = state.iterate
-    iterate, gradient, loss = select_rows(halve, best, current)
-    return APGDState(
-        iterate=iterate,
-        previous=previous,
-        gradient=gradient,
-        loss=loss,
-        best=best[0],
-        best_gradient=best[1],
-        best_loss=best[2],
-        step_size=jnp.where(halve, state.step_size / 2, state.step_size),
-        num_increases=jnp.where(is_checkpoint, 0, num_increases),
-        checkpoint_loss=jnp.where(is_checkpoint, best[2], state.checkpoint_loss),
-        was_halved=jnp.where(is_checkpoint, halve, state.was_halved),
-    )
-
-
-def checkpoint_windows(num_steps: int) -> Int[np.ndarray, "steps"]:
-    """Return for each step of a run the length of the window that it ends, or 0.
-
-    The first window has 22 % of the steps. Each next one is shorter by 3 %, down to 6 %.
-
-    >>> np.flatnonzero(checkpoint_windows(100)).tolist()
-    [22, 41, 57, 70, 80, 87, 93, 99]
-    """
-    window, least, decrease = (max(int(share * num_steps), 1) for share in (0.22, 0.06, 0.03))
-    windows, step = np.zeros(num_steps + 1, np.int32), window
-    while step <= num_steps:
-        windows[step] = window
-        window = max(window - decrease, least)
-        step += window
-    return windows
 
 
 APGD = AttackSpec(

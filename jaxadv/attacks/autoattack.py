@@ -1,16 +1,17 @@
 """AutoAttack: an ensemble of four attacks of different kinds (Croce & Hein, 2020)."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 from tqdm import tqdm
 
 from jaxadv.attacks.apgd import APGD
+from jaxadv.attacks.autoattack_flags import Probed, probe, raise_flags
 from jaxadv.attacks.batching import (
     Examples,
     Model,
@@ -21,25 +22,34 @@ from jaxadv.attacks.batching import (
     search_size,
     trace_in_batches,
 )
-from jaxadv.attacks.checks import check_arguments, check_classes, check_inputs
+from jaxadv.attacks.checks import Arguments, check_arguments, check_classes, check_inputs
 from jaxadv.attacks.ensemble import CLEAN, AutoAttackResult, Stage, run_ensemble
 from jaxadv.attacks.fab import FAB
+from jaxadv.attacks.hop_skip_jump import HOP_SKIP_JUMP
+from jaxadv.attacks.nes import NES
+from jaxadv.attacks.nes_label_only import NES_LABEL_ONLY
+from jaxadv.attacks.random_search import RANDOM_SEARCH
+from jaxadv.attacks.rays import RAYS
+from jaxadv.attacks.sparse_rs import SPARSE_RS
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.square import SQUARE
+from jaxadv.attacks.threat import NORMS, THREATS
 from jaxadv.core.devices import platform, whole_batch
 from jaxadv.core.images import is_concrete
-from jaxadv.core.logits import are_probabilities, finite_logits, outputs_differ
-from jaxadv.core.losses import make_objective
-from jaxadv.core.types import Images, Labels, Logits, LogitsFn, PRNGKey
+from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
 _NUM_TARGETS = 9
+_NUM_TARGETS_L1 = 5  # of APGD
 _NUM_NOISE_SAMPLES = 20  # of the version "rand"
 
 
-def _stages(num_targets: int) -> dict[str, dict[str, Stage]]:
+def _stages(norm: str, num_targets: int) -> dict[str, dict[str, Stage]]:
     """Return the attacks of each version, in their order."""
     apgd_ce = Stage(APGD, {"loss": "cross_entropy"})
-    apgd_t = Stage(APGD, {"loss": "dlr", "num_targets": num_targets})
+    apgd_t = apgd_all_targets = Stage(APGD, {"loss": "dlr", "num_targets": num_targets})
+    if norm == "l1":
+        apgd_ce = Stage(APGD, {"loss": "cross_entropy", "num_restarts": 5})
+        apgd_t = Stage(APGD, {"loss": "dlr", "num_targets": min(num_targets, _NUM_TARGETS_L1)})
     fab_t = Stage(FAB, {"num_targets": num_targets})
     square = Stage(SQUARE, {"num_queries": 5000})
     noise = {"num_noise_samples": _NUM_NOISE_SAMPLES}
@@ -50,7 +60,7 @@ def _stages(num_targets: int) -> dict[str, dict[str, Stage]]:
             "apgd_dlr": Stage(APGD, {"loss": "dlr", "num_restarts": 5}),
             "fab": Stage(FAB, {"num_targets": 0, "num_restarts": 5}),
             "square": square,
-            "apgd_t": apgd_t,
+            "apgd_t": apgd_all_targets,
             "fab_t": fab_t,
         },
         "rand": {
@@ -69,6 +79,8 @@ def autoattack(
     eps: float,
     norm: str = "linf",
     version: str = "standard",
+    attacks: Mapping[str, Mapping[str, Any]] | None = None,
+    individual: bool = False,
     example_ids: Int[Array, "batch"] | None = None,
     batch_size: int = 512,
     progress: bool = False,
@@ -84,10 +96,14 @@ def autoattack(
     | "standard" | APGD-CE; APGD-T and FAB-T with 9 target classes; Square with 5000 queries |
     | "plus" | APGD-CE, APGD-DLR and FAB with 5 restarts; Square; APGD-T; FAB-T |
     | "rand", for models with noise | APGD-CE and APGD-DLR, each gradient averaged over 20 samples |
+    | "custom" | `attacks` |
 
-    APGD and FAB take 100 steps. The result of an example depends on the key and its number alone,
-    not on its batch, provided that its logits do not depend on the batch. With fewer than 10
-    classes all other classes are targets.
+    APGD and FAB take 100 steps. With fewer classes all other classes are targets. In L1, APGD-CE of
+    the version "standard" has 5 restarts, and APGD-T 5 target classes (Croce & Hein, 2021). A
+    success check averages over as many noise samples as the attacks of the version do.
+
+    The result of an example depends on the key and its number alone, not on its batch, provided
+    that its logits do not depend on the batch.
 
     Differences from the reference implementation, fra31/auto-attack: the first checkpoint of APGD
     compares with the loss at the start, not with 0. With several noise samples, the loss of an
@@ -101,8 +117,14 @@ def autoattack(
         to float32, and so is the result.
       labels: true classes, shape (n,).
       eps: radius of the ball in units of the pixel range.
-      norm: "linf" or "l2".
-      version: "standard", "plus" or "rand".
+      norm: "linf", "l2" or "l1".
+      version: "standard", "plus", "rand" or "custom".
+      attacks: attacks of the version "custom" by name, in their order. Each is a mapping with
+        "attack", the name of an attack that resumes, and with arguments of that function, such as
+        `num_steps`: "apgd", "fab", "square", "nes", "nes_label_only", "hop_skip_jump", "rays",
+        "sparse_rs" or "random_search".
+      individual: attack all examples with each attack, also those that earlier attacks fooled.
+        `result.individual_accuracies()` has the robust accuracy under each attack alone.
       example_ids: distinct numbers of the examples, by default their positions.
       batch_size: over all devices together. For a model in JAX on a CPU at most a sixteenth
         of it is attacked at a time, which leaves few idle rows and still fills the CPU.
@@ -122,7 +144,11 @@ def autoattack(
     >>> result.broken_by, result.attacks[1:]
     (array([-1]), ('apgd_ce', 'apgd_t', 'fab_t', 'square'))
     """
-    check_arguments({"eps": eps, "norm": norm, "version": version, "batch_size": batch_size})
+    arguments = {
+        "eps": eps, "norm": norm, "version": version, "attacks": attacks, "individual": individual,
+        "batch_size": batch_size,
+    }  # fmt: skip
+    check_autoattack(arguments)
     inputs = check_inputs(key, images, labels, None, example_ids)
     if not all(map(is_concrete, jax.tree.leaves(inputs))):
         raise ValueError("autoattack cannot run inside of jit or grad: call it outside")
@@ -132,7 +158,8 @@ def autoattack(
     examples = Examples(*map(np.asarray, (inputs.images, inputs.labels, inputs.example_ids)))
     num_classes = count_classes(model, examples, batch_size)
     check_classes("labels", inputs.labels, num_classes)
-    total = len(examples.labels) * _max_queries(version, num_classes)
+    check_autoattack(arguments, num_classes)
+    total = len(examples.labels) * max_queries(arguments, num_classes)
     with tqdm(total=total, unit="query", unit_scale=True, disable=not progress) as bar:
         return run_version(
             inputs.key,
@@ -142,10 +169,54 @@ def autoattack(
             eps=eps,
             norm=norm,
             version=version,
+            attacks=attacks,
+            individual=individual,
             batch_size=batch_size,
             bar=bar,
             cache=ledger,
         )
+
+
+def check_autoattack(arguments: Arguments, num_classes: int | None = None) -> None:
+    """Raise a ValueError that names the first invalid argument of `autoattack`."""
+    version, attacks = arguments.get("version", "standard"), arguments.get("attacks")
+    check_arguments(arguments, norms=tuple(THREATS) if version == "custom" else NORMS)
+    if version != "custom":
+        if attacks:
+            raise ValueError(
+                f'attacks are given, but version is "{version}": set version to "custom"'
+            )
+        return
+    if not isinstance(attacks, Mapping) or not attacks:
+        raise ValueError(
+            'attacks is empty: the version "custom" needs attacks by name, such as '
+            '{"square": {"attack": "square", "num_queries": 1000}}'
+        )
+    if "clean" in attacks:
+        raise ValueError('attacks has the name "clean", which is that of the accuracy before them')
+    for name, attack in attacks.items():
+        _check_member(f"attacks.{name}", attack, arguments, num_classes)
+
+
+def _check_member(key: str, attack: Any, arguments: Arguments, num_classes: int | None) -> None:
+    if not isinstance(attack, Mapping) or attack.get("attack") not in _MEMBERS:
+        raise ValueError(f"{key}.attack must be one of {', '.join(_MEMBERS)}")
+    spec = _MEMBERS[attack["attack"]]
+    given = {name: value for name, value in attack.items() if name != "attack"}
+    allowed = {name: value for name, value in spec.defaults.items() if name not in ("eps", "norm")}
+    for name in given:
+        if name not in allowed:
+            raise ValueError(
+                f"{key}.{name} is no argument here: use one of {', '.join(sorted(allowed))}"
+            )
+    for name, default in allowed.items():
+        if default is inspect.Parameter.empty and name not in given:
+            raise ValueError(f"{key} lacks {name}")
+    ball = {name: arguments[name] for name in ("eps", "norm") if name in arguments}
+    try:
+        spec.check({**allowed, **given, **ball}, num_classes)
+    except ValueError as error:
+        raise ValueError(f"{key}.{error}") from None
 
 
 def run_version(
@@ -156,7 +227,9 @@ def run_version(
     *,
     eps: float,
     norm: str,
-    version: str,
+    version: str = "standard",
+    attacks: Mapping[str, Mapping[str, Any]] | None = None,
+    individual: bool = False,
     attack_all: bool = False,
     batch_size: int,
     bar: tqdm | None = None,
@@ -165,15 +238,20 @@ def run_version(
 ) -> AutoAttackResult:
     """Run the attacks of a version, and raise its flags; see `autoattack` and `run_ensemble`."""
     attack_key, probe_key = jax.random.split(key)
+    stages = _version_stages(version, norm, num_classes, attacks)
+    num_noise_samples = max(
+        (stage.arguments.get("num_noise_samples", 1) for stage in stages.values()), default=1
+    )
     result = run_ensemble(
         attack_key,
         model,
         examples,
-        _version_stages(version, num_classes),
+        stages,
         eps=eps,
         norm=norm,
-        num_noise_samples=_NUM_NOISE_SAMPLES if version == "rand" else 1,
+        num_noise_samples=num_noise_samples,
         attack_all=attack_all,
+        individual=individual,
         batch_size=batch_size,
         bar=bar,
         cache=cache,
@@ -186,31 +264,74 @@ def run_version(
     flags = raise_flags(
         probed,
         num_classes,
-        version,
+        num_noise_samples > 1,
         result.accuracies(),
         np.isinf(result.margins),
         result.nonfinite,
+        _square_after_gradients(stages),
     )
     return result._replace(flags=flags)
 
 
-def _version_stages(version: str, num_classes: int) -> dict[str, Stage]:
-    return _stages(min(_NUM_TARGETS, num_classes - 1))[version]
+def _square_after_gradients(stages: Mapping[str, Stage]) -> str | None:
+    """Return the name of the first Square attack, if an attack with gradients precedes it."""
+    names = list(stages)
+    for number, name in enumerate(names):
+        if stages[name].spec is SQUARE:
+            before = names[:number]
+            return name if any(stages[one].spec.uses_gradients for one in before) else None
+    return None
 
 
-def _max_queries(version: str, num_classes: int = _NUM_TARGETS + 1) -> int:
-    """Return the queries of a version on an example that is robust under all its attacks."""
-    return sum(stage.max_queries for stage in _version_stages(version, num_classes).values())
+def _version_stages(
+    version: str,
+    norm: str,
+    num_classes: int,
+    attacks: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Stage]:
+    if version == "custom":
+        stages = {name: _member_stage(attack) for name, attack in (attacks or {}).items()}
+    else:
+        stages = _stages(norm, min(_NUM_TARGETS, num_classes - 1))[version]
+    return {
+        name: stage._replace(arguments={"norm": norm, **stage.arguments})
+        for name, stage in stages.items()
+    }
 
 
+def _member_stage(attack: Mapping[str, Any]) -> Stage:
+    spec = _MEMBERS[attack["attack"]]
+    return Stage(spec, {name: value for name, value in attack.items() if name != "attack"})
+
+
+def max_queries(arguments: Arguments, num_classes: int = _NUM_TARGETS + 1) -> int:
+    """Return the queries on an example that is robust under all attacks."""
+    version, norm = arguments.get("version", "standard"), arguments.get("norm", "linf")
+    stages = _version_stages(version, norm, num_classes, arguments.get("attacks"))
+    return sum(stage.max_queries for stage in stages.values())
+
+
+# The attacks that may belong to the version "custom": those that resume.
+_MEMBERS: dict[str, AttackSpec] = {
+    "apgd": APGD,
+    "fab": FAB,
+    "square": SQUARE,
+    "sparse_rs": SPARSE_RS,
+    "nes": NES,
+    "nes_label_only": NES_LABEL_ONLY,
+    "hop_skip_jump": HOP_SKIP_JUMP,
+    "rays": RAYS,
+    "random_search": RANDOM_SEARCH,
+}
 AUTOATTACK = AttackSpec(
     attack_fn=autoattack,
     run=autoattack,
     traced=(),
     uses_gradients=True,
-    max_queries=lambda arguments: _max_queries(arguments.get("version", "standard")),
+    max_queries=max_queries,
     returns_clean=True,
     is_ensemble=True,
+    check=check_autoattack,
 )
 
 
@@ -222,126 +343,3 @@ def _probe_step(make_logits_fn: Callable, on_host: bool) -> Callable:
         return probe(key, make_logits_fn(context, ids), images, labels)
 
     return map_batches(step, on_host, num_replicated=2, num_batches=3)
-
-
-_NUM_PROBES = 5
-_SQUARE_GAIN = 0.002  # largest loss of accuracy under Square, after attacks with gradients
-
-
-class Probed(NamedTuple):
-    """Properties of a model, from a few forward passes and a gradient; one row per example.
-
-    Attributes:
-      varies: whether forward passes over the same image differ.
-      is_distribution: whether the outputs are probabilities, that is, in [0, 1] with sum 1.
-      zero_gradient: whether the gradient of the DLR loss is zero at the image.
-      nonfinite_gradient: whether that gradient is NaN or infinite.
-      depends_on_batch: whether the outputs change with the other images of the batch.
-    """
-
-    varies: Bool[Array, "batch"]
-    is_distribution: Bool[Array, "batch"]
-    zero_gradient: Bool[Array, "batch"]
-    nonfinite_gradient: Bool[Array, "batch"]
-    depends_on_batch: Bool[Array, "batch"]
-
-
-def probe(key: PRNGKey, logits_fn: LogitsFn, images: Images, labels: Labels) -> Probed:
-    """Probe a model with five forward passes and one gradient on clean images."""
-    keys = jax.random.split(key, _NUM_PROBES)
-    outputs = jax.lax.map(lambda key: finite_logits(logits_fn(key, images)), keys)
-    objective = make_objective("dlr", labels, None)
-    gradient = jax.grad(lambda images: objective(logits_fn(keys[0], images)).sum())(images)
-    return Probed(
-        varies=outputs_differ(outputs),
-        is_distribution=are_probabilities(outputs[0]),
-        zero_gradient=(gradient == 0).all(axis=(1, 2, 3)),
-        nonfinite_gradient=~jnp.isfinite(gradient).all(axis=(1, 2, 3)),
-        depends_on_batch=outputs_differ(
-            jnp.stack([outputs[0], _in_another_batch(keys[0], logits_fn, images)])
-        ),
-    )
-
-
-def _in_another_batch(key: PRNGKey, logits_fn: LogitsFn, images: Images) -> Logits:
-    """Return the logits of each image in a batch whose other half is replaced by grey images."""
-    even = jnp.arange(len(images)) % 2 == 0
-
-    def with_grey(rows: Bool[Array, "batch"]) -> Logits:
-        return finite_logits(logits_fn(key, jnp.where(rows[:, None, None, None], images, 0.5)))
-
-    return jnp.where(even[:, None], with_grey(even), with_grey(~even))
-
-
-def raise_flags(
-    probed: Probed,
-    num_classes: int,
-    version: str,
-    accuracies: Mapping[str, float],
-    nonfinite_logits: Bool[np.ndarray, "n"],
-    nonfinite_gradients: Int[np.ndarray, "n"],
-) -> dict[str, str]:
-    """Return the flags raised for a model, each with a sentence that says why.
-
-    Args:
-      probed: of all examples that the model classifies correctly, in numpy arrays.
-      num_classes: of the model.
-      version: of AutoAttack.
-      accuracies: after each attack, in their order.
-      nonfinite_logits: for each example whether the logits of its final image are NaN or infinite.
-      nonfinite_gradients: for each example how many gradients of the attacks were NaN or infinite.
-    """
-    flags = {}
-    if nonfinite_logits.any():
-        flags["nonfinite_logits"] = (
-            f"The logits of {_count(nonfinite_logits)} images are NaN or infinite, clean or "
-            "attacked. They count as misclassified. Find where the model overflows."
-        )
-    if (nonfinite_gradients > 0).any() or probed.nonfinite_gradient.any():
-        flags["nonfinite_gradient"] = (
-            f"{int(nonfinite_gradients.sum()):,} gradients of {_count(nonfinite_gradients > 0)} "
-            "images were NaN or infinite and counted as zero, so gradient attacks make no progress "
-            "there. Find the operation (a root or a division at 0), and make it smooth."
-        )
-    if probed.depends_on_batch.any():
-        flags["depends_on_batch"] = (
-            f"The logits of {_count(probed.depends_on_batch)} images depend on the rest of "
-            "their batch, so accuracies depend on it too. Call the model in evaluation mode, with "
-            "the running statistics of batch norm."
-        )
-    if probed.varies.any() and version != "rand":
-        flags["randomised"] = (
-            f"Forward passes over the same image differ on {_count(probed.varies)} images: the "
-            'model is random. Use version "rand".'
-        )
-    if len(probed.is_distribution) and probed.is_distribution.all():
-        flags["softmax"] = (
-            "The outputs are probabilities, not logits. Their gradients vanish where the model is "
-            "confident. Attack the logits."
-        )
-    if probed.zero_gradient.any():
-        flags["zero_gradient"] = (
-            f"The gradient of the DLR loss is zero on {_count(probed.zero_gradient)} images: "
-            "gradient attacks make no progress there. Attack a smooth approximation of the "
-            "operation that hides the gradient (`jaxadv.attacks.bpda`)."
-        )
-    if num_classes < 4:
-        flags["few_classes"] = (
-            f"With {num_classes} classes there is no {'targeted ' if num_classes == 3 else ''}DLR "
-            "loss. The margin loss replaces it, whose scale depends on the model."
-        )
-    names = list(accuracies)
-    place = names.index("square") if "square" in names else 0
-    if place > 1:
-        gain = accuracies[names[place - 1]] - accuracies["square"]
-        if gain > _SQUARE_GAIN:
-            flags["square"] = (
-                f"Square, a black-box attack, fools a further {gain:.1%} of the images after the "
-                "attacks with gradients: the gradients mislead. Use more of its queries, and an "
-                "adaptive attack for this model."
-            )
-    return flags
-
-
-def _count(rows: Any) -> str:
-    return f"{int(rows.sum())} of {len(rows)}"

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Integer
 
 from jaxadv.attacks.eot import AVERAGES
-from jaxadv.attacks.threat import THREATS
+from jaxadv.attacks.threat import NORMS
 from jaxadv.attacks.tracing import TracedModel, trace_model
 from jaxadv.core.devices import match_varying_axes
 from jaxadv.core.images import is_concrete, outside_of_range, value_range
@@ -25,7 +25,7 @@ LARGEST_COUNT = 2**31 - 1  # attacks count in int32
 _LARGEST_RADIUS = 1e9  # its square is finite in float32
 
 DIRECTIONS = ("normal", "rademacher")
-VERSIONS = ("standard", "plus", "rand")
+VERSIONS = ("standard", "plus", "rand", "custom")
 
 
 class Rule(NamedTuple):
@@ -62,6 +62,7 @@ DECAY = Rule(lambda value: 0 <= value < 1, "from 0 to below 1")
 NUMBERS: dict[str, Rule] = {
     "batch_size": COUNT,
     "chunk_size": integer_rule(2),
+    "constant": POSITIVE,
     "decay": SHARE,
     "diversity": SHARE,
     "eps": RADIUS,
@@ -74,6 +75,7 @@ NUMBERS: dict[str, Rule] = {
     "num_noise_samples": COUNT,
     "num_queries": STEPS,
     "num_restarts": COUNT,
+    "num_searches": COUNT,
     "num_steps": STEPS,
     "num_targets": STEPS,
     "overshoot": RADIUS,
@@ -90,6 +92,7 @@ NUMBERS: dict[str, Rule] = {
 CHOICES: dict[str, Rule] = {
     "directions": choice_rule(DIRECTIONS),
     "early_stop": choice_rule((True, False)),
+    "individual": choice_rule((True, False)),
     "nesterov": choice_rule((True, False)),
     "noise_average": choice_rule(AVERAGES),
     "random_start": choice_rule((True, False)),
@@ -105,7 +108,7 @@ def check_arguments(
     num_classes: int | None = None,
     *,
     losses: Collection[str] = tuple(LOSSES),
-    norms: Collection[str] = tuple(THREATS),
+    norms: Collection[str] = NORMS,
     optional: Collection[str] = (),
 ) -> None:
     """Raise a ValueError that begins with the name of the first invalid argument.
@@ -272,6 +275,22 @@ def as_images(name: str, images: ArrayLike) -> Images:
         return images
     low, high = value_range(images)
     return images if low >= 0 and high <= 1 else jnp.clip(images, 0, 1)
+
+
+def as_starts(starts: ArrayLike | None, images: Images) -> Images | None:
+    """Return the images at which an attack starts, in the precision of the clean images.
+
+    Raises:
+      ValueError: they have another shape, or are no images.
+    """
+    if starts is None:
+        return None
+    starts = as_images("starts", starts).astype(images.dtype)
+    if starts.shape != images.shape:
+        raise ValueError(
+            f"starts have shape {starts.shape}: they must have the shape of images, {images.shape}"
+        )
+    return starts
 
 
 def as_labels(name: str, classes: ArrayLike, batch_size: int) -> Labels:

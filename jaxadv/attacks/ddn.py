@@ -21,7 +21,7 @@ from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS, random_perturbation
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
-from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
+from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
 _NORMS = ("l2",)
 _START_RADIUS = 1.0
@@ -101,9 +101,7 @@ def _ddn(
     noise_key, direction_key = jax.random.split(inputs.key)
     threat, images = THREATS[norm], inputs.images
 
-    def move(
-        i: Int[Array, ""], iterate: Iterate, estimate: EOTEstimate
-    ) -> tuple[Images, PerExample]:
+    def move(i: Int[Array, ""], iterate: Iterate, estimate: EOTEstimate) -> Iterate:
         step_size = cosine_schedule(*_STEP_SIZES, i, num_steps).astype(images.dtype)
         gradient = estimate.gradient
         is_flat = (gradient == 0).all(axis=(1, 2, 3), keepdims=True)
@@ -114,12 +112,13 @@ def _ddn(
             return random_perturbation(threat, random_key, inputs.example_ids, images, one)
 
         elsewhere = lax.cond(is_flat.any(), random_direction, lambda: gradient)
-        direction = threat.steepest(jnp.where(is_flat, elsewhere, gradient))
+        direction = threat.steepest(images, jnp.where(is_flat, elsewhere, gradient))
         delta = iterate.delta + step_size * direction
         change = jnp.where(iterate.is_wrong, -_RADIUS_CHANGE, _RADIUS_CHANGE)
         radius = (1 + change) * iterate.radius
         length = jnp.maximum(threat.length(delta), jnp.finfo(delta.dtype).tiny)
-        return radius[:, None, None, None] * delta / length, radius
+        delta = radius[:, None, None, None] * delta / length
+        return iterate._replace(delta=delta, radius=radius)
 
     return run_minimal_norm(
         model,

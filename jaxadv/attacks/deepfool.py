@@ -52,7 +52,7 @@ def deepfool(
       num_steps: most steps; each takes two forward passes, one of them with the gradients of all
         other classes.
       overshoot: share of a step beyond the boundary, 0 or more.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
 
     Returns:
       The first misclassified iterate of each example if it is within eps, otherwise the clean

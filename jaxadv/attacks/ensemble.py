@@ -39,7 +39,7 @@ class Stage(NamedTuple):
 
     Attributes:
       spec: of a resumable attack.
-      arguments: of the attack, without the norm and the radius.
+      arguments: of the attack, with the norm and without the radius.
     """
 
     spec: AttackSpec
@@ -70,6 +70,8 @@ class AutoAttackResult(NamedTuple):
         found, also beyond eps. They are inf where none was found, and 0 where the clean image is
         misclassified.
       attacks: "clean", then the names of the attacks.
+      fooled: for each attack (n,) whether it fooled the example, among those that it attacked.
+      individual: whether each attack attacked all examples, not only the robust ones.
       unconfirmed: for each attack its successes that a second success check did not confirm; the
         attack continued on these examples.
       seconds: for each attack.
@@ -86,6 +88,8 @@ class AutoAttackResult(NamedTuple):
     nonfinite: np.ndarray
     distances: np.ndarray
     attacks: tuple[str, ...]
+    fooled: dict[str, np.ndarray]
+    individual: bool
     unconfirmed: dict[str, int]
     seconds: dict[str, float]
     flags: dict[str, str]
@@ -96,6 +100,18 @@ class AutoAttackResult(NamedTuple):
         fooled = [int((self.broken_by == number).sum()) for number in range(len(self.attacks))]
         robust = len(self.broken_by) - np.cumsum(fooled)
         return {name: int(count) / n for name, count in zip(self.attacks, robust, strict=True)}
+
+    def individual_accuracies(self) -> dict[str, float]:
+        """Return the share of examples that are robust under each attack alone.
+
+        Raises:
+          ValueError: the attacks did not run with `individual=True`.
+        """
+        if not self.individual:
+            raise ValueError("each attack saw the robust examples only: run with individual=True")
+        is_clean = self.broken_by != CLEAN
+        n = max(len(is_clean), 1)
+        return {name: int((is_clean & ~found).sum()) / n for name, found in self.fooled.items()}
 
     def to_attack_result(self) -> AttackResult:
         """Return the fields that all attacks share, with this result as `extras`."""
@@ -115,6 +131,7 @@ def run_ensemble(
     norm: str,
     num_noise_samples: int = 1,
     attack_all: bool = False,
+    individual: bool = False,
     batch_size: int,
     bar: tqdm | None = None,
     cache: ResumeCache | None = None,
@@ -130,31 +147,37 @@ def run_ensemble(
       examples: all examples, including those that are misclassified without perturbation.
       stages: attacks by name, in the order in which they run.
       eps: radius of the ball.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       num_noise_samples: forward passes whose mean softmax decides whether an example is
         misclassified.
       attack_all: whether to attack misclassified clean images too; another forward pass of a random
         model may classify them correctly.
+      individual: whether each attack also sees the examples that earlier attacks fooled.
       batch_size: over all devices together.
       bar: progress bar over queries.
       cache: where finished parts are saved.
       prefix: of their names in the cache.
     """
     check_key, attack_key = jax.random.split(key)
+    stages = {
+        name: stage._replace(arguments={"eps": eps, "norm": norm, **stage.arguments})
+        for name, stage in stages.items()
+    }
     size = search_size(batch_size, on_host=model.on_host)
     check = partial(_check_success, model, num_noise_samples, size)
     margins = check(check_key, examples)
     wrong = (margins > 0) & (not attack_all)
-    result = _initial_result(examples, margins, wrong, ("clean", *stages))
+    result = _initial_result(examples, margins, wrong, ("clean", *stages), individual)
     for number, (name, stage) in enumerate(stages.items(), start=1):
-        robust = np.flatnonzero(result.broken_by == ROBUST)
+        is_robust = result.broken_by == ROBUST
+        attacked = np.flatnonzero(result.broken_by != CLEAN if individual else is_robust)
         if bar is not None:
-            bar.set_postfix_str(f"{name}, {len(robust):,} robust")
-            bar.update((len(examples.labels) - len(robust)) * stage.max_queries)
-        for start in range(0, len(robust), _BLOCK * batch_size):
-            rows = robust[start : start + _BLOCK * batch_size]
+            bar.set_postfix_str(f"{name}, {is_robust.sum():,} robust")
+            bar.update((len(examples.labels) - len(attacked)) * stage.max_queries)
+        for start in range(0, len(attacked), _BLOCK * batch_size):
+            rows = attacked[start : start + _BLOCK * batch_size]
             record = _attack_block(
-                stage._replace(arguments={"eps": eps, "norm": norm, **stage.arguments}),
+                stage,
                 jax.random.fold_in(attack_key, number),
                 model,
                 examples.rows(rows),
@@ -240,7 +263,11 @@ def _confirm(
 
 
 def _initial_result(
-    examples: Examples, margins: np.ndarray, wrong: np.ndarray, attacks: tuple[str, ...]
+    examples: Examples,
+    margins: np.ndarray,
+    wrong: np.ndarray,
+    attacks: tuple[str, ...],
+    individual: bool,
 ) -> AutoAttackResult:
     n = len(margins)
     return AutoAttackResult(
@@ -253,6 +280,8 @@ def _initial_result(
         nonfinite=np.zeros(n, int),
         distances=np.where(wrong, 0.0, np.inf),
         attacks=attacks,
+        fooled={name: np.zeros(n, bool) for name in attacks[1:]},
+        individual=individual,
         unconfirmed=dict.fromkeys(attacks[1:], 0),
         seconds=dict.fromkeys(attacks[1:], 0.0),
         flags={},
@@ -263,10 +292,12 @@ def _add_record(
     result: AutoAttackResult, number: int, rows: np.ndarray, record: dict[str, np.ndarray]
 ) -> None:
     """Add the record of an attack on some rows to the result, in place."""
-    name, success = result.attacks[number], record["broken"]
+    name = result.attacks[number]
+    result.fooled[name][rows[record["broken"]]] = True
+    first = record["broken"] & (result.broken_by[rows] == ROBUST)
     for array in ("images", "steps", "margins"):
-        getattr(result, array)[rows[success]] = record[array][success]
-    result.broken_by[rows[success]] = number
+        getattr(result, array)[rows[first]] = record[array][first]
+    result.broken_by[rows[first]] = number
     result.queries[rows] += record["queries"]
     result.gradients[rows] += record["gradients"]
     result.nonfinite[rows] += record["nonfinite"]

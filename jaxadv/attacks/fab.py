@@ -1,6 +1,5 @@
 """Fast adaptive boundary attack (FAB): find the nearest adversarial image (Croce & Hein, 2020)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from jaxadv.attacks.bisection import bisect
 from jaxadv.attacks.checks import (
     Arguments,
     Inputs,
@@ -24,13 +24,14 @@ from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
     earliest_step,
+    forget_unconfirmed,
     is_zero_budget,
     rank_target_classes,
     resume_or_start,
     select_rows,
 )
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, random_on_sphere
+from jaxadv.attacks.threat import DUALS, THREATS, random_on_sphere
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective, make_targeted_objective
 from jaxadv.core.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
@@ -104,7 +105,7 @@ def fab(
       eps: distance up to which a misclassified image is a success, in units of the pixel range;
         None is any distance.
       num_steps: steps per run.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       num_targets: number of target classes, tried one after another; 0 uses the nearest boundary
         in each step.
       num_restarts: runs per target. All but the first start at a random point, at half the distance
@@ -164,9 +165,11 @@ def check_fab(arguments: Arguments, num_classes: int | None = None) -> None:
 
 
 def max_queries(arguments: Arguments) -> int:
-    """Return the cost of all runs in forward passes."""
+    """Return the cost of all runs in forward passes, at most `num_queries` if that is given."""
     num_runs = max(arguments.get("num_targets", 9), 1) * arguments.get("num_restarts", 1)
-    return _QUERIES_PER_STEP * arguments.get("num_steps", 100) * num_runs
+    cost = _QUERIES_PER_STEP * arguments.get("num_steps", 100) * num_runs
+    limit = arguments.get("num_queries")
+    return cost if limit is None else min(cost, limit)
 
 
 @partial(jit_kernel, static_argnames="options")
@@ -184,7 +187,7 @@ def _fab(
     margin = make_objective("margin", labels, None)
     start_key, noise_key, rank_key = jax.random.split(key, 3)
     last_step = options.num_steps * max(options.num_targets, 1) * options.num_restarts
-    result = _forget_unconfirmed(result, eps)
+    result = forget_unconfirmed(result, eps)
     result = rank_target_classes(result, rank_key, model, inputs, Noise(1, 1, "loss"), num_queries)
     is_clean = result.success & (result.steps == 0)
     distance = jnp.where(is_clean, 0, result.extras.distance)
@@ -244,16 +247,6 @@ def _fab(
     return lax.stop_gradient(result)
 
 
-def _forget_unconfirmed(result: AttackResult, eps: Float[Array, ""]) -> AttackResult:
-    """Reset the distances within eps of examples that do not count as successes.
-
-    A second success check did not confirm these. Without the reset no farther image would count.
-    """
-    distance = result.extras.distance
-    distance = jnp.where(~result.success & (distance <= eps), jnp.inf, distance)
-    return result._replace(extras=result.extras._replace(distance=distance))
-
-
 class Boundary(NamedTuple):
     """A decision boundary, linearised at an iterate: the hyperplane where a function is zero.
 
@@ -301,13 +294,10 @@ def linearise_nearest(
     cotangents = classes[:, None] + jnp.zeros_like(values)
     normals, nonfinite = finite_or_zero(jax.vmap(pull_back)(cotangents)[0])
     values = jnp.where(jnp.isfinite(values), values, 0)
-    dual_order = {"linf": 1, "l2": 2}[norm]
-    # An empty batch does not allow -1 here.
-    flat = normals.reshape(*normals.shape[:2], math.prod(iterate.shape[1:]))
     # Scaled first, with one factor for all classes: squares would leave the range of floats.
-    largest = jnp.abs(flat).max(axis=(0, 2))[:, None]
-    scaled = flat / jnp.where(largest > 0, largest, 1)
-    dual_norm = jnp.linalg.norm(scaled, dual_order, axis=-1) + _TINY
+    largest = jnp.abs(normals).max(axis=(0, 2, 3, 4))[:, None, None, None]
+    scaled = normals / jnp.where(largest > 0, largest, 1)
+    dual_norm = jax.vmap(THREATS[DUALS[norm]].length)(scaled)[:, :, 0, 0, 0] + _TINY
     is_label = jnp.arange(values.shape[1], dtype=labels.dtype) == labels[:, None]
     nearest = jnp.where(is_label, jnp.inf, jnp.abs(values) / dual_norm.T).argmin(axis=1)
     # The margin of the label itself is constant and needs no gradient.
@@ -336,14 +326,15 @@ def project_onto_hyperplane(
 
     Each pixel moves along its weight w_i until it meets the box: by a common amount t in L-inf, by
     t |w_i| in L2. The increase is a concave, piecewise linear function of t. Newton's method from
-    the left reaches the solution exactly once no further pixel meets the box. If the box contains
-    no solution, all pixels move to its faces.
+    the left reaches the solution exactly once no further pixel meets the box. In L1 the pixels with
+    the largest weights move to the box, and those with the next weight as far as it takes. If the
+    box contains no solution, all pixels move to its faces.
 
     Args:
       images: points in [0, 1], shape (batch, height, width, channels).
       normal: gradients of the linear functions, of the same shape.
       increase: required change of the functions, shape (batch,); negative for a decrease.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
     """
     # Scaled first: squares of tiny or huge weights would leave the range of floats.
     largest = jnp.abs(normal).max(axis=(1, 2, 3), keepdims=True)
@@ -352,6 +343,33 @@ def project_onto_hyperplane(
     normal = jnp.where(increase[:, None, None, None] < 0, -normal, normal)
     weight, required = jnp.abs(normal), jnp.abs(increase)
     room = jnp.where(normal > 0, 1 - images, images)
+    is_out_of_reach = _per_image(required > _sum(weight * room))
+    if norm == "l1":
+        move = _largest_weights_first(weight, room, required)
+    else:
+        move = _along_weights(weight, room, required, norm)
+    return jnp.sign(normal) * jnp.where(is_out_of_reach, room, move)
+
+
+def _largest_weights_first(weight: Images, room: Images, required: PerExample) -> Images:
+    """Return moves of the least sum that increase the function, the largest weights first."""
+    reach = weight * room
+
+    def is_too_low(least: Array) -> Array:
+        reached = jnp.where(weight >= least, reach, 0).sum(axis=(1, 2, 3), keepdims=True)
+        return reached > _per_image(required)
+
+    ones = jnp.ones_like(_per_image(required))
+    low, high = bisect(is_too_low, 0 * ones, 2 * ones)  # the weights are at most 1
+    is_first, is_next = weight >= high, (weight >= low) & (weight < high) & (weight > 0)
+    missing = required - _sum(jnp.where(is_first, reach, 0))
+    available = _sum(jnp.where(is_next, reach, 0))
+    share = jnp.clip(missing / jnp.where(available > 0, available, 1), 0, 1)
+    return room * jnp.where(is_first, 1, jnp.where(is_next, _per_image(share), 0))
+
+
+def _along_weights(weight: Images, room: Images, required: PerExample, norm: str) -> Images:
+    """Return moves by a common amount in L-inf, or in proportion to the weights in L2."""
     speed = jnp.ones_like(weight) if norm == "linf" else weight
     speed = jnp.where(weight > 0, speed, 0)
 
@@ -369,10 +387,7 @@ def project_onto_hyperplane(
 
     start = jnp.zeros_like(required), jnp.ones_like(required, bool)
     t, _ = lax.while_loop(lambda state: state[1].any(), newton_step, start)
-    # The slope is 0 once all pixels are at the faces, even if more increase is required.
-    is_out_of_reach = required > _sum(weight * room)
-    move = jnp.where(_per_image(is_out_of_reach), room, jnp.minimum(speed * _per_image(t), room))
-    return jnp.sign(normal) * move
+    return jnp.minimum(speed * _per_image(t), room)
 
 
 def _sum(images: Images) -> PerExample:

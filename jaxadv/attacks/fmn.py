@@ -1,4 +1,4 @@
-"""Fast minimum-norm attack (FMN): minimal perturbations in L-inf and L2 (Pintor et al., 2021)."""
+"""Fast minimum-norm attack (FMN): minimal perturbations (Pintor et al., 2021)."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from jaxadv.attacks.minimal_norm import (
 )
 from jaxadv.attacks.result import AttackResult
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS
+from jaxadv.attacks.threat import DUALS, THREATS
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
@@ -60,7 +60,7 @@ def fmn(
       labels: true classes, shape (batch,).
       eps: distance up to which a misclassified image is a success; None is any distance.
       num_steps: steps, 1 or more, each with one gradient. The first is at the clean image.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       targets: target classes, shape (batch,), as which the images are to be classified.
       example_ids: distinct integers, shape (batch,), by default the positions in the batch.
 
@@ -99,14 +99,11 @@ def _fmn(
     *,
     norm: str,
 ) -> AttackResult:
-    threat, direction = THREATS[norm], THREATS["l2"].steepest
-    dtype = inputs.images.dtype
+    threat, images = THREATS[norm], inputs.images
 
-    def move(
-        i: Int[Array, ""], iterate: Iterate, estimate: EOTEstimate
-    ) -> tuple[Images, PerExample]:
+    def move(i: Int[Array, ""], iterate: Iterate, estimate: EOTEstimate) -> Iterate:
         change, step_size = (
-            cosine_schedule(*values, i, num_steps).astype(dtype)
+            cosine_schedule(*values, i, num_steps).astype(images.dtype)
             for values in (_RADIUS_CHANGES, _STEP_SIZES)
         )
         to_boundary = _distance_to_boundary(estimate, norm)
@@ -116,8 +113,10 @@ def _fmn(
             jnp.minimum((1 - change) * iterate.radius, iterate.distance),
             (1 + change) * jnp.where(iterate.was_found, iterate.radius, beyond),
         )
-        delta = iterate.delta + step_size * direction(estimate.gradient)
-        return threat.project(delta, radius[:, None, None, None]), radius
+        direction = THREATS["l2"].steepest(images, estimate.gradient)
+        delta = iterate.delta + step_size * direction
+        delta = threat.project(images, delta, radius[:, None, None, None])
+        return iterate._replace(delta=delta, radius=radius)
 
     return run_minimal_norm(
         model,
@@ -127,7 +126,6 @@ def _fmn(
         num_steps=num_steps,
         norm=norm,
         objective=make_objective("margin", inputs.labels, inputs.targets),
-        start_radius=jnp.inf,
         move=move,
     )
 
@@ -139,10 +137,7 @@ def _distance_to_boundary(estimate: EOTEstimate, norm: str) -> PerExample:
     largest = magnitudes.max(axis=(1, 2, 3))
     largest = jnp.where(largest > 0, largest, 1)
     scaled = magnitudes / largest[:, None, None, None]
-    if norm == "linf":
-        dual_norm = scaled.sum(axis=(1, 2, 3))
-    else:
-        dual_norm = THREATS["l2"].length(scaled)[:, 0, 0, 0]
+    dual_norm = THREATS[DUALS[norm]].length(scaled)[:, 0, 0, 0]
     margins = jnp.abs(estimate.values).astype(magnitudes.dtype)
     return jnp.maximum(margins / largest / jnp.maximum(dual_norm, 1), _LEAST_DISTANCE)
 

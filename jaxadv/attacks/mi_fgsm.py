@@ -72,9 +72,9 @@ def mi_fgsm(
 ) -> AttackResult:
     """Run MI-FGSM (Dong et al., 2018), whose images often fool other models too.
 
-    Each step follows the sign of an accumulated gradient, in L2 its direction. The accumulated
-    gradient is `decay` times the one before plus the new gradient, which is divided by its mean
-    absolute value. Options:
+    Each step follows the sign of an accumulated gradient, in L2 its direction, and in L1 its 1 % of
+    largest values. The accumulated gradient is `decay` times the one before plus the new gradient,
+    which is divided by its mean absolute value. Options:
 
     - `nesterov`: NI-FGSM (Lin et al., 2020), in L-inf. The gradient is that of the point
       `step_size * decay` times the accumulated gradient ahead, as in the authors' code.
@@ -102,7 +102,7 @@ def mi_fgsm(
       diversity: probability of a resized input in each step.
       kernel_size: side of the kernel in pixels, odd; 1 is no smoothing. Its border is three
         standard deviations from its centre.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       loss: "cross_entropy", "margin", "probability" or "dlr".
       num_noise_samples: samples of the model's noise that each gradient averages over.
       noise_chunk_size: noise samples evaluated at once; memory grows with it.
@@ -184,7 +184,11 @@ def _mi_fgsm(
         )
         gradient = _unit_mean(_smooth(estimate.gradient, options.kernel_size))
         accumulated = budget.decay * current.accumulated + gradient
-        delta = current.images + budget.step_size * threat.steepest(accumulated) - images
+        delta = (
+            current.images
+            + budget.step_size * threat.steepest(current.images, accumulated)
+            - images
+        )
         moved = perturb(threat, images, delta, budget.eps)
         return _Iterate(moved, accumulated, current.nonfinite + estimate.nonfinite)
 

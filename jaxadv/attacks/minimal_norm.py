@@ -1,4 +1,4 @@
-"""The loop that DDN and FMN share: it moves an iterate and keeps the nearest misclassified one."""
+"""The loop of C&W, DDN and FMN: it moves an iterate and keeps the nearest misclassified one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxadv.attacks.checks import Arguments, Inputs
 from jaxadv.attacks.eot import EOTEstimate, Noise, Objective, expected_value_and_gradient
@@ -32,6 +32,7 @@ class Iterate(NamedTuple):
       is_wrong: whether the current image is misclassified.
       was_found: whether a misclassified image was found.
       least_margin: beyond which an image counts as misclassified.
+      memory: what else the attack keeps from step to step.
     """
 
     delta: Images
@@ -40,12 +41,13 @@ class Iterate(NamedTuple):
     is_wrong: Bool[Array, "batch"]
     was_found: Bool[Array, "batch"]
     least_margin: PerExample
+    memory: PyTree
 
 
-Move = Callable[[Int[Array, ""], Iterate, EOTEstimate], tuple[Images, PerExample]]
-"""`(i, iterate, estimate) -> (delta, radius)` of the next iterate, before the clip to the box.
+Move = Callable[[Int[Array, ""], Iterate, EOTEstimate], Iterate]
+"""`(i, iterate, estimate) -> iterate`: replaces the perturbation, the radius and the memory.
 
-`estimate` has the objective and its gradient at the iterate.
+`estimate` has the objective and its gradient at the iterate. The box is not considered.
 """
 
 
@@ -58,7 +60,8 @@ def run_minimal_norm(
     num_steps: Int[Array, ""],
     norm: str,
     objective: Objective,
-    start_radius: float,
+    start_radius: float = jnp.inf,
+    memory: PyTree = (),
     move: Move,
 ) -> AttackResult:
     """Run a minimal-norm attack from the clean images.
@@ -72,6 +75,7 @@ def run_minimal_norm(
       norm: in which the distance is measured.
       objective: `logits -> values`, which the attack ascends.
       start_radius: radius of the first iterate's projection.
+      memory: of the first iterate.
       move: the step of the attack.
 
     Returns:
@@ -88,6 +92,7 @@ def run_minimal_norm(
         is_wrong=zeros > 0,
         was_found=zeros > 0,
         least_margin=zeros,
+        memory=memory,
     )
 
     def step(
@@ -121,9 +126,10 @@ def run_minimal_norm(
         )
         better = result._replace(images=moved, success=is_wrong, margins=margins)
         result = select_rows(is_nearer & (distance <= eps), better, result)
-        delta, radius = move(i, iterate, estimate)
-        delta = jnp.clip(images + delta, 0, 1) - images
-        return iterate._replace(delta=delta, radius=jnp.minimum(radius, farthest)), result
+        iterate = move(i, iterate, estimate)
+        delta = jnp.clip(images + iterate.delta, 0, 1) - images
+        radius = jnp.minimum(iterate.radius, farthest)
+        return iterate._replace(delta=delta, radius=radius), result
 
     iterate, result = lax.fori_loop(0, num_steps, step, (start, initial_result(images)))
     return lax.stop_gradient(result._replace(extras=Distances(iterate.distance)))

@@ -124,7 +124,7 @@ def nes(
       samples_per_gradient: queries per gradient, an even number: they come in antithetic pairs on
         both sides of the image, and may lie outside the ball and outside [0, 1].
       sigma: standard deviation of the queries around the image, per pixel.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       loss: loss to ascend: "probability", which is -p(label) as in the study, or "cross_entropy",
         "margin" or "dlr" as for `pgd`.
       directions: "normal", or "rademacher" for SPSA (Spall, 1992; Uesato et al., 2018).
@@ -229,7 +229,7 @@ def _nes(
             step_size, losses = _halve_on_plateau(
                 step_size, losses, estimate.values, numbers.min_step_size
             )
-        move = step_size[:, None, None, None] * threat.steepest(velocity)
+        move = step_size[:, None, None, None] * threat.steepest(state.images, velocity)
         delta = state.images + move - problem.images
         candidates = perturb(threat, problem.images, delta, problem.eps)
         return Proposal(candidates, _Extras(velocity, step_size, losses), estimate.nonfinite)

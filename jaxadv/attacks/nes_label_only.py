@@ -17,7 +17,7 @@ from jaxadv.attacks.black_box import (
     make_query_fn,
     query_context,
 )
-from jaxadv.attacks.checks import Arguments, as_images, check_arguments, check_product
+from jaxadv.attacks.checks import Arguments, as_starts, check_arguments, check_product
 from jaxadv.attacks.eot import Objective
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.nes import GradientSampling, choose_chunk_size, estimate_gradient
@@ -132,7 +132,7 @@ def nes_label_only(
       label_radius: neighbours are uniform within this distance of the point, per pixel.
       sigma: standard deviation of the points around the iterate, per pixel.
       momentum: decay of the moving average of the gradients, in [0, 1).
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       directions: "normal" or "rademacher".
       num_noise_samples: forward passes that each success check averages over.
       targets: target classes, shape (batch,); then `starts` should be images of these classes.
@@ -162,13 +162,7 @@ def nes_label_only(
         num_noise_samples=num_noise_samples,
     )  # fmt: skip
     images = problem.images
-    if starts is not None:
-        starts = as_images("starts", starts).astype(jnp.float32)
-        if starts.shape != images.shape:
-            raise ValueError(
-                f"starts have shape {starts.shape}: they must have the shape of images, "
-                f"{images.shape}"
-            )
+    starts = as_starts(starts, images)
     initial = initial_result(images, _initial_extras(images, step_size, norm))
     state = resume_or_start(resume, initial, problem.eps, norm)
     if is_zero_budget(num_queries):
@@ -190,7 +184,8 @@ def check_nes_label_only(arguments: Arguments, num_classes: int | None = None) -
 
 def _initial_radius(norm: str, shape: tuple[int, ...]) -> float:
     """Return the radius of a ball that contains all images, whatever its centre."""
-    return {"linf": 1.0, "l2": math.sqrt(math.prod(shape))}[norm]
+    size = math.prod(shape)
+    return {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[norm]
 
 
 def _initial_extras(images: Images, step_size: ArrayLike, norm: str) -> _Extras:
@@ -260,7 +255,7 @@ def _nes_label_only(
 
         velocity = lax.cond(rows.any(), update_velocity, lambda: extras.velocity)
         extras = extras._replace(velocity=velocity, has_gradient=extras.has_gradient | rows)
-        move = extras.step_size[:, None, None, None] * threat.steepest(velocity)
+        move = extras.step_size[:, None, None, None] * threat.steepest(extras.iterate, velocity)
         radius = jnp.maximum(extras.radius - extras.decrease, eps)[:, None, None, None]
         moved = perturb(threat, images, extras.iterate + move - images, radius)
         keys = example_keys(jax.random.fold_in(start_key, step), problem.example_ids)

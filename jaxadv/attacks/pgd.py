@@ -21,12 +21,13 @@ from jaxadv.attacks.eot import (
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result, returning_images
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, perturb, random_perturbation
+from jaxadv.attacks.threat import NORMS, THREATS, perturb, random_perturbation
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import LOSSES, kl_divergence, make_objective
 from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 PGD_LOSSES = (*LOSSES, "kl")
+PGD_NORMS = (*NORMS, "l0")
 
 
 class PGDBudget(NamedTuple):
@@ -68,7 +69,8 @@ def fgsm(
     """Run the fast gradient sign method (Goodfellow et al., 2015): one step of size eps.
 
     This is `pgd` with one step from the clean image, and takes its arguments, without the loss
-    "kl". In L2 the step follows the normalised gradient. The result is the adversarial images.
+    "kl". In L2 the step follows the normalised gradient, and in L1 it changes 1 % of the values.
+    The result is the adversarial images.
 
     >>> logits_fn = lambda key, x: x.sum((1, 2)) @ jnp.array([[1.0, -1.0]])
     >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
@@ -117,10 +119,12 @@ def pgd(
     """Run projected gradient descent (Madry et al., 2018) and return the adversarial images.
 
     Each step moves by `step_size` in the direction of steepest ascent of the loss: the sign of the
-    gradient in L-inf, the normalised gradient in L2. It then projects onto the eps-ball around the
-    clean image and clips to [0, 1]. With several restarts, each example keeps the restart with the
-    largest margin. Margins are averaged over `num_noise_samples` noise samples that the attack has
-    not seen.
+    gradient in L-inf, the normalised gradient in L2, and in L1 the 1 % of values with the largest
+    gradients (Tramer & Boneh, 2019). It then projects onto the eps-ball around the clean image and
+    clips to [0, 1]; in L1 it projects onto the intersection of the two (Croce & Hein, 2021). In L0
+    this is PGD-0 (Croce & Hein, 2019): `eps` pixels may change, rounded down, in all channels. With
+    several restarts, each example keeps the restart with the largest margin. Margins are averaged
+    over `num_noise_samples` noise samples that the attack has not seen.
 
     Traced arguments: `eps`, `step_size`, `num_steps` and `num_noise_samples`, so a curriculum over
     them compiles once. Static arguments: `norm`, `loss`, `random_start`, `num_restarts`,
@@ -137,12 +141,12 @@ def pgd(
       eps: radius of the ball in units of the pixel range; 0 returns the clean images.
       step_size: length of a step in the same norm and units.
       num_steps: gradient steps; 0 returns the clean images.
-      norm: "linf" or "l2".
+      norm: "linf", "l2", "l1" or "l0".
       loss: loss of the labels to ascend: "cross_entropy", "margin", "probability" or "dlr". "kl" is
         the Kullback-Leibler divergence from the prediction for the clean image, which ignores the
         labels (TRADES, Zhang et al., 2019). It needs a random start, because its gradient is 0 at
         the clean image.
-      random_start: start uniformly in the ball instead of at the clean image, in L-inf and L2.
+      random_start: start uniformly in the ball instead of at the clean image.
       num_restarts: independent random starts per example.
       num_noise_samples: samples of the model's noise that each gradient averages over (EOT,
         Athalye et al., 2018); every step uses new ones.
@@ -193,7 +197,7 @@ pgd_result: Callable[..., AttackResult] = pgd.__wrapped__  # type: ignore[attr-d
 
 def check_pgd(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raise a ValueError that names the first invalid argument of `pgd`."""
-    check_arguments(arguments, num_classes, losses=PGD_LOSSES)
+    check_arguments(arguments, num_classes, losses=PGD_LOSSES, norms=PGD_NORMS)
     random_start = arguments.get("random_start", True)
     if arguments.get("loss") == "kl" and not random_start:
         raise ValueError(
@@ -272,7 +276,7 @@ def _n_fgsm(
     estimate = expected_value_and_gradient(
         noise_key, model, objective, objective, noisy, Noise(1, 1, "loss")
     )
-    step = step_size * threat.steepest(estimate.gradient)
+    step = step_size * threat.steepest(noisy, estimate.gradient)
     return lax.stop_gradient(jnp.clip(noisy + step, 0, 1))
 
 
@@ -306,7 +310,11 @@ def _pgd(
             estimate = expected_value_and_gradient(
                 step_key, model, objective, objective, current.images, noise
             )
-            delta = current.images + step_size * threat.steepest(estimate.gradient) - images
+            delta = (
+                current.images
+                + step_size * threat.steepest(current.images, estimate.gradient)
+                - images
+            )
             moved = perturb(threat, images, delta, eps)
             return _Iterate(moved, current.nonfinite + estimate.nonfinite)
 
@@ -364,5 +372,6 @@ PGD = AttackSpec(
     traced=("eps", "step_size", "num_steps", "num_noise_samples"),
     uses_gradients=True,
     max_queries=_max_gradients,
+    norms=PGD_NORMS,
     check=check_pgd,
 )

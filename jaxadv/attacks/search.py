@@ -248,6 +248,16 @@ def run_search(
     return lax.stop_gradient(select_rows(rows, checked, state))
 
 
+def forget_unconfirmed(result: AttackResult, eps: Float[Array, ""]) -> AttackResult:
+    """Reset the distances within eps of examples that do not count as successes.
+
+    A second success check did not confirm these. Without the reset no farther image would count.
+    """
+    distance = result.extras.distance
+    distance = jnp.where(~result.success & (distance <= eps), jnp.inf, distance)
+    return result._replace(extras=result.extras._replace(distance=distance))
+
+
 def earliest_step(state: AttackResult, rows: Bool[Array, "batch"]) -> Int[Array, ""]:
     """Return the least number of steps among the given rows."""
     largest = jnp.iinfo(jnp.int32).max

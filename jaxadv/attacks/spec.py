@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxadv.attacks.checks import check_arguments
-from jaxadv.attacks.threat import THREATS
+from jaxadv.attacks.threat import NORMS
 
 # Arguments of an attack that the caller sets for each call, not the config.
-PER_CALL = ("targets", "starts", "example_ids", "resume", "batch_size", "progress", "ledger")
+PER_CALL = (
+    "targets", "starts", "example_ids", "resume", "individual", "batch_size", "progress", "ledger",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class AttackSpec:
     traced: tuple[str, ...]
     uses_gradients: bool
     max_queries: Callable[[Mapping[str, Any]], int]
-    norms: tuple[str, ...] = tuple(THREATS)
+    norms: tuple[str, ...] = NORMS
     resumable: bool = False
     takes_example_ids: bool = True
     returns_clean: bool = False

@@ -1,5 +1,6 @@
 """Square attack: random search over square-shaped perturbations (Andriushchenko et al., 2020)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -24,6 +25,7 @@ from jaxadv.attacks.search import (
     run_search,
 )
 from jaxadv.attacks.spec import AttackSpec
+from jaxadv.attacks.threat import THREATS, perturb
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.rng import example_keys, rademacher
@@ -36,6 +38,7 @@ Scalar = Float[Array, ""]
 
 # After these many squares the covered share of the image is halved, whatever the budget.
 _HALVINGS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.int32)
+_DECAY = {2: 2, 1: 4}  # of the weights of a bump's rectangles, by the order of the norm
 _TINY = 1e-12
 
 
@@ -57,9 +60,10 @@ def square(
     """Run the Square attack: change one square at a time, and keep it if the margin grows.
 
     The first query is the success check of the clean image, the second that of the start: vertical
-    stripes of +-eps in L-inf, 5 x 5 bumps in L2. Every further query is one square; its position
-    and signs are sampled per example. The share of the image that a square covers is halved after
-    10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 squares, for every budget.
+    stripes of +-eps in L-inf, 5 x 5 bumps in L2 and in L1 (Croce & Hein, 2021). Every further query
+    is one square; its position and signs are sampled per example. The share of the image that a
+    square covers is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 squares, for
+    every budget.
 
     Differences from AutoAttack's implementation (`square.py` of fra31/auto-attack):
 
@@ -75,7 +79,7 @@ def square(
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range; traced.
       num_queries: budget of forward passes per example; traced.
-      norm: "linf" or "l2"; static.
+      norm: "linf", "l2" or "l1"; static.
       share: share of the image that the first squares cover, in [0, 1]; traced.
       num_noise_samples: noise samples that each success check averages over; traced.
       targets: target classes, shape (batch,).
@@ -132,7 +136,8 @@ def _square(
             lambda: jax.vmap(partial(start, eps=eps, shape=images.shape[1:]))(keys),
             lambda: jax.vmap(partial(change, eps=eps, share=covered))(keys, state.images - images),
         )
-        return Proposal(jnp.clip(images + delta, 0.0, 1.0), (), jnp.zeros_like(state.nonfinite))
+        candidates = perturb(THREATS[norm], images, delta, eps)
+        return Proposal(candidates, (), jnp.zeros_like(state.nonfinite))
 
     return run_search(
         check_key,
@@ -165,8 +170,12 @@ def _linf_change(key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scala
     return jnp.clip(delta + square * 2 * eps * signs, -eps, eps)
 
 
-def _l2_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Image:
-    """Return a 5 x 5 grid of bumps of norm eps, with a random sign per bump and channel."""
+def _bump_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...], order: int) -> Image:
+    """Return a 5 x 5 grid of bumps with a random sign per bump and channel.
+
+    In L2 the norm of the grid is eps. In L1 the length of each bump is 1, and the projection that
+    follows shortens them.
+    """
     height, width, channels = shape
     side, tiles = max(min(height, width) // 5, 1), [min(size, 5) for size in (height, width)]
     rows, columns = (
@@ -181,12 +190,19 @@ def _l2_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Im
     transposed = jax.random.bernoulli(transpose_key, shape=(*tiles, 1))[row[:, None], column]
     down = (rows - row * side)[:, None, None]
     across = (columns - column * side)[None, :, None]
-    bumps = signs * _bump(down, across, jnp.asarray(side), transposed)
-    return eps * bumps / _norm(bumps)
+    bumps = signs * _bump(down, across, jnp.asarray(side), transposed, order)
+    if order == 1:
+        return math.prod(tiles) * bumps  # the norm of all tiles together is 1
+    return eps * bumps / _norm(bumps, order)
 
 
-def _l2_change(key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scalar) -> Image:
-    """Set one random square to zero, and spend its norm on a bump in another."""
+def _bump_change(
+    key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scalar, order: int
+) -> Image:
+    """Set one random square to zero, and spend its norm on a bump in another.
+
+    In L1 the bump is longer by the number of channels, and the projection that follows shortens it.
+    """
     place_key, other_key, sign_key, transpose_key = jax.random.split(key, 4)
     height, width, channels = delta.shape
     side = jnp.maximum(_side(share, height, width), 3)
@@ -194,20 +210,24 @@ def _l2_change(key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scalar)
     place = _square_offsets(place_key, delta.shape, side)
     square = _square_mask(*place, side)
     other = _square_mask(*_square_offsets(other_key, delta.shape, side), side)
-    unused = jnp.maximum(eps**2 - _norm(delta) ** 2, 0)
-    norm = jnp.sqrt(_norm(delta * jnp.maximum(square, other), axis=(0, 1)) ** 2 + unused / channels)
+    unused = jnp.maximum(eps**order - _norm(delta, order) ** order, 0) / channels
+    windows = delta * jnp.maximum(square, other)
+    norm = (_norm(windows, order, axis=(0, 1)) ** order + unused) ** (1 / order)
     transposed = jax.random.bernoulli(transpose_key)
-    bump = _bump(*place, side, transposed) * rademacher(sign_key, (1, 1, channels))
+    bump = _bump(*place, side, transposed, order) * rademacher(sign_key, (1, 1, channels))
     old = square * delta
-    new = bump + old / (_norm(old, axis=(0, 1)) + _TINY)
-    new *= norm / (_norm(new, axis=(0, 1)) + _TINY)
+    new = bump + old / (_norm(old, order, axis=(0, 1)) + _TINY)
+    new *= norm / (_norm(new, order, axis=(0, 1)) + _TINY)
+    if order == 1:
+        return jnp.where(square > 0, channels * new, jnp.where(other > 0, 0, delta))
     delta = jnp.where(square > 0, new, jnp.where(other > 0, 0, delta))
-    return eps * delta / (_norm(delta) + _TINY)
+    return eps * delta / (_norm(delta, order) + _TINY)
 
 
 _MOVES: dict[str, tuple[Callable[..., Image], Callable[..., Image]]] = {
     "linf": (_linf_start, _linf_change),
-    "l2": (_l2_start, _l2_change),
+    "l2": (partial(_bump_start, order=2), partial(_bump_change, order=2)),
+    "l1": (partial(_bump_start, order=1), partial(_bump_change, order=1)),
 }
 
 
@@ -234,34 +254,41 @@ def _square_mask(down: Offsets, across: Offsets, side: Int[Array, ""]) -> Mask:
 
 
 def _bump(
-    down: Offsets, across: Offsets, side: Int[Array, ""], transposed: Bool[Array, "..."]
+    down: Offsets,
+    across: Offsets,
+    side: Int[Array, ""],
+    transposed: Bool[Array, "..."],
+    order: int,
 ) -> Mask:
     """Return the paper's eta: a positive bump above a negative one in a square, of norm 1.
 
-    Each bump is a sum of centred rectangles of growing size, the m-th with weight 1 / m^2. They lie
-    side by side if transposed. Outside the square it is 0.
+    Each bump is a sum of centred rectangles of growing size, the m-th with weight 1 / m^2 in L2 and
+    1 / m^4 in L1. They lie side by side if transposed. Outside the square it is 0.
     """
     first, second = jnp.where(transposed, across, down), jnp.where(transposed, down, across)
     half = side // 2
-    bump = _centred_rectangles(first, second, half, side)
-    bump -= _centred_rectangles(first - half, second, side - half, side)
-    return bump / jnp.maximum(_norm(bump), _TINY)
+    bump = _centred_rectangles(first, second, half, side, order)
+    bump -= _centred_rectangles(first - half, second, side - half, side, order)
+    return bump / jnp.maximum(_norm(bump, order), _TINY)
 
 
 def _centred_rectangles(
-    down: Offsets, across: Offsets, height: Int[Array, ""], width: Int[Array, ""]
+    down: Offsets, across: Offsets, height: Int[Array, ""], width: Int[Array, ""], order: int
 ) -> Mask:
     """Return the sum of centred rectangles inside a larger one, of norm 1."""
-    weights = 1 / np.arange(1, max(np.broadcast_shapes(down.shape, across.shape)) + 2) ** 2
+    numbers = np.arange(1.0, max(np.broadcast_shapes(down.shape, across.shape)) + 2)
+    weights = numbers ** -_DECAY[order]
     sums = jnp.asarray(np.cumsum([0, *weights]), jnp.float32)
     number = jnp.maximum(jnp.abs(down - height // 2), jnp.abs(across - width // 2))
     largest = jnp.maximum(height // 2, width // 2) + 1
     inside = (down >= 0) & (down < height) & (across >= 0) & (across < width)
     bump = jnp.where(inside, sums[largest] - sums[number], 0)
-    return bump / jnp.maximum(_norm(bump), _TINY)
+    return bump / jnp.maximum(_norm(bump, order), _TINY)
 
 
-def _norm(image: Image, axis: tuple[int, ...] | None = None) -> Array:
+def _norm(image: Image, order: int, axis: tuple[int, ...] | None = None) -> Array:
+    if order == 1:
+        return jnp.abs(image).sum(axis=axis, keepdims=True)
     return jnp.sqrt((image**2).sum(axis=axis, keepdims=True))
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jaxadv.attacks import ATTACKS, AttackSpec
 from jaxadv.attacks.checks import RADIUS
 from jaxadv.attacks.threat import GREY_IMAGE_EPS
@@ -71,7 +73,8 @@ def expand_suite(attacks: Any, prefix: str = _CONFIG_KEY) -> list[ConfiguredAtta
     """
     expanded: dict[str, ConfiguredAttack] = {}
     for name, attack in attacks.items():
-        arguments = _complete_arguments(f"{prefix}.{name}", dict(attack))
+        attack = attack.to_dict() if isinstance(attack, ConfigDict) else dict(attack)
+        arguments = _complete_arguments(f"{prefix}.{name}", attack)
         function, noise = attack["attack"], attack.get("noise", "on")
         radii: dict[str, float] = {}
         for eps in check_radii(f"{prefix}.{name}.eps", attack["eps"], arguments["norm"]):

@@ -88,7 +88,7 @@ def evaluate(
         "norm" take precedence over the arguments `eps` and `norm`.
       eps: radius, or several radii, as a share of the range of pixel values: 8/255 also if `bounds`
         are (0, 255). In L-inf it is at most 1.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       bounds: smallest and largest value of float images. A function or a `BlackBox` gets its images
         in these bounds as well. Models from `jaxadv.wrap` have bounds already.
       stochastic: whether two forward passes of the model differ, as with a random defence.

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from jaxadv.attacks.threat import THREATS
 from jaxadv.core.files import atomic_write
@@ -28,13 +28,14 @@ def round_inside(
     """Round adversarial images to bytes inside the ball around the clean images.
 
     Pixels are rounded to the nearest byte. Where that leaves the ball they are rounded towards the
-    clean image: in L-inf the pixels that leave it, in L2 all pixels of the image.
+    clean image: in L-inf the values that leave it, in L2 all values of the image, and in L1 as many
+    as needed, first those that the rounding moved farthest outwards.
 
     Args:
       adversarial: floats in [0, 1].
       clean: the clean images.
       eps: radius of the ball in units of the pixel range.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
 
     Raises:
       UserError: the clean images are floats; the ball around them may contain no bytes.
@@ -48,10 +49,27 @@ def round_inside(
     nearest, inward = np.rint(change), np.trunc(change + np.sign(change) * 1e-3)
     if norm == "linf":
         inside = np.abs(nearest) / 255 <= eps + 1e-6
+    elif norm == "l1":
+        inside = ~_farthest_outwards(change, nearest, inward, 255 * eps)
     else:
         length = THREATS[norm].length(jnp.asarray(nearest / 255, jnp.float32))
         inside = np.asarray(length) <= eps + 1e-6
     return (clean + np.where(inside, nearest, inward)).astype(np.uint8)
+
+
+def _farthest_outwards(
+    change: Float[np.ndarray, "n height width channels"],
+    nearest: Float[np.ndarray, "n height width channels"],
+    inward: Float[np.ndarray, "n height width channels"],
+    eps: float,
+) -> Bool[np.ndarray, "n height width channels"]:
+    """Return the values to round towards the clean image, for an L1 length of at most eps."""
+    shape, n = change.shape, len(change)
+    size, rounded, shorter = (np.abs(array).reshape(n, -1) for array in (change, nearest, inward))
+    excess = np.where(rounded > shorter, rounded - size, -np.inf)
+    num_needed = np.ceil(rounded.sum(axis=1) - eps - 1e-4)[:, None]
+    rank = (-excess).argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+    return ((rank < num_needed) & (rounded > shorter)).reshape(shape)
 
 
 def write_images(
@@ -78,7 +96,7 @@ def write_record(
         "venue": "Unpublished",
         "architecture": evaluation.model,
         "eps": formats.byte_fraction(entry.eps) or f"{entry.eps:g}",
-        "norm": {"linf": "Linf", "l2": "L2"}[entry.norm],
+        "norm": entry.norm.capitalize(),
         "clean_acc": f"{100 * evaluation.clean.accuracy:.2f}",
         "reported": None,
         "autoattack_acc": f"{100 * entry.accuracy:.2f}",

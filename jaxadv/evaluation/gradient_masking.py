@@ -4,8 +4,9 @@ The checks are those of Carlini et al. (2019), "On evaluating adversarial robust
 and Athalye et al. (2018), "Obfuscated gradients", section 3.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from jaxadv.attacks import ATTACKS
 from jaxadv.attacks.threat import GREY_IMAGE_EPS
@@ -209,7 +210,7 @@ def _search_stops_by_chance(results: SuiteResult) -> list[str]:
 def _noise_not_averaged(results: SuiteResult) -> list[str]:
     attacks = [one for one in results.attacks if one.noise == "on" and _uses_gradients(one)]
     averaged = any(
-        one.arguments.get("num_noise_samples", 1) > 1 or one.arguments.get("version") == "rand"
+        one.arguments.get("version") == "rand" or _num_noise_samples(one.arguments) > 1
         for one in attacks
     )
     if not results.stochastic or not attacks or averaged:
@@ -219,6 +220,13 @@ def _noise_not_averaged(results: SuiteResult) -> list[str]:
         "step, which overestimates robustness. Add attacks with num_noise_samples of 5 and more, "
         "until the accuracy no longer falls."
     ]
+
+
+def _num_noise_samples(arguments: Mapping[str, Any]) -> int:
+    """Return the noise samples of an attack, or the most of the attacks of an AutoAttack."""
+    members = arguments.get("attacks") or {}
+    samples = [one.get("num_noise_samples", 1) for one in (arguments, *members.values())]
+    return max(samples)
 
 
 def _undeclared_noise(results: SuiteResult) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_NORMS = {"linf": "L∞", "l2": "L2"}
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 def percent(share: float) -> str:
@@ -21,7 +21,7 @@ def interval(ci95: Sequence[float]) -> str:
 
 
 def norm(norm: str) -> str:
-    """Return the symbol of a norm: "L∞" for "linf", "L2" for "l2"."""
+    """Return the symbol of a norm: "L∞" for "linf", "L2" for "l2", "L1" for "l1"."""
     return _NORMS.get(norm, norm)
 
 
@@ -36,7 +36,9 @@ def eps(eps: float) -> str:
 
 
 def byte_fraction(eps: float) -> str | None:
-    """Return a radius as a fraction such as "8/255"; None where it is no multiple of 1/255."""
+    """Return a radius below 1 as a fraction such as "8/255"; None for no multiple of 1/255."""
+    if eps >= 1:
+        return None
     numerator = round(255 * eps)
     return f"{numerator}/255" if numerator and abs(255 * eps - numerator) < 1e-6 else None
 

@@ -18,6 +18,7 @@ CALLS = {
     "fab": {"eps": 0.1, "num_steps": 3, "num_targets": 1},
     "fmn": {"eps": 0.1, "num_steps": 4},
     "ddn": {"eps": 2.0, "num_steps": 4, "norm": "l2"},
+    "cw": {"eps": 2.0, "num_steps": 4, "num_searches": 2, "norm": "l2"},
     "deepfool": {"eps": 0.1, "num_steps": 4, "norm": "linf"},
     "nes": {
         "eps": 0.1,
@@ -32,6 +33,14 @@ CALLS = {
         "samples_per_gradient": 2,
         "label_samples": 2,
     },
+    "hop_skip_jump": {
+        "eps": 2.0,
+        "num_queries": 40,
+        "samples_per_gradient": 2,
+        "norm": "l2",
+    },
+    "rays": {"eps": 0.1, "num_queries": 12},
+    "sparse_rs": {"eps": 3, "num_queries": 8, "norm": "l0"},
     "square": {"eps": 0.1, "num_queries": 8},
     "random_search": {"eps": 0.1, "num_queries": 4},
 }
@@ -78,7 +87,7 @@ def patch_stages(monkeypatch, versions):
             arguments["num_targets"] = min(arguments["num_targets"], most_targets)
         return Stage(ATTACKS[attack], arguments)
 
-    def stages(most_targets):
+    def stages(norm, most_targets):
         return {
             version: {name: make_stage(most_targets, **call) for name, call in calls.items()}
             for version, calls in versions.items()
@@ -96,10 +105,10 @@ def shorten_stages(monkeypatch, num_steps, num_queries):
         short = {"num_queries": num_queries} if is_search else {"num_steps": num_steps}
         return stage._replace(arguments={**stage.arguments, **short})
 
-    def stages(num_targets):
+    def stages(norm, num_targets):
         return {
             version: {name: shorten(stage) for name, stage in stages.items()}
-            for version, stages in all_stages(num_targets).items()
+            for version, stages in all_stages(norm, num_targets).items()
         }
 
     monkeypatch.setattr(AUTOATTACK_MODULE, "_stages", stages)

@@ -7,8 +7,8 @@ import numpy as np
 
 SHAPE = (4, 4, 3)
 SIZE = 48
-ORDERS = {"linf": np.inf, "l2": 2}
-DUAL_ORDERS = {"linf": 1, "l2": 2}
+ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
 
 
 def linear(weights):
@@ -79,6 +79,12 @@ def numpy_pgd(weights, start, images, labels, *, eps, step_size, num_steps, norm
         if norm == "linf":
             adversarial = adversarial + step_size * np.sign(gradient)
             adversarial = np.minimum(np.maximum(adversarial, clean - eps), clean + eps)
+        elif norm == "l1":
+            room = np.where(gradient > 0, 1 - adversarial, adversarial)
+            gradient *= room > 1e-6
+            largest = np.abs(gradient) == np.abs(gradient).max(axis=1, keepdims=True)
+            moved = adversarial + step_size * largest * np.sign(gradient)
+            adversarial = clean + l1_projection(clean, moved - clean, eps)
         else:
             gradient /= np.sqrt((gradient**2).sum(axis=1, keepdims=True))
             delta = adversarial + step_size * gradient - clean
@@ -86,3 +92,21 @@ def numpy_pgd(weights, start, images, labels, *, eps, step_size, num_steps, norm
             adversarial = clean + np.where(distance > eps, delta * eps / distance, delta)
         adversarial = np.minimum(np.maximum(adversarial, 0), 1)
     return adversarial.reshape(images.shape)
+
+
+def l1_projection(clean, deltas, eps):
+    """The nearest perturbation of each row in the L1 ball within the box, by its breakpoints."""
+    projected = []
+    for x, delta in zip(clean, deltas, strict=True):
+        size, room = np.abs(delta), np.where(delta > 0, 1 - x, x)
+
+        def length(amount, size=size, room=room):
+            return np.clip(size - amount, 0, room).sum()
+
+        amount = 0.0
+        if length(0.0) > eps:
+            points = np.unique(np.concatenate([[0], size, np.maximum(size - room, 0)]))
+            lengths = [length(point) for point in points]
+            amount = np.interp(-eps, np.negative(lengths), points)
+        projected.append(np.sign(delta) * np.clip(size - amount, 0, room))
+    return np.stack(projected)

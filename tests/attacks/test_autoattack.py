@@ -8,7 +8,8 @@ from calls import patch_stages
 from linear_model import LOGITS_FN, WEIGHTS, examples, length, radii
 
 from jaxadv.attacks import autoattack
-from jaxadv.attacks.autoattack import _max_queries, probe, raise_flags
+from jaxadv.attacks.autoattack import max_queries
+from jaxadv.attacks.autoattack_flags import probe, raise_flags
 from jaxadv.attacks.ensemble import CLEAN, ROBUST
 
 pytestmark = pytest.mark.slow  # compiles much
@@ -38,7 +39,7 @@ def run(**changes):
     return autoattack(KEY, LOGITS_FN, IMAGES, LABELS, **arguments), distances, eps
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_examples_whose_boundary_is_within_eps_are_fooled(norm):
     found, distances, eps = run(norm=norm)
     clear = np.abs(distances / eps - 1) > 0.08  # FAB moves 5 % beyond the boundary
@@ -62,8 +63,8 @@ def test_examples_whose_boundary_is_within_eps_are_fooled(norm):
 def test_query_counts_include_all_attacks():
     found, distances, eps = run()
     robust = found.broken_by == ROBUST
-    assert (found.queries[robust] == _max_queries("standard", 5)).all()
-    assert _max_queries("standard", 5) == 6 + 4 * 21 + 4 * 2 * 10 + 30
+    assert (found.queries[robust] == max_queries({}, 5)).all()
+    assert max_queries({}, 5) == 6 + 4 * 21 + 4 * 2 * 10 + 30
     assert (found.gradients[robust] == 6 + 4 * 21 + 4 * 10).all()
     assert (found.queries[:3] == 0).all()
     # FAB finds the boundary of robust examples too, beyond eps.
@@ -122,7 +123,7 @@ def test_an_attack_continues_after_an_unconfirmed_success(monkeypatch):
     assert found.unconfirmed["apgd_ce"] > 0
     assert (found.broken_by != ROBUST)[distances < 0.7 * eps].all()
     assert (found.margins[found.broken_by == 1] > 0).all()
-    assert (found.queries <= _max_queries("rand", 5)).all()
+    assert (found.queries <= max_queries({"version": "rand"}, 5)).all()
 
 
 def test_flags_report_models_that_autoattack_cannot_evaluate():
@@ -138,7 +139,11 @@ def test_flags_report_models_that_autoattack_cannot_evaluate():
     def flags(fn, num_classes=5, version="standard", **accuracies):
         probed = jax.tree.map(np.asarray, probe(KEY, fn, IMAGES[3:], LABELS[3:]))
         finite = np.zeros(len(IMAGES), int)
-        return set(raise_flags(probed, num_classes, version, accuracies, finite > 0, finite))
+        square = "square" if "square" in accuracies else None
+        averages_noise = version == "rand"
+        return set(
+            raise_flags(probed, num_classes, averages_noise, accuracies, finite > 0, finite, square)
+        )
 
     assert flags(LOGITS_FN) == set()
     assert flags(softmax) == {"softmax"}

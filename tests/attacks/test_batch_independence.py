@@ -20,13 +20,16 @@ pytestmark = pytest.mark.slow  # compiles much
 KEY = jax.random.key(0)
 N = 6
 W = jnp.asarray(WEIGHTS, jnp.float32)
-EPS = {"linf": 0.01, "l2": 0.06}
+EPS = {"linf": 0.01, "l2": 0.06, "l1": 0.15, "l0": 1.0}
 # More steps than in `calls`, so that one state can be far behind another.
 LONGER = {
     "apgd": {"num_steps": 12, "num_targets": 2},
     "fab": {"num_steps": 6, "num_targets": 2, "num_restarts": 2},
     "nes": {"momentum": 0.5, "num_queries": 41},
     "nes_label_only": {"num_queries": 60, "sigma": 0.3, "label_radius": 0.3},
+    "hop_skip_jump": {"num_queries": 60},
+    "rays": {"num_queries": 30},
+    "sparse_rs": {"num_queries": 30},
     "square": {"num_queries": 30},
     "random_search": {"num_queries": 30},
 }
@@ -36,7 +39,8 @@ TOTAL_QUERIES = {
 BEHIND, AHEAD = 4, 20  # queries of the rows that are resumed together
 NOISE = {"deterministic": 0.0, "random": 0.3}
 
-both_norms = pytest.mark.parametrize("norm", EPS)
+all_norms = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+with_l0 = pytest.mark.parametrize("norm", EPS)
 both_models = pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE)
 
 
@@ -125,7 +129,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-@both_norms
+@with_l0
 @both_models
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_results_do_not_depend_on_the_batch(name, norm, noise, rows):
@@ -137,9 +141,10 @@ def test_results_do_not_depend_on_the_batch(name, norm, noise, rows):
 
 
 @pytest.mark.parametrize("name", RESUMABLE)
-@both_norms
+@with_l0
 @both_models
 def test_states_at_different_steps_can_be_resumed_together(name, norm, noise):
+    skip_other_norms(name, norm)
     run, expected = compiled(name, norm, noise), uninterrupted(name, norm, noise)
     behind, ahead = (run(np.arange(N), num_queries) for num_queries in (BEHIND, AHEAD))
     first = np.arange(N) % 2 == 1
@@ -165,7 +170,7 @@ SHORT = {
 }  # fmt: skip
 
 
-NO_ROWS = dict.fromkeys(("attacks", "unconfirmed", "seconds", "flags"))
+NO_ROWS = dict.fromkeys(("attacks", "individual", "unconfirmed", "seconds", "flags"))
 
 
 def deterministic(context, ids):
@@ -184,7 +189,7 @@ def run_autoattack(make_logits_fn, rows, norm, version, batch_size):
     )  # fmt: skip
 
 
-@both_norms
+@all_norms
 @pytest.mark.parametrize(
     ("make_logits_fn", "version"),
     [(deterministic, "standard"), (random, "standard"), (random, "rand")],
@@ -212,7 +217,7 @@ def test_autoattack_accepts_an_empty_batch(monkeypatch):
     assert found.images.shape == (0, *IMAGES.shape[1:])
 
 
-@both_norms
+@all_norms
 @pytest.mark.parametrize("lead", [0.5, -0.5], ids=["nearer", "at once"])
 def test_fab_after_an_unconfirmed_success_accepts_farther_images(norm, lead):
     """In the first call the boundary is nearer, or the clean images are on its other side."""

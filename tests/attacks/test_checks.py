@@ -23,7 +23,7 @@ def check(images=IMAGES, labels=LABELS, targets=None, logits_fn=logits_fn, ids=N
 
 
 BAD = {
-    "norm": ({"norm": "l1"}, "norm is 'l1': it must be one of linf, l2"),
+    "norm": ({"norm": "l3"}, "norm is 'l3': it must be one of linf, l2"),
     "loss": ({"loss": "hinge"}, "loss is 'hinge': it must be one of cross_entropy, margin"),
     "no batch": ({"images": IMAGES[0]}, "(4, 4, 3)"),
     "bytes": ({"images": IMAGES.astype(jnp.uint8)}, "uint8"),

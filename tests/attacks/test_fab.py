@@ -27,7 +27,7 @@ def attack(images=IMAGES, labels=LABELS, logits_fn=LOGITS_FN, **changes):
     return fab(KEY, logits_fn, images, labels, **arguments)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_finds_the_nearest_boundary_of_a_linear_model(norm):
     distances = radii(WEIGHTS, IMAGES, LABELS, norm)
     found = attack(norm=norm, early_stop=False)
@@ -45,7 +45,7 @@ def test_finds_the_nearest_boundary_of_a_linear_model(norm):
     )
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_examples_end_within_eps(norm):
     distances = radii(WEIGHTS, IMAGES, LABELS, norm)
     eps = float(np.median(distances))
@@ -57,7 +57,7 @@ def test_examples_end_within_eps(norm):
     assert (found.queries[~found.success] == 160).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_finds_the_boundary_of_a_nonlinear_model(norm):
     labels = nonlinear(None, IMAGES).argmax(axis=1)
     found = attack(labels=labels, logits_fn=nonlinear, norm=norm, early_stop=False, num_steps=80)
@@ -121,7 +121,7 @@ def test_results_do_not_depend_on_resumption_or_batch():
     assert_same(alone, jax.tree.map(lambda array: array[one], whole))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("num_targets", [0, 4])
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_logit_scale_does_not_change_the_result(norm, num_targets, scale):

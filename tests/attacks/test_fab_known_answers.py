@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 ETA, BETA = 1.05, 0.9  # of Croce & Hein (2020)
-NORMS = ["linf", "l2"]
+NORMS = ["linf", "l2", "l1"]
 
 
 def sparsity_weights():
@@ -25,12 +25,12 @@ def sparsity_weights():
 
 
 # Margins of class 0 on a grey image: the nearest boundary in logits is that of class 1, in L-inf
-# that of class 2 and in L2 that of class 3.
+# that of class 2, and in L2 and L1 that of class 3.
 MARGINS = np.array([0.0, 0.9, 1.0, 1.0])
 SPARSITY_WEIGHTS = sparsity_weights()
 BIAS = -MARGINS - 0.5 * SPARSITY_WEIGHTS.sum(axis=0)
-NEAREST = {"linf": 2, "l2": 3}
-DUAL_NORMS = {"linf": 24.0, "l2": 6.0}
+NEAREST = {"linf": 2, "l2": 3, "l1": 3}
+DUAL_NORMS = {"linf": 24.0, "l2": 6.0, "l1": 6.0}
 
 
 def sparse_model(key, images):

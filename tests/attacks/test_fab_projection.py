@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from linear_model import ORDERS
 from scipy.optimize import linprog, minimize
 
 from jaxadv.attacks.fab import project_onto_hyperplane
@@ -45,7 +46,16 @@ def l2_distance(x, w, rise):
     return np.sqrt(solution.fun)
 
 
-@pytest.mark.parametrize(("norm", "distance"), [("linf", linf_distance), ("l2", l2_distance)])
+def l1_distance(x, w, rise):
+    """The smallest |d| with w d = rise and x + d in the box, as a linear program in d+ and d-."""
+    bounds = [*((0, 1 - a) for a in x), *((0, a) for a in x)]
+    return linprog(np.ones(2 * len(x)), A_eq=np.r_[w, -w][None], b_eq=[rise], bounds=bounds).fun
+
+
+DISTANCES = {"linf": linf_distance, "l2": l2_distance, "l1": l1_distance}
+
+
+@pytest.mark.parametrize(("norm", "distance"), DISTANCES.items())
 @pytest.mark.parametrize("sign", [1, -1])
 def test_projects_to_the_nearest_point_of_the_hyperplane_in_the_box(norm, distance, sign):
     images, normal, rise = problem(12)
@@ -57,7 +67,7 @@ def test_projects_to_the_nearest_point_of_the_hyperplane_in_the_box(norm, distan
     )
     assert (images + changes).min() > -1e-6
     assert (images + changes).max() < 1 + 1e-6
-    lengths = np.linalg.norm(flat, np.inf if norm == "linf" else 2, axis=1)
+    lengths = np.linalg.norm(flat, ORDERS[norm], axis=1)
     expected = [
         distance(x.ravel(), w.ravel(), sign * r)
         for x, w, r in zip(images, normal, rise, strict=True)
@@ -65,7 +75,7 @@ def test_projects_to_the_nearest_point_of_the_hyperplane_in_the_box(norm, distan
     np.testing.assert_allclose(lengths, expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_unreachable_hyperplanes_move_all_pixels_to_the_faces(norm):
     images, normal, rise = problem(4)
     changes = solve(images, normal, 10 * rise + 100, norm)
@@ -73,14 +83,14 @@ def test_unreachable_hyperplanes_move_all_pixels_to_the_faces(norm):
     np.testing.assert_allclose(images + changes, faces, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_zero_increase_or_zero_normal_moves_nothing(norm):
     images, normal, rise = problem(4)
     np.testing.assert_array_equal(solve(images, normal, 0 * rise, norm), 0)
     np.testing.assert_array_equal(solve(images, 0 * normal, rise, norm), 0)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_rows_are_independent(norm):
     images, normal, rise = problem(6)
     together = solve(images, normal, rise, norm)

@@ -30,7 +30,7 @@ from jaxadv.attacks.tracing import trace_model
 
 KEY = jax.random.key(0)
 W = np.asarray(WEIGHTS, np.float32)
-GRADIENT_ATTACKS = ["fgsm", "n_fgsm", "pgd", "mi_fgsm", "apgd", "fab", "fmn", "ddn", "deepfool"]
+GRADIENT_ATTACKS = [name for name in CALLS if name not in BLACK_BOX]
 
 
 def logits_fn(key, images):

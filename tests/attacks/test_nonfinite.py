@@ -8,7 +8,7 @@ from calls import CALLS, images_of, run, run_autoattack
 from linear_model import LOGITS_FN, apply, examples
 
 from jaxadv.attacks import AttackResult, BlackBox, nes, pgd, square
-from jaxadv.attacks.autoattack import probe
+from jaxadv.attacks.autoattack_flags import probe
 from jaxadv.attacks.eot import Noise, expected_logits, expected_value_and_gradient
 from jaxadv.attacks.pgd import pgd_result
 from jaxadv.core.logits import finite_logits, predicted_class
@@ -112,7 +112,7 @@ def test_logits_that_become_nan_inside_the_ball_are_successes(name):
         assert found.success.all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "fab"])
 def test_nonfinite_gradients_count_as_zero_and_are_counted(name, norm):
     found = run(name, nan_gradient, IMAGES, LABELS, norm=norm)

@@ -29,9 +29,13 @@ ATTACKS = {
         *args, eps=eps, step_size=eps / 4, num_steps=6, random_start=False, **options
     ),
 }
-BUDGETS = {"linf": {"eps": 0.1, "step_size": 0.03}, "l2": {"eps": 0.5, "step_size": 0.15}}
+BUDGETS = {
+    "linf": {"eps": 0.1, "step_size": 0.03},
+    "l2": {"eps": 0.5, "step_size": 0.15},
+    "l1": {"eps": 2.0, "step_size": 0.7},
+}
 
-both_norms = pytest.mark.parametrize("norm", ORDERS)
+all_norms = pytest.mark.parametrize("norm", ORDERS)
 both_losses = pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 both_models = pytest.mark.parametrize("weights", MODELS.values(), ids=MODELS)
 with_and_without_restarts = pytest.mark.parametrize("num_restarts", [1, 3])
@@ -51,7 +55,7 @@ def eps_with_survivors(num_survivors, weights, images, labels, norm):
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 @both_models
-@both_norms
+@all_norms
 def test_accuracy_on_a_linear_model_has_the_closed_form(attack, weights, norm):
     logits_fn = linear(weights)
     images, labels = examples(weights.shape[1], n=64, low=0.4, high=0.6)
@@ -70,7 +74,7 @@ def test_cross_entropy_raises_all_other_classes_at_once(weights):
     assert num_correct(linear(weights), adversarial, labels) == 4
 
 
-@both_norms
+@all_norms
 @both_losses
 def test_targets_are_reached_where_they_are_in_the_ball(norm, loss):
     weights = random_weights(2)
@@ -101,7 +105,7 @@ def test_margin_has_a_gradient_where_cross_entropy_is_saturated():
     assert num_correct(logits_fn, attack(loss="margin"), labels) == 0
 
 
-@both_norms
+@all_norms
 @both_losses
 def test_matches_numpy_after_every_step(norm, loss):
     images, labels = examples()
@@ -112,7 +116,7 @@ def test_matches_numpy_after_every_step(norm, loss):
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@both_norms
+@all_norms
 def test_matches_numpy_from_a_random_start(norm):
     images, labels = examples()
     options = {"norm": norm, "loss": "cross_entropy", **BUDGETS[norm]}
@@ -124,12 +128,12 @@ def test_matches_numpy_from_a_random_start(norm):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@both_norms
+@all_norms
 @with_and_without_restarts
 @pytest.mark.parametrize("seed", range(3))
 def test_results_are_in_the_ball_and_the_box(norm, num_restarts, seed):
     images, labels = examples(seed=seed)
-    eps = {"linf": 0.3, "l2": 2.0}[norm]
+    eps = {"linf": 0.3, "l2": 2.0, "l1": 6.0}[norm]
     adversarial = pgd(
         jax.random.key(seed), LOGITS_FN, images, labels, eps=eps, step_size=eps, num_steps=3,
         norm=norm, num_restarts=num_restarts,
@@ -138,10 +142,10 @@ def test_results_are_in_the_ball_and_the_box(norm, num_restarts, seed):
     assert adversarial.max() == 1
     lengths = length(adversarial - images, norm)
     assert lengths.min() > eps / 2
-    assert lengths.max() <= eps + 1e-6
+    assert lengths.max() <= eps * (1 + 3e-6)
 
 
-@both_norms
+@all_norms
 @with_and_without_restarts
 @pytest.mark.parametrize("zero", [{"eps": 0}, {"num_steps": 0}])
 def test_zero_budget_returns_the_clean_images(norm, num_restarts, zero):
@@ -153,7 +157,7 @@ def test_zero_budget_returns_the_clean_images(norm, num_restarts, zero):
     np.testing.assert_array_equal(adversarial, images)
 
 
-@both_norms
+@all_norms
 @with_and_without_restarts
 @pytest.mark.parametrize(
     ("dtype", "logits_dtype"), [(jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float16)]

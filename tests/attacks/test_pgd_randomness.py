@@ -24,7 +24,7 @@ from jaxadv.core.losses import margin
 KEY = jax.random.key(0)
 BUDGET = {"eps": 0.1, "step_size": 0.02, "num_steps": 2}
 
-both_norms = pytest.mark.parametrize("norm", ORDERS)
+all_norms = pytest.mark.parametrize("norm", ORDERS)
 
 
 def test_default_ids_are_positions_and_give_different_starts():
@@ -122,7 +122,7 @@ def noisy_logits_fn(key, images):
     return apply(random_weights(2) + noise, key, images)
 
 
-@both_norms
+@all_norms
 def test_averaging_does_not_change_deterministic_models(norm):
     attack = partial(pgd, KEY, LOGITS_FN, *examples(), norm=norm, random_start=False, **BUDGET)
     np.testing.assert_allclose(attack(num_noise_samples=8), attack(), atol=1e-6)

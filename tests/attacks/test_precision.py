@@ -29,7 +29,7 @@ def lengths(delta, norm):
     return np.linalg.norm(flat, ORDERS[norm], axis=1)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "n_fgsm"])
 def test_results_are_in_the_ball_for_all_precisions_of_the_images(name, dtype, norm):
@@ -42,7 +42,7 @@ def test_results_are_in_the_ball_for_all_precisions_of_the_images(name, dtype, n
     assert 0 <= found.min() <= found.max() <= 1
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_pgd_keeps_double_precision(norm):
     with jax.enable_x64(True):
         images = jnp.asarray(np.asarray(IMAGES, np.float64) * 0.9 + 0.05)

@@ -120,13 +120,13 @@ SHARED = {
     "num_classes": [3, 2, 5, 4],
     "program": list(PROGRAMS),
 }
-NORMS = {"norm": ["linf", "l2"]}
+NORMS = {"norm": ["linf", "l2", "l1"]}
 TARGETED = {"targeted": [False, True, False]}
 OPTIONS: dict[str, dict[str, Any]] = {
     "fgsm": {**NORMS, **TARGETED, "loss": list(LOSSES), "noise_average": ["loss", "softmax"]},
     "n_fgsm": {"loss": list(LOSSES)},
     "pgd": {
-        **NORMS, "loss": [*LOSSES, "kl"], "num_restarts": [2, 1],
+        "norm": ["linf", "l2", "l1", "l0"], "loss": [*LOSSES, "kl"], "num_restarts": [2, 1],
         "noise_average": ["loss", "softmax"],
     },
     "mi_fgsm": {
@@ -143,6 +143,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "fmn": {**NORMS, **TARGETED},
     "ddn": {"norm": ["l2"], **TARGETED},
+    "cw": {"norm": ["l2"], **TARGETED},
     "deepfool": {**NORMS},
     "nes": {
         **NORMS, **TARGETED, "loss": ["probability", "margin", "cross_entropy"],
@@ -153,6 +154,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **NORMS, **TARGETED, "directions": ["normal", "rademacher"], "samples_per_gradient": [2],
         "label_samples": [2],
     },
+    "hop_skip_jump": {
+        "norm": ["l2", "linf"], **TARGETED, "early_stop": [True, False],
+        "samples_per_gradient": [2],
+    },
+    "rays": {**TARGETED, "early_stop": [True, False]},
+    "sparse_rs": {"norm": ["l0"], **TARGETED},
     "square": {**NORMS, **TARGETED},
     "random_search": {**NORMS, **TARGETED},
     "autoattack": {**NORMS, "version": ["standard", "rand"]},
@@ -299,7 +306,7 @@ def arguments_of(name, case, problem):
         arguments["step_size"] = case["step"] * eps
     if name in ("pgd", "mi_fgsm"):
         arguments["num_steps"] = case["num_queries"] % 4
-    if name in ("fmn", "ddn", "deepfool"):
+    if name in ("fmn", "ddn", "cw", "deepfool"):
         arguments["num_steps"] = 1 + case["num_queries"] % 4
     if name == "mi_fgsm":
         arguments["decay"] = min(case["step"], 1.0)
@@ -326,6 +333,11 @@ def check_ball_and_box(name, problem, images, arguments):
         length = np.sqrt((delta**2).sum(axis=(1, 2, 3)))
         # Each pixel is rounded to half a unit, and so are a few operations on the norm.
         rounding = ULP / 2 * np.sqrt(delta[0].size) + 4 * ULP * eps
+    elif arguments.get("norm") == "l0":
+        length, rounding = (delta != 0).any(axis=3).sum(axis=(1, 2)), 0
+    elif arguments.get("norm") == "l1":
+        length = np.abs(delta).sum(axis=(1, 2, 3))
+        rounding = ULP / 2 * delta[0].size + 4 * ULP * eps
     else:
         if name == "n_fgsm":
             eps = 2 * eps + float(np.float32(arguments["step_size"]))
@@ -411,9 +423,13 @@ REQUIRED = {
     "fab": {"num_steps": 3, "num_targets": 1},
     "fmn": {"num_steps": 3},
     "ddn": {"num_steps": 3},
+    "cw": {"num_steps": 2, "num_searches": 2},
     "deepfool": {"num_steps": 3},
     "nes": {"step_size": 0.1, "num_queries": 9, "samples_per_gradient": 4},
     "nes_label_only": {"num_queries": 9, "samples_per_gradient": 2, "label_samples": 2},
+    "hop_skip_jump": {"num_queries": 9, "samples_per_gradient": 2},
+    "rays": {"num_queries": 9},
+    "sparse_rs": {"num_queries": 9},
     "square": {"num_queries": 9},
     "random_search": {"num_queries": 9},
     "autoattack": {},
@@ -427,6 +443,8 @@ INVALID_VALUES = {
     "min_step_size": RADII,
     "label_radius": RADII,
     "num_restarts": COUNTS,
+    "num_searches": COUNTS,
+    "constant": [0, -0.1, float("nan"), float("inf")],
     "num_noise_samples": COUNTS,
     "noise_chunk_size": COUNTS,
     "label_samples": COUNTS,
@@ -445,7 +463,7 @@ INVALID_VALUES = {
     "kernel_size": [2, 0, -1, 3.0],
     "nesterov": ["no", 2],
     "share": [-0.1, 1.1, float("nan")],
-    "norm": ["l1", 2, "Linf"],
+    "norm": ["l3", 2, "Linf"],
     "loss": ["hinge", 3, ""],
     "directions": ["uniform"],
     "noise_average": ["logits"],

@@ -8,13 +8,13 @@ from calls import BLACK_BOX, FUNCTIONS, shorten_stages, skip_other_norms
 from linear_model import DUAL_ORDERS, flat, length
 
 from jaxadv.attacks import ATTACKS
-from jaxadv.attacks.square import _covered_share, _l2_change, _linf_start
+from jaxadv.attacks.square import _bump_change, _covered_share, _linf_start
 
 pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 HEIGHT, WIDTH = 6, 10
-shapes = pytest.mark.parametrize(("channels", "norm"), [(1, "linf"), (2, "l2"), (4, "linf")])
+shapes = pytest.mark.parametrize(("channels", "norm"), [(1, "linf"), (2, "l2"), (4, "l1")])
 N = 12
 # Each succeeds on all images whose boundary is well within eps, and on no other.
 WITH_GRADIENTS = {
@@ -25,6 +25,7 @@ WITH_GRADIENTS = {
     "fab": {"num_steps": 10, "num_targets": 1},
     "fmn": {"num_steps": 100},
     "ddn": {"num_steps": 400},
+    "cw": {"num_steps": 200, "num_searches": 9},
     "deepfool": {"num_steps": 10},
     "autoattack": {"batch_size": 32},
 }
@@ -32,7 +33,10 @@ WITH_GRADIENTS = {
 SEARCHES = {
     "nes": {"num_queries": 1500, "samples_per_gradient": 60, "loss": "margin", "reach": 2.5},
     "square": {"num_queries": 400, "reach": 1.15},
+    "hop_skip_jump": {"num_queries": 2000, "samples_per_gradient": 20, "reach": 1.3},
+    "rays": {"num_queries": 400, "reach": 1.05},
     "random_search": {"num_queries": 50, "reach": None},
+    "sparse_rs": {"num_queries": 50, "reach": None},
     "nes_label_only": {
         "num_queries": 60, "samples_per_gradient": 4, "label_samples": 2, "reach": None
     },
@@ -98,6 +102,7 @@ def test_gradient_attacks_succeed_where_the_boundary_is_within_eps(
 @pytest.mark.parametrize("name", SEARCHES)
 def test_black_box_attacks_reach_boundaries_and_stay_in_the_ball(name, channels, norm):
     """The model depends on channel means, so squares of equal sign lead to its boundary."""
+    skip_other_norms(name, norm)
     by_channel = np.array([1.0, -0.5, 2.0, 1.5])[:channels]
     weights = np.broadcast_to(by_channel, (HEIGHT, WIDTH, channels)).copy()
     arguments = dict(SEARCHES[name])
@@ -128,7 +133,7 @@ def test_l2_changes_use_the_full_norm(channels):
     delta = jax.random.normal(KEY, shape)
     delta *= 0.5 / jnp.linalg.norm(delta)
     for key in jax.random.split(KEY, 5):
-        changed = _l2_change(key, delta, eps=eps, share=jnp.float32(0.1))
+        changed = _bump_change(key, delta, eps=eps, share=jnp.float32(0.1), order=2)
         assert jnp.linalg.norm(changed) == pytest.approx(1, rel=1e-5)
         same = np.isclose(changed, delta, rtol=1e-4, atol=1e-6).all(axis=2)
         assert HEIGHT * WIDTH - 18 <= same.sum() < HEIGHT * WIDTH  # all but two squares of side 3

@@ -14,15 +14,19 @@ from linear_model import LOGITS_FN, examples
 
 from jaxadv.attacks import ATTACKS, apgd, fab
 from jaxadv.attacks.apgd import _apgd
+from jaxadv.attacks.cw import _cw
 from jaxadv.attacks.ddn import _ddn
 from jaxadv.attacks.deepfool import _deepfool
 from jaxadv.attacks.fab import _fab
 from jaxadv.attacks.fmn import _fmn
+from jaxadv.attacks.hop_skip_jump import _hop_skip_jump
 from jaxadv.attacks.mi_fgsm import _mi_fgsm
 from jaxadv.attacks.nes import _nes
 from jaxadv.attacks.nes_label_only import _nes_label_only
 from jaxadv.attacks.pgd import _pgd, fgsm_result, pgd_result
 from jaxadv.attacks.random_search import _random_search
+from jaxadv.attacks.rays import _rays
+from jaxadv.attacks.sparse_rs import _sparse_rs
 from jaxadv.attacks.square import _square
 
 pytestmark = pytest.mark.slow  # compiles much
@@ -38,9 +42,13 @@ KERNELS = {
     "fab": _fab,
     "fmn": _fmn,
     "ddn": _ddn,
+    "cw": _cw,
     "deepfool": _deepfool,
     "nes": _nes,
     "nes_label_only": _nes_label_only,
+    "hop_skip_jump": _hop_skip_jump,
+    "rays": _rays,
+    "sparse_rs": _sparse_rs,
     "square": _square,
     "random_search": _random_search,
 }

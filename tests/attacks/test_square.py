@@ -9,9 +9,9 @@ from linear_model import examples, flat, length
 from jaxadv.attacks import random_search, square
 from jaxadv.attacks.square import (
     _bump,
+    _bump_change,
+    _bump_start,
     _covered_share,
-    _l2_change,
-    _l2_start,
     _linf_change,
     _linf_start,
 )
@@ -23,25 +23,25 @@ EPS = jnp.float32(0.1)
 SHAPE = (10, 12, 3)
 
 
-def rectangles(height, width):
+def rectangles(height, width, order):
     """The sum of growing rectangles as in AutoAttack, one slice after another."""
     bump_sum = np.zeros((height, width))
     row, column = height // 2, width // 2
     for number in range(max(height // 2, width // 2) + 1):
         rows = slice(max(row - number, 0), min(row + number + 1, height))
         columns = slice(max(column - number, 0), min(column + number + 1, width))
-        bump_sum[rows, columns] += 1 / (number + 1) ** 2
-    return bump_sum / np.linalg.norm(bump_sum)
+        bump_sum[rows, columns] += 1 / (number + 1) ** {2: 2, 1: 4}[order]
+    return bump_sum / np.linalg.norm(bump_sum.ravel(), order)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("side", [3, 5, 6, 9])
-def test_bumps_are_those_of_the_paper(side, transposed):
-    expected = np.concatenate(
-        [rectangles(side // 2, side), -rectangles(side - side // 2, side)]
-    ) / np.sqrt(2)
+@pytest.mark.parametrize("order", [2, 1])
+def test_bumps_are_those_of_the_papers(side, transposed, order):
+    halves = [rectangles(side // 2, side, order), -rectangles(side - side // 2, side, order)]
+    expected = np.concatenate(halves) / 2 ** (1 / order)
     down, across = jnp.arange(10)[:, None, None] - 1, jnp.arange(12)[None, :, None] - 3
-    bump = np.array(_bump(down, across, jnp.int32(side), jnp.array(transposed)))[..., 0]
+    bump = np.array(_bump(down, across, jnp.int32(side), jnp.array(transposed), order))[..., 0]
     inside = bump[1 : 1 + side, 3 : 3 + side].copy()
     np.testing.assert_allclose(inside, expected.T if transposed else expected, atol=1e-6)
     bump[1 : 1 + side, 3 : 3 + side] = 0
@@ -80,7 +80,7 @@ def test_squares_become_smaller(square, halvings):
 
 
 def test_the_l2_start_is_a_grid_of_bumps_on_the_sphere():
-    start = np.asarray(_l2_start(KEY, eps=EPS, shape=SHAPE))
+    start = np.asarray(_bump_start(KEY, eps=EPS, shape=SHAPE, order=2))
     assert np.linalg.norm(start) == pytest.approx(0.1, rel=1e-5)
     tiles = start[:, 1:11].reshape(5, 2, 5, 2, 3)  # 5 x 5 tiles of side 2 in the middle
     norms = np.sqrt((tiles**2).sum(axis=(1, 3)))
@@ -89,9 +89,9 @@ def test_the_l2_start_is_a_grid_of_bumps_on_the_sphere():
 
 
 def test_an_l2_change_moves_the_norm_of_one_square_into_another():
-    delta = _l2_start(KEY, eps=EPS, shape=SHAPE)
+    delta = _bump_start(KEY, eps=EPS, shape=SHAPE, order=2)
     for key in jax.random.split(KEY, 10):
-        changed = np.asarray(_l2_change(key, delta, eps=EPS, share=jnp.float32(0.05)))
+        changed = np.asarray(_bump_change(key, delta, eps=EPS, share=jnp.float32(0.05), order=2))
         assert np.linalg.norm(changed) == pytest.approx(0.1, rel=1e-5)
         different = ~np.isclose(changed, delta, atol=1e-6).all(axis=2)
         assert 9 <= different.sum() <= 18 + 4  # two squares of side 3
@@ -99,7 +99,29 @@ def test_an_l2_change_moves_the_norm_of_one_square_into_another():
         np.testing.assert_allclose(changed[~different], kept, atol=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.5)])
+def test_the_l1_start_is_a_grid_of_bumps_of_length_1():
+    start = np.asarray(_bump_start(KEY, eps=EPS, shape=SHAPE, order=1))
+    lengths = np.abs(start[:, 1:11].reshape(5, 2, 5, 2, 3)).sum(axis=(1, 3))
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+
+
+def test_an_l1_change_moves_the_length_of_one_square_into_another():
+    """Per channel the new square has `channels` times the length of both; the rest is kept."""
+    delta = EPS / 75 * _bump_start(KEY, eps=EPS, shape=SHAPE, order=1)
+    for key in jax.random.split(KEY, 10):
+        changed = np.asarray(
+            _bump_change(key, delta, eps=EPS, share=jnp.float32(0.05), order=1), np.float64
+        )
+        different = ~np.isclose(changed, delta, atol=1e-8).all(axis=2)
+        rows, columns = (np.flatnonzero(different.any(axis=axis)) for axis in (1, 0))
+        assert 3 <= len(rows) <= 6
+        assert 3 <= len(columns) <= 6
+        removed = np.abs(np.asarray(delta)[different]).sum(axis=0)
+        added = np.abs(changed[different]).sum(axis=0)
+        np.testing.assert_allclose(added, 3 * removed, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.5), ("l1", 24.0)])
 def test_beats_random_search_on_a_network(digits_net, norm, eps):
     images, labels = digits_net.images, digits_net.labels
     found = square(KEY, *digits_net, eps=eps, num_queries=100, norm=norm)

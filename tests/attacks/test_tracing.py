@@ -166,12 +166,18 @@ def test_weights_in_custom_derivatives_are_current(name):
         )
 
 
-@every_attack
+# These have their own operations in L1.
+IN_L1 = [(name, "l1") for name in ("pgd", "apgd", "fab", "fmn", "square")]
+
+
+@pytest.mark.parametrize(("name", "norm"), [*((name, None) for name in CALLS), *IN_L1])
 @pytest.mark.parametrize("how", ["jit", "vmap", "scan", "shard_map"])
-def test_results_inside_transformations_are_the_same(name, how):
+def test_results_inside_transformations_are_the_same(name, norm, how):
+    changes = {} if norm is None else {"norm": norm}
+
     def attack(weights, images, labels, ids):
         model = partial(apply, weights)
-        return run(name, model, images, labels, **ids_of(name, ids))
+        return run(name, model, images, labels, **ids_of(name, ids), **changes)
 
     ids = jnp.arange(8)
     expected = images_of(attack(W, IMAGES, LABELS, ids))
@@ -198,7 +204,7 @@ def test_results_inside_transformations_are_the_same(name, how):
 
 
 @every_attack
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_64_bit_mode_and_strict_promotion(name, norm):
     skip_other_norms(name, norm)
     changes = {} if name == "n_fgsm" else {"norm": norm}
@@ -206,7 +212,7 @@ def test_64_bit_mode_and_strict_promotion(name, norm):
         images, labels = IMAGES.astype(jnp.float64), LABELS.astype(jnp.int64)
         found = images_of(run(name, partial(apply, W), images, labels, **changes))
     assert np.isfinite(found).all()
-    limit = CALLS[name]["eps"] if name == "ddn" else 0.1
+    limit = CALLS[name]["eps"] if name in ("ddn", "cw", "hop_skip_jump", "sparse_rs") else 0.1
     assert np.abs(np.asarray(found) - np.asarray(IMAGES)).max() <= limit + 1e-6
 
 

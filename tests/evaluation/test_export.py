@@ -7,7 +7,8 @@ from jaxadv.evaluation.export import round_inside
 
 @pytest.mark.parametrize("shape", [(4, 4, 3), (5, 3, 1), (1, 1, 4)])
 @pytest.mark.parametrize(
-    ("norm", "eps", "order"), [("linf", 8 / 255, np.inf), ("linf", 0.03, np.inf), ("l2", 0.05, 2)]
+    ("norm", "eps", "order"),
+    [("linf", 8 / 255, np.inf), ("linf", 0.03, np.inf), ("l2", 0.05, 2), ("l1", 0.3, 1)],
 )
 def test_bytes_stay_inside_the_ball_and_close_to_the_floats(norm, eps, order, shape):
     generator = np.random.default_rng(0)
@@ -21,6 +22,18 @@ def test_bytes_stay_inside_the_ball_and_close_to_the_floats(norm, eps, order, sh
     assert np.abs(rounded / 255 - adversarial).max() < 1 / 255
     whole = round_inside(rounded.astype(np.float32) / 255, clean, eps, norm)
     np.testing.assert_array_equal(whole, rounded)
+
+
+def test_in_l1_no_more_values_than_needed_are_rounded_inwards():
+    clean = np.full((1, 10, 10, 3), 100, np.uint8)
+    change = np.zeros((1, 10, 10, 3))
+    change[0, :5] = 2.6  # 150 values, which round to 3: 450 instead of 390
+    change[0, 0, 0, 0] = 2.5 + 1e-3  # moved farthest outwards
+    rounded = round_inside((clean + change).astype(np.float32) / 255, clean, 390 / 255, "l1")
+    moved = rounded.astype(int) - 100
+    assert moved.sum() == 390
+    assert moved[0, 0, 0, 0] == 2
+    assert not moved[0, 5:].any()
 
 
 def test_in_linf_only_the_pixels_that_leave_the_ball_are_rounded_inwards():

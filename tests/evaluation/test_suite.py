@@ -11,7 +11,7 @@ from configs import attack_suites
 from jaxadv.adapters.trained import noise_models
 from jaxadv.core.types import UserError
 from jaxadv.evaluation.attack_runner import run_attack, score_images
-from jaxadv.evaluation.attack_suites import expand_suite
+from jaxadv.evaluation.attack_suites import check_suite, expand_suite
 
 EPS = (0.0, 0.02, 0.06)
 
@@ -190,3 +190,21 @@ def test_an_unknown_argument_is_named_with_the_nearest_known_one():
         expand_suite(attacks)
     with pytest.raises(UserError, match=r"attacks\.p lacks step_size, num_steps"):
         expand_suite(ConfigDict({"p": {"attack": "pgd", "eps": (0.1,)}}))
+
+
+def test_a_custom_autoattack_is_configured_like_any_attack(problem):
+    weights, split, margins = problem
+    attacks = {
+        "apgd": {"attack": "apgd", "num_steps": 10},
+        "random": {"attack": "random_search", "num_queries": 3},
+    }
+    configured = {"attack": "autoattack", "eps": (0.02,), "version": "custom", "attacks": attacks}
+    _, entries, _ = run_suite(Linear(), weights, split, aa=ConfigDict(configured))
+    (entry,) = entries.values()
+    w = weights["params"]["w"]
+    assert entry.accuracy == np.mean(margins > 0.02 * np.abs(w).sum())
+    assert [stage.name for stage in entry.stages] == ["apgd", "random"]
+    assert entry.to_json()["attacks"] == attacks
+    (attack,) = expand_suite({"aa": {**configured, "attacks": {"a": {"attack": "pgd"}}}})
+    with pytest.raises(UserError, match=r"aa\.attacks\.a\.attack must be one of apgd, fab"):
+        check_suite([attack], num_classes=2)
