@@ -109,10 +109,10 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def assert_close(one, other):
+def assert_close(one, other, atol=5e-7):
     """XLA may sum in another order for another batch size, so that the last bits differ."""
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=5e-7)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=atol)
 
 
 def take(tree, rows):
@@ -136,8 +136,12 @@ def test_results_do_not_depend_on_the_batch(name, norm, noise, rows):
     skip_other_norms(name, norm)
     rows = np.array(rows, int)
     found = compiled(name, norm, noise)(rows)
-    compare = assert_equal if len(rows) == N else assert_close
-    compare(found, take(uninterrupted(name, norm, noise), rows))
+    expected = take(uninterrupted(name, norm, noise), rows)
+    if len(rows) == N:
+        assert_equal(found, expected)
+    else:
+        # HopSkipJump divides differences of images by the small radius of its samples.
+        assert_close(found, expected, atol=1e-5 if name == "hop_skip_jump" else 5e-7)
 
 
 @pytest.mark.parametrize("name", RESUMABLE)
