@@ -70,7 +70,7 @@ def main() -> None:
     labels = np.asarray(dataset.test.labels[: options.num_examples])
     is_correct = np.asarray(model.apply(variables, images)).argmax(1) == labels
     images, labels = images[is_correct], labels[is_correct]
-    counter = _Counter(to_torch(model, variables))
+    counter = _Counter(to_torch(model, variables)).eval()
     began, results = time.monotonic(), {}
     for (name, norm), (arguments, make_reference) in PAIRS.items():
         if options.attacks and name not in options.attacks:
@@ -120,7 +120,7 @@ class _Counter(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
-        self.model, self.count = model.eval(), 0
+        self.model, self.count = model, 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.count += len(images)
