@@ -326,7 +326,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "attack bignet, HopSkipJump": Program(
         partial(
-            attack, "bignet", "hop_skip_jump", norm="l2", num_queries=500, samples_per_gradient=50
+            attack, "bignet", "hop_skip_jump", norm="l2", num_queries=500, initial_samples=50
         ),
         trips=((60, 7),),
     ),

@@ -98,6 +98,10 @@ FILES: dict[str, tuple[str, ...]] = {
     "cutmix": ("jaxadv/data/cutmix.py",),
     "gradient_alignment": ("jaxadv/training/gradient_alignment.py",),
     "weight_perturbation": ("jaxadv/training/weight_perturbation.py",),
+    "cw": ("jaxadv/attacks/cw.py",),
+    "hop_skip_jump": ("jaxadv/attacks/hop_skip_jump.py",),
+    "rays": ("jaxadv/attacks/rays.py",),
+    "sparse_rs": ("jaxadv/attacks/sparse_rs.py",),
 }
 
 # Names of test files in older trees.
@@ -321,6 +325,87 @@ MUTATIONS = [
             "momentum in the first step",
             "jnp.where(i == 1, 0, _MOMENTUM)",
             "jnp.where(i == 0, 0, _MOMENTUM)",
+        ),
+    ),
+    *_of(
+        "cw",
+        "attacks/test_minimal_norm",
+        (
+            "the constant never grows",
+            "_GROWTH * memory.constant)",
+            "memory.constant)",
+        ),
+        (
+            "no bisection of the constant",
+            "(low + high) / 2, _GROWTH",
+            "high, _GROWTH",
+        ),
+        (
+            "the margin counts on both sides of the boundary",
+            "lags = (estimate.values < 0)[:, None, None, None]",
+            "lags = (estimate.values < jnp.inf)[:, None, None, None]",
+        ),
+    ),
+    *_of(
+        "hop_skip_jump",
+        "attacks/test_hop_skip_jump",
+        (
+            "directions are those of the other side",
+            "> 0, 1.0, -1.0)",
+            "> 0, -1.0, 1.0)",
+        ),
+        (
+            "points stay away from the boundary",
+            "_BLEND_TOLERANCE, threshold)",
+            "0.5, 0.5)",
+        ),
+        (
+            "jumps are never shortened",
+            "extras._replace(step=extras.step / 2)",
+            "extras._replace(step=extras.step)",
+        ),
+    ),
+    *_of(
+        "rays",
+        "attacks/test_rays",
+        (
+            "blocks of the next level are skipped",
+            "jnp.where(is_last, 0, block + 1)",
+            "jnp.where(is_last, 1, block + 1)",
+        ),
+        (
+            "worse directions are kept",
+            "is_better = is_found & (high < extras.radius)",
+            "is_better = ~is_found",
+        ),
+        ("coarse binary search", "_TOLERANCE = 1e-3", "_TOLERANCE = 1e-1"),
+    ),
+    *_of(
+        "sparse_rs",
+        "attacks/test_l0",
+        (
+            "new pixels may be old ones",
+            "first(~pixels, num_new)",
+            "first(pixels, num_new)",
+        ),
+        (
+            "rejected proposals keep their pixels",
+            "extras.proposed, extras.pixels)",
+            "extras.proposed, extras.proposed)",
+        ),
+    ),
+    *_of(
+        "threat",
+        "attacks/test_l0",
+        (
+            "L0 projection ignores the box",
+            "(delta**2 - (delta - clipped) ** 2)",
+            "(delta**2)",
+        ),
+        (
+            "L0 projection keeps a pixel too many",
+            "rank < jnp.floor(eps), clipped, 0)",
+            "rank <= jnp.floor(eps), clipped, 0)",
         ),
     ),
     *_of(

@@ -117,7 +117,7 @@ def autoattack(
         to float32, and so is the result.
       labels: true classes, shape (n,).
       eps: radius of the ball in units of the pixel range.
-      norm: "linf", "l2" or "l1".
+      norm: "linf", "l2" or "l1"; in the version "custom" also "l0".
       version: "standard", "plus", "rand" or "custom".
       attacks: attacks of the version "custom" by name, in their order. Each is a mapping with
         "attack", the name of an attack that resumes, and with arguments of that function, such as

@@ -18,7 +18,7 @@ def bisect(
     distance of these integers ends at neighbouring floats, whatever their scale.
 
     Args:
-      holds: a condition that does not hold above a threshold where it does not hold.
+      holds: a condition that, once false, is false for all larger thresholds.
       low: thresholds where it holds, 0 or more.
       high: thresholds where it does not hold.
 

@@ -66,6 +66,7 @@ NUMBERS: dict[str, Rule] = {
     "decay": SHARE,
     "diversity": SHARE,
     "eps": RADIUS,
+    "initial_samples": COUNT,
     "kernel_size": Rule(lambda n: COUNT.is_valid(n) and n % 2 == 1, "an odd integer, 1 or more"),
     "label_radius": RADIUS,
     "label_samples": COUNT,

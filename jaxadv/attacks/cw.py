@@ -82,9 +82,10 @@ def cw(
     begins at the clean image with another constant: ten times as large until a search succeeds, and
     then by bisection. `fmn` and `ddn` find distances that are as small with far fewer gradients.
 
-    All searches take all steps; the reference implementation aborts a search whose loss no longer
-    decreases. The model's noise, if any, is sampled once per step and not averaged, so an image may
-    be misclassified by chance.
+    The reference implementation takes up to 10,000 steps in a search, aborts one whose loss no
+    longer decreases, and repeats the largest constant in the last search. An image counts as
+    misclassified from a margin of 0.0001 times that of the clean image on. The model's noise, if
+    any, is sampled once per step and not averaged, so an image may be misclassified by chance.
 
     Traced arguments: `eps`, `num_steps`, `num_searches`, `step_size` and `constant`.
 

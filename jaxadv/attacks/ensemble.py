@@ -147,7 +147,7 @@ def run_ensemble(
       examples: all examples, including those that are misclassified without perturbation.
       stages: attacks by name, in the order in which they run.
       eps: radius of the ball.
-      norm: "linf", "l2" or "l1".
+      norm: "linf", "l2", "l1" or "l0".
       num_noise_samples: forward passes whose mean softmax decides whether an example is
         misclassified.
       attack_all: whether to attack misclassified clean images too; another forward pass of a random

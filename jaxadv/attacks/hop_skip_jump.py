@@ -43,7 +43,9 @@ from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 _NORMS = ("l2", "linf")
 _START, _BLEND, _PROJECT, _JUMP = range(4)  # phases
 _BLEND_TOLERANCE = 1e-3  # of the share of the start in a blend
+_CHUNKS = 10  # of the samples of the first gradient; a chunk is queried at once
 _FIRST_RADIUS = 0.1  # of the samples of the first gradient
+_LEAST_RADIUS = 2e-5  # per pixel, of the samples of a gradient
 _LEAST_STEP = 1e-4  # of a jump, in units of the distance; below, the gradient is estimated again
 
 
@@ -51,7 +53,7 @@ _LEAST_STEP = 1e-4  # of a jump, in units of the distance; below, the gradient i
 class HopSkipJumpOptions:
     """The static arguments of HopSkipJump, see `hop_skip_jump`."""
 
-    samples_per_gradient: int
+    initial_samples: int
     norm: str
     early_stop: bool
 
@@ -92,7 +94,7 @@ def hop_skip_jump(
     *,
     eps: ArrayLike | None = None,
     num_queries: ArrayLike,
-    samples_per_gradient: int = 100,
+    initial_samples: int = 100,
     norm: str = "l2",
     early_stop: bool = True,
     num_noise_samples: ArrayLike = 1,
@@ -107,10 +109,13 @@ def hop_skip_jump(
     bisection. It then estimates the direction of the boundary's normal from the labels of random
     neighbours, jumps along it, half as far until the image is misclassified, and returns to the
     boundary by bisection. The number of neighbours grows with the square root of the number of
-    jumps. An example for which no misclassified start is found ends with its budget.
+    jumps, in steps of a tenth of the first. An example for which no misclassified start is found
+    ends with its budget.
 
-    Unlike the reference implementation, which halves a jump until it is misclassified, the attack
-    estimates another direction after a jump of 0.0001 of the distance.
+    Differences from the reference implementation: it halves a jump until it is misclassified; here
+    another direction is estimated after a jump of 0.0001 of the distance. The neighbours are at
+    least 2e-5 away per pixel, which float32 still resolves. Given starts are blended with the clean
+    image first, like noise.
 
     Args:
       key: key of the start, of the neighbours and of the model's noise.
@@ -121,10 +126,10 @@ def hop_skip_jump(
       eps: distance up to which a misclassified image is a success, in units of the pixel range;
         None is any distance; traced.
       num_queries: budget of forward passes per example; traced.
-      samples_per_gradient: neighbours in the first round; even; static.
+      initial_samples: neighbours in the first round; static.
       norm: "l2" or "linf"; static.
-      early_stop: end an example with its first success; False spends the budget, for the smallest
-        distance; static.
+      early_stop: end an example with its first image within eps; without eps, and with False, it
+        spends the budget, for the smallest distance; static.
       num_noise_samples: noise samples that each success check averages over; traced.
       targets: target classes, shape (batch,); then `starts` should be images of these classes.
       starts: misclassified images, or images of the targets, to begin at; same shape as `images`.
@@ -145,7 +150,7 @@ def hop_skip_jump(
     Array([ True], dtype=bool)
     """
     check_hop_skip_jump({
-        "eps": eps, "num_queries": num_queries, "samples_per_gradient": samples_per_gradient,
+        "eps": eps, "num_queries": num_queries, "initial_samples": initial_samples,
         "norm": norm, "early_stop": early_stop, "num_noise_samples": num_noise_samples,
     })  # fmt: skip
     model, problem = make_problem(
@@ -158,7 +163,7 @@ def hop_skip_jump(
     state = resume_or_start(resume, initial, problem.eps, norm)
     if is_zero_budget(num_queries):
         return state
-    options = HopSkipJumpOptions(samples_per_gradient, norm, early_stop)
+    options = HopSkipJumpOptions(initial_samples, norm, early_stop and eps is not None)
     with query_context():
         return _hop_skip_jump(model, problem, state, starts, options=options)
 
@@ -199,6 +204,7 @@ def _hop_skip_jump(
     query_fn = make_query_fn(model)
     margin = make_objective("margin", problem.labels, problem.targets)
     start_key, gradient_key, check_key = jax.random.split(problem.key, 3)
+    chunk_size = max(options.initial_samples // _CHUNKS, 1)
     # theta of the paper, with gamma = 1
     tolerance = 1 / (size * (math.sqrt(size) if norm == "l2" else size))
 
@@ -206,8 +212,8 @@ def _hop_skip_jump(
         return threat.length(moved - images)[:, 0, 0, 0]
 
     def num_samples(extras: _Extras) -> Int[Array, "batch"]:
-        grown = options.samples_per_gradient * jnp.sqrt(extras.round.astype(jnp.float32))
-        count = jnp.maximum(grown, 1).astype(jnp.int32)
+        grown = options.initial_samples * jnp.sqrt(extras.round.astype(jnp.float32))
+        count = chunk_size * (grown / chunk_size).astype(jnp.int32)
         needs_direction = (extras.phase == _JUMP) & ~extras.has_direction
         return jnp.where(needs_direction, count, 0)
 
@@ -226,11 +232,9 @@ def _hop_skip_jump(
         rows = samples > 0
 
         def estimate() -> Images:
-            radius = jnp.where(
-                extras.round == 1,
-                _FIRST_RADIUS,
-                extras.reach * tolerance * (math.sqrt(size) if norm == "l2" else size),
-            )
+            radius = extras.reach * tolerance * (math.sqrt(size) if norm == "l2" else size)
+            radius = jnp.maximum(radius, _LEAST_RADIUS * math.sqrt(size))
+            radius = jnp.where(extras.round == 1, _FIRST_RADIUS, radius)
             direction = _estimate_direction(
                 jax.random.fold_in(gradient_key, step),
                 query_fn,
@@ -238,6 +242,7 @@ def _hop_skip_jump(
                 extras.point,
                 problem.example_ids,
                 samples,
+                chunk_size,
                 radius,
                 norm,
             )
@@ -324,7 +329,9 @@ def _hop_skip_jump(
 
     state = forget_unconfirmed(state, eps)
     if not options.early_stop:  # only misclassified clean images end before their budget is spent
-        state = state._replace(success=state.extras.distance == 0)
+        # Rows without an image that count as a success are padding, which spends no queries.
+        is_final = (state.extras.distance == 0) | jnp.isinf(state.extras.distance)
+        state = state._replace(success=state.success & is_final)
     state = run_search(
         check_key,
         query_fn,
@@ -352,33 +359,42 @@ def _estimate_direction(
     points: Images,
     example_ids: Int[Array, "batch"],
     num_samples: Int[Array, "batch"],
+    chunk_size: int,
     radius: PerExample,
     norm: str,
 ) -> Images:
     """Estimate the normal of the decision boundary at some points from labels (equation 16).
 
-    The mean sign of the samples is subtracted as a control variate, unless all signs are equal.
+    The mean sign of the samples is subtracted as a control variate, unless all signs are equal. The
+    numbers of samples are multiples of the chunk size.
     """
     direction_key, noise_key = jax.random.split(key)
     keys = example_keys(direction_key, example_ids)
     sample = partial(normal if norm == "l2" else uniform, shape=points.shape[1:])
+    radii = radius[:, None, None, None]
+
+    def neighbours(number: Int[Array, ""]) -> Images:
+        offsets = jax.vmap(lambda key: sample(jax.random.fold_in(key, number)))(keys)
+        offsets /= jnp.maximum(THREATS["l2"].length(offsets), jnp.finfo(offsets.dtype).tiny)
+        return jnp.clip(points + radii * offsets, 0, 1)
 
     def add(i: Int[Array, ""], sums: _Sums) -> _Sums:
-        rows = i < num_samples
-        offsets = jax.vmap(lambda key: sample(jax.random.fold_in(key, i)))(keys)
-        offsets /= jnp.maximum(THREATS["l2"].length(offsets), jnp.finfo(offsets.dtype).tiny)
-        radii = radius[:, None, None, None]
-        moved = jnp.clip(points + radii * offsets, 0, 1)
+        rows = i * chunk_size < num_samples
+        numbers = i * chunk_size + jnp.arange(chunk_size, dtype=jnp.int32)
+        moved = jax.vmap(neighbours)(numbers)
+        logits = query_fn(example_keys(noise_key, numbers), moved, rows)
+        signs = jnp.where(jax.vmap(margin)(logits) > 0, 1.0, -1.0)
         offsets = (moved - points) / jnp.maximum(radii, jnp.finfo(radii.dtype).tiny)
-        noise_keys = jax.random.fold_in(noise_key, i)[None]
-        signs = jnp.where(margin(query_fn(noise_keys, moved[None], rows)[0]) > 0, 1.0, -1.0)
-        products = signs[:, None, None, None] * offsets
-        more = _Sums(sums.signs + signs, sums.offsets + offsets, sums.products + products)
+        more = _Sums(
+            sums.signs + signs.sum(axis=0),
+            sums.offsets + offsets.sum(axis=0),
+            sums.products + (signs[..., None, None, None] * offsets).sum(axis=0),
+        )
         return select_rows(rows, more, sums)
 
     zeros = jnp.zeros_like(points)
     start = _Sums(jnp.zeros_like(radius), zeros, zeros)
-    sums = lax.fori_loop(0, num_samples.max(initial=0), add, start)
+    sums = lax.fori_loop(0, num_samples.max(initial=0) // chunk_size, add, start)
     count = jnp.maximum(num_samples, 1).astype(radius.dtype)
     mean_sign = sums.signs / count
     baseline = jnp.where(jnp.abs(mean_sign) == 1, 0, mean_sign)[:, None, None, None]

@@ -122,7 +122,9 @@ def pgd(
     gradient in L-inf, the normalised gradient in L2, and in L1 the 1 % of values with the largest
     gradients (Tramer & Boneh, 2019). It then projects onto the eps-ball around the clean image and
     clips to [0, 1]; in L1 it projects onto the intersection of the two (Croce & Hein, 2021). In L0
-    this is PGD-0 (Croce & Hein, 2019): `eps` pixels may change, rounded down, in all channels. With
+    this is PGD-0 (Croce & Hein, 2019): `eps` pixels may change, rounded down, in all channels. A
+    step follows the gradient, and its length `step_size` is measured in L1; 10 to 100 are usual.
+    The authors' code keeps any misclassified iterate, not the last one. With
     several restarts, each example keeps the restart with the largest margin. Margins are averaged
     over `num_noise_samples` noise samples that the attack has not seen.
 

@@ -90,8 +90,8 @@ def rays(
         None is any distance; traced.
       num_queries: budget of forward passes per example; traced.
       norm: "linf".
-      early_stop: end an example with its first success; False spends the budget, for the smallest
-        distance; static.
+      early_stop: end an example with its first image within eps; without eps, and with False, it
+        spends the budget, for the smallest distance; static.
       num_noise_samples: noise samples that each success check averages over; traced.
       targets: target classes, shape (batch,). Directions rarely lead to a given class, so the
         search often finds nothing.
@@ -126,7 +126,7 @@ def rays(
     if is_zero_budget(num_queries):
         return state
     with query_context():
-        return _rays(model, problem, state, early_stop=early_stop)
+        return _rays(model, problem, state, early_stop=early_stop and eps is not None)
 
 
 def check_rays(arguments: Arguments, num_classes: int | None = None) -> None:
@@ -209,7 +209,9 @@ def _rays(
 
     state = forget_unconfirmed(state, eps)
     if not early_stop:  # only misclassified clean images end before their budget is spent
-        state = state._replace(success=state.extras.distance == 0)
+        # Rows without an image that count as a success are padding, which spends no queries.
+        is_final = (state.extras.distance == 0) | jnp.isinf(state.extras.distance)
+        state = state._replace(success=state.success & is_final)
     state = run_search(
         problem.key,
         make_query_fn(model),
@@ -225,9 +227,9 @@ def _rays(
 def _in_block(
     shape: tuple[int, ...], level: Int[Array, "batch"], block: Int[Array, "batch"]
 ) -> Bool[Array, "batch height width channels"]:
-    """Return whether each value is in a block of its image; blocks are runs of pixel rows.
+    """Return whether each value is in a block of its image.
 
-    The values are numbered channel by channel, as in the reference implementation.
+    Blocks are runs of values in the order channel, row, column, as in the reference implementation.
     """
     height, width, channels = shape[1:]
     numbers = jnp.arange(channels * height * width, dtype=jnp.int32)

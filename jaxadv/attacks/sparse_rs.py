@@ -33,10 +33,10 @@ Pixels = Bool[Array, "height width"]
 Scalar = Float[Array, ""]
 
 _NORMS = ("l0",)
-# After these many proposals, as shares of the budget of 10,000, the share of the pixels that a
-# proposal exchanges is divided by the next divisor.
-_SCHEDULE = np.array([0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.int32)
-_DIVISORS = np.array([1, 2, 4, 5, 6, 8, 10, 12, 15, 20], np.float32)
+# The share of pixels that a proposal exchanges is divided by the first of these numbers, and after
+# so many proposals by the next.
+_DIVISORS = np.array([2, 4, 5, 6, 8, 10, 12, 15, 20], np.float32)
+_PROPOSALS = np.array([50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.int32)
 
 
 def sparse_rs(
@@ -58,9 +58,11 @@ def sparse_rs(
 
     The first query is the success check of the clean image, the second that of `eps` random pixels
     with random colours, each channel 0 or 1. Every further query gives some of these pixels their
-    clean colour and as many others a random one, and keeps the result if the margin grows. The
-    share of exchanged pixels falls from `share` to a twentieth of it after 8,000 queries, whatever
-    the budget.
+    clean colour and as many others a random one, and keeps the result if the margin grows. Half of
+    `share` of the pixels is exchanged at first, and a twentieth of it after 8,000 proposals. A
+    single pixel gets another colour than it has.
+
+    The reference implementation scales these numbers of proposals to the budget by default.
 
     Args:
       key: key of the pixels, of the colours and of the model's noise.
@@ -70,8 +72,8 @@ def sparse_rs(
       eps: number of pixels that may change, in all their channels; rounded down; traced.
       num_queries: budget of forward passes per example; traced.
       norm: "l0".
-      share: share of the changed pixels that the first proposals exchange, in [0, 1]; at least one
-        pixel is exchanged; traced.
+      share: twice the share of the changed pixels that the first proposals exchange, in [0, 1]; at
+        least one pixel is exchanged; traced.
       num_noise_samples: noise samples that each success check averages over; traced.
       targets: target classes, shape (batch,).
       example_ids: distinct integers, shape (batch,), by default the positions in the batch.
@@ -134,7 +136,7 @@ def _sparse_rs(
         state: AttackResult, active: Bool[Array, "batch"], step: Int[Array, ""]
     ) -> Proposal:
         extras = state.extras
-        divisor = jnp.asarray(_DIVISORS)[(step - 1 > _SCHEDULE).sum()]
+        divisor = jnp.asarray(_DIVISORS)[(step - 1 > _PROPOSALS).sum()]
         exchanged = jnp.maximum(jnp.floor(share / divisor * num_pixels), 1)
         num_old = jnp.where(step == 1, 0, exchanged)
         num_new = jnp.minimum(jnp.where(step == 1, num_pixels, exchanged), num_pixels)
@@ -143,7 +145,9 @@ def _sparse_rs(
         old, new = jax.vmap(partial(_exchange, num_old=num_old, num_new=num_new))(
             pixel_keys, extras.pixels
         )
-        colours = (1 + jax.vmap(partial(rademacher, shape=images.shape[1:]))(colour_keys)) / 2
+        colours = jax.vmap(_random_colours)(
+            colour_keys, images, jnp.full(len(images), num_new == 1)
+        )
         candidates = jnp.where(old[..., None], images, state.images)
         candidates = jnp.where(new[..., None], colours, candidates)
         proposed = (extras.pixels & ~old) | new
@@ -177,7 +181,25 @@ def _exchange(
         ranks = jnp.where(rows, order, jnp.inf).ravel().argsort().argsort()
         return (ranks < count).reshape(rows.shape) & rows
 
-    return first(pixels, num_old), first(~pixels, num_new)
+    old = first(pixels, num_old)
+    # If too few are unchanged, the pixels that get their clean colour may get another one at once.
+    free = jnp.where((~pixels).sum() < num_new, ~pixels | old, ~pixels)
+    return old, first(free, num_new)
+
+
+def _random_colours(
+    key: Key[Array, ""], image: Float[Array, "height width channels"], differ: Bool[Array, ""]
+) -> Float[Array, "height width channels"]:
+    """Return random corners of the colour cube, if required other ones than those of the image."""
+    colour_key, change_key = jax.random.split(key)
+    colours = (1 + rademacher(colour_key, image.shape)) / 2
+    # A random number from 1 on has a bit for each channel, of which at least one is set.
+    channels = jnp.arange(image.shape[2], dtype=jnp.int32)
+    largest = 2 ** min(image.shape[2], 30)
+    changes = jax.random.randint(change_key, image.shape[:2], 1, largest, dtype=jnp.int32)
+    is_flipped = (changes[..., None] >> channels) & 1 == 1
+    is_same = (colours == image).all(axis=2, keepdims=True)
+    return jnp.where(differ & is_same & is_flipped, 1 - colours, colours)
 
 
 SPARSE_RS = AttackSpec(

@@ -216,7 +216,8 @@ def _context() -> Hashable:
 def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
     if isinstance(logits_fn, BlackBox):
         raise ValueError(
-            "logits_fn is a BlackBox, which has no gradients: use nes, square or random_search"
+            "logits_fn is a BlackBox, which has no gradients: use an attack that needs its outputs "
+            "alone, such as nes or square"
         )
     if not callable(logits_fn):
         raise ValueError(f"logits_fn is {logits_fn!r}: pass a function (key, images) -> logits")

@@ -167,7 +167,7 @@ class AttackEntry(NoisyAccuracy):
     Attributes:
       name: of the attack in the config; the attack at several radii has the same name.
       attack: name of the function in `jaxadv.attacks`.
-      norm: "linf", "l2" or "l1".
+      norm: "linf", "l2", "l1" or "l0".
       eps: radius in units of the pixel range.
       noise: noise of the model during attack and scoring: "on", "off", "fixed" or "training".
       arguments: all other arguments of the attack.

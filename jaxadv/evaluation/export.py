@@ -28,14 +28,14 @@ def round_inside(
     """Round adversarial images to bytes inside the ball around the clean images.
 
     Pixels are rounded to the nearest byte. Where that leaves the ball they are rounded towards the
-    clean image: in L-inf the values that leave it, in L2 all values of the image, and in L1 as many
-    as needed, first those that the rounding moved farthest outwards.
+    clean image: in L-inf the values that leave it, in L2 and L0 all values of the image, and in L1
+    as many as needed, first those that the rounding moved farthest outwards.
 
     Args:
       adversarial: floats in [0, 1].
       clean: the clean images.
       eps: radius of the ball in units of the pixel range.
-      norm: "linf", "l2" or "l1".
+      norm: "linf", "l2", "l1" or "l0".
 
     Raises:
       UserError: the clean images are floats; the ball around them may contain no bytes.

@@ -179,7 +179,10 @@ def _images_unmoved(attacks: Attacks) -> list[str]:
         f"{one.key} moved none of the {one.attacked} attacked images: its budget allows no step, "
         "or the model answers all its queries alike. Try more queries, and another loss."
         for one in attacks
-        if one.eps > 0 and not _uses_gradients(one) and one.unmoved == (one.attacked or 0) > 0
+        if one.eps > 0
+        and not _uses_gradients(one)
+        and one.unmoved == (one.attacked or 0) > 0
+        and not ATTACKS[one.attack].returns_clean
     ]
 
 

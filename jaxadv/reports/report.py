@@ -311,8 +311,14 @@ def settings(entry: AttackEntry) -> str:
     if num_steps := given("num_steps"):
         size = f" of {given('step_size'):.3g}" if "step_size" in entry.arguments else ""
         words.append(f"{num_steps} steps{size}")
+    if attacks := given("attacks"):
+        words.append(f"attacks {', '.join(attacks)}")
+    if num_searches := given("num_searches"):
+        words.append(f"{num_searches} searches from constant {given('constant'):g}")
     if num_targets := given("num_targets"):
         words.append(f"{num_targets} target classes")
+    if samples := given("initial_samples"):
+        words.append(f"{samples} samples in the first round")
     if samples := given("samples_per_gradient"):
         words.append(f"steps of {given('step_size'):.3g}")
         words.append(
@@ -334,7 +340,8 @@ def settings(entry: AttackEntry) -> str:
     if label_samples := given("label_samples"):
         words.append(f"labels of {label_samples} neighbours per sample")
     if share := given("share"):
-        words.append(f"first square over {share:g} of the image")
+        part = "first square over" if entry.attack == "square" else "exchanges from half of"
+        words.append(f"{part} {share:g} of the {'image' if entry.attack == 'square' else 'pixels'}")
     if not given("early_stop", True):
         words.append("without early stopping")
     if loss := given("loss"):

@@ -36,7 +36,7 @@ CALLS = {
     "hop_skip_jump": {
         "eps": 2.0,
         "num_queries": 40,
-        "samples_per_gradient": 2,
+        "initial_samples": 2,
         "norm": "l2",
     },
     "rays": {"eps": 0.1, "num_queries": 12},

@@ -244,3 +244,25 @@ def test_fab_after_an_unconfirmed_success_accepts_farther_images(norm, lead):
     np.testing.assert_allclose(found.extras.distance, lengths, atol=1e-6)
     assert (found.extras.distance >= distances * (1 - 1e-5)).all()
     assert (found.extras.distance <= options["eps"]).all()
+
+
+@pytest.mark.parametrize("name", ["rays", "hop_skip_jump"])
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_after_an_unconfirmed_success_farther_images_count(name, early_stop):
+    """The boundary of the first call is nearer."""
+    images, labels = IMAGES[1:], LABELS[1:]
+    shift = 0.9 * margin(apply(W, None, images), labels)[:, None] * jax.nn.one_hot(labels, 5)
+
+    def model(shift, key, images):
+        return apply(W, key, images) + shift
+
+    options = {"norm": "linf", "num_queries": 400, "early_stop": early_stop, "eps": 1.0}
+    run = partial(FUNCTIONS[name], KEY, images=images, labels=labels, **options)
+    first = run(logits_fn=partial(model, shift), num_queries=200)
+    assert first.success.all()
+    unconfirmed = first._replace(success=jnp.zeros_like(first.success))
+    found = run(logits_fn=partial(model, 0 * shift), resume=unconfirmed)
+    assert found.success.all()
+    assert (margin(apply(W, None, found.images), labels) > 0).all()
+    lengths = length(found.images - images, "linf")
+    np.testing.assert_allclose(found.extras.distance, lengths, atol=1e-6)

@@ -1,12 +1,15 @@
 """HopSkipJump on models whose nearest decision boundaries are known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, length, radii
+from linear_model import SIZE, WEIGHTS, examples, length, radii
 
-from jaxadv.attacks import BlackBox, hop_skip_jump
+from jaxadv.attacks import ATTACKS, BlackBox, hop_skip_jump
+from jaxadv.attacks.batching import Examples, Model, search_survivors
 from jaxadv.attacks.hop_skip_jump import _estimate_direction
 from jaxadv.core.losses import make_objective
 
@@ -16,7 +19,7 @@ KEY = jax.random.key(0)
 NORMS = ["l2", "linf"]
 BINARY = np.stack([WEIGHTS[:, 0], -WEIGHTS[:, 0]], axis=1)
 IMAGES, _ = examples(n=16, low=0.4, high=0.6)
-OPTIONS = {"samples_per_gradient": 40, "num_queries": 4000, "early_stop": False}
+OPTIONS = {"initial_samples": 40, "num_queries": 4000, "early_stop": False}
 
 
 def binary(key, images):
@@ -60,11 +63,12 @@ def test_directions_are_those_of_the_gradient(norm):
     points = jnp.asarray(points, jnp.float32).reshape(IMAGES.shape)
     direction = _estimate_direction(
         KEY,
-        lambda keys, images, rows: binary(None, images[0])[None],
+        lambda keys, images, rows: jax.vmap(partial(binary, None))(images),
         make_objective("margin", LABELS, None),
         points,
         jnp.arange(16),
         jnp.full(16, 1000),
+        10,
         jnp.full(16, 0.1),
         norm,
     )
@@ -103,17 +107,50 @@ def test_misclassified_images_have_distance_0():
 
 
 def test_begins_at_the_given_starts():
-    """No noise reaches the target here, but the starts are of its class."""
-    labels = LOGITS_FN(None, IMAGES).argmax(axis=1)
-    targets = (labels + 1) % 5
-    starts = jnp.clip(0.5 + jnp.asarray(WEIGHTS.T[targets], jnp.float32), 0, 1)
-    starts = starts.reshape(IMAGES.shape)
-    assert (LOGITS_FN(None, starts).argmax(axis=1) == targets).mean() > 0.9
-    found = hop_skip_jump(KEY, LOGITS_FN, IMAGES, labels, targets=targets, starts=starts, **OPTIONS)
-    reached = LOGITS_FN(None, found.images).argmax(axis=1) == targets
-    assert reached.mean() > 0.9
+    """No noise reaches class 1 here, but the starts are of this class."""
+
+    def far(key, images):
+        return binary(key, images) - jnp.asarray([0.0, 20.0])
+
+    labels = jnp.zeros(16, int)
+    best = (BINARY[:, 1] > BINARY[:, 0]).astype(np.float32).reshape(1, 4, 4, 3)
+    starts = jnp.asarray(np.repeat(best, 16, axis=0))
+    assert (far(None, starts).argmax(axis=1) == 1).all()
+    assert not hop_skip_jump(KEY, far, IMAGES, labels, **OPTIONS).success.any()
+    first = hop_skip_jump(KEY, far, IMAGES, labels, starts=starts, **OPTIONS | {"num_queries": 2})
+    np.testing.assert_array_equal(first.images, starts)
+    found = hop_skip_jump(KEY, far, IMAGES, labels, starts=starts, **OPTIONS)
+    assert found.success.all()
     moved, apart = (length(images - IMAGES, "l2") for images in (found.images, starts))
-    assert (moved[reached] < apart[reached] / 2).all()
+    assert (moved < 0.9 * apart).all()
+
+
+def test_without_eps_the_budget_is_spent_on_nearer_images():
+    exact = radii(BINARY, IMAGES, LABELS, "l2")
+    found = hop_skip_jump(KEY, binary, IMAGES, LABELS, num_queries=3000, initial_samples=40)
+    assert np.median(found.extras.distance / exact) < 1.2
+
+
+@pytest.mark.parametrize("name", ["hop_skip_jump", "rays"])
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_padding_sends_no_queries(name, early_stop):
+    """The attack runner repeats rows to fill a batch."""
+    calls = 0
+
+    def predict(images):
+        nonlocal calls
+        calls += len(images)
+        return np.eye(2)[(np.reshape(images, (-1, SIZE)) @ BINARY).argmax(axis=1)]
+
+    examples = Examples(*map(np.asarray, (IMAGES[:5], LABELS[:5], np.arange(5))))
+    box = BlackBox(predict, num_classes=2)
+    model = Model(lambda context, ids: box, (), on_host=True)
+    arguments = {**ATTACKS[name].defaults, "eps": 1e-4, "num_queries": 60}
+    found = search_survivors(
+        ATTACKS[name], KEY, model, examples, {**arguments, "early_stop": early_stop},
+        batch_size=64,
+    )  # fmt: skip
+    assert calls == found.queries.sum() > 0
 
 
 def test_sees_labels_alone():
@@ -124,7 +161,7 @@ def test_sees_labels_alone():
         calls += len(images)
         return np.eye(2)[(np.reshape(images, (-1, SIZE)) @ BINARY).argmax(axis=1)]
 
-    arguments = {"num_queries": 150, "samples_per_gradient": 20, "early_stop": False}
+    arguments = {"num_queries": 150, "initial_samples": 20, "early_stop": False}
     found = hop_skip_jump(KEY, BlackBox(predict), IMAGES, LABELS, **arguments)
     assert calls == found.queries.sum()
     assert (found.queries <= 150).all()

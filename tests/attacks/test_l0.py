@@ -9,7 +9,7 @@ import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples
 
 from jaxadv.attacks import autoattack, pgd, sparse_rs
-from jaxadv.attacks.sparse_rs import _exchange
+from jaxadv.attacks.sparse_rs import _exchange, _random_colours
 from jaxadv.attacks.threat import THREATS, perturb
 
 pytestmark = pytest.mark.slow  # compiles much
@@ -103,10 +103,50 @@ def test_margins_never_decrease_after_the_start():
     """The start replaces the clean image, whatever its margin."""
     margins = [
         sparse_rs(KEY, LOGITS_FN, IMAGES, LABELS, eps=2, num_queries=n).margins
-        for n in (2, 5, 20, 60)
+        for n in (1, 2, 5, 20, 60)
     ]
-    assert (np.diff(margins, axis=0) >= 0).all()
-    assert (np.diff(margins, axis=0) > 0).any()
+    changes = np.diff(margins, axis=0)
+    assert (changes[0] < 0).any()
+    assert (changes[1:] >= 0).all()
+    assert (changes[1:] > 0).any()
+
+
+@pytest.mark.parametrize(("step", "exchanged"), [(2, 5), (51, 5), (52, 2), (8002, 1)])
+def test_fewer_pixels_are_exchanged_after_many_proposals(step, exchanged):
+    """Of 10 changed pixels on a model that prefers each proposal, with share 1: 10 / divisor."""
+
+    def model(key, images):
+        return jnp.stack([jnp.full(len(images), 1.0), jnp.zeros(len(images))], axis=1)
+
+    before, after = (
+        sparse_rs(KEY, model, IMAGES[:4], LABELS[:4] * 0, eps=10, num_queries=n, share=1.0)
+        for n in (step, step + 1)
+    )
+    assert (before.steps == step).all()
+    proposed = np.asarray(after.extras.proposed) & ~np.asarray(before.extras.pixels)
+    np.testing.assert_array_equal(proposed.sum(axis=(1, 2)), exchanged)
+
+
+def test_a_single_pixel_gets_another_colour():
+    image = jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 6, 2)), jnp.float32)
+    for key in jax.random.split(KEY, 20):
+        colours = _random_colours(key, image, jnp.array(True))
+        assert np.isin(colours, [0, 1]).all()
+        assert (np.asarray(colours) != image).any(axis=2).all()
+    free = _random_colours(KEY, image, jnp.array(False))
+    assert 3 < (free == image).all(axis=2).sum() < 15
+
+
+def test_all_pixels_may_change():
+    """Only a white image fools this model, which has no unchanged pixel to exchange."""
+
+    def model(key, images):
+        gap = images.sum((1, 2, 3)) - images[0].size + 0.5
+        return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
+
+    images = jnp.full((30, 1, 1, 3), 0.5)
+    found = sparse_rs(KEY, model, images, jnp.zeros(30, int), eps=1, num_queries=100)
+    assert found.success.all()
 
 
 def test_pixels_are_exchanged_for_others():

@@ -186,7 +186,7 @@ def test_deepfool_beyond_eps_is_no_success():
     np.testing.assert_array_equal(found.images[~found.success], IMAGES[~found.success])
 
 
-def test_cw_bisects_its_constant():
+def test_cw_increases_its_constant_until_a_search_succeeds():
     """In one dimension the optimum of a search is known: it moves up to the boundary or not."""
 
     def logits_fn(key, images):

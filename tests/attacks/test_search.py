@@ -26,7 +26,7 @@ ARGUMENTS = {
         "sigma": 0.5,
         "label_radius": 0.5,
     },
-    "hop_skip_jump": {"samples_per_gradient": 6},
+    "hop_skip_jump": {"initial_samples": 6},
 }
 
 every_attack = pytest.mark.parametrize("name", BLACK_BOX)

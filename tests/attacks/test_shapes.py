@@ -33,7 +33,7 @@ WITH_GRADIENTS = {
 SEARCHES = {
     "nes": {"num_queries": 1500, "samples_per_gradient": 60, "loss": "margin", "reach": 2.5},
     "square": {"num_queries": 400, "reach": 1.15},
-    "hop_skip_jump": {"num_queries": 2000, "samples_per_gradient": 20, "reach": 1.3},
+    "hop_skip_jump": {"num_queries": 2000, "initial_samples": 20, "reach": 1.3},
     "rays": {"num_queries": 400, "reach": 1.05},
     "random_search": {"num_queries": 50, "reach": None},
     "sparse_rs": {"num_queries": 50, "reach": None},

@@ -39,7 +39,7 @@ ARGUMENTS = {
     },
     "apgd": {"num_steps": 30, "num_restarts": 2},
     "fab": {"num_steps": 20, "num_targets": 1},
-    "hop_skip_jump": {"samples_per_gradient": 20, "norm": "linf"},
+    "hop_skip_jump": {"initial_samples": 20, "norm": "linf"},
     "rays": {},
     "sparse_rs": {"norm": "l0", "eps": (5.0,)},
     "square": {},

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jaxadv.core.results import Evaluation
+from jaxadv.attacks import ATTACKS
+from jaxadv.core.results import AttackEntry, Evaluation
 from jaxadv.core.types import UserError
 from jaxadv.reports import plots, report, tables
 
@@ -40,6 +41,23 @@ def pgd(accuracy, eps, **settings):
     return attack_entry(
         accuracy, attack="pgd", norm="linf", loss="margin", **{**budget, **settings}
     )
+
+
+REQUIRED = {"step_size": 0.1, "num_steps": 5, "num_queries": 10}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_arguments_of_every_attack_are_described(name):
+    spec = ATTACKS[name]
+    given = {key: REQUIRED.get(key, default) for key, default in spec.defaults.items()}
+    measured = {"queries": 10, "seconds": 1.0}
+    named = {"name": name, "attack": name, "norm": spec.norms[0], "eps": 0.1}
+    content = attack_entry(0.5, **{**given, **named, **measured})
+    words = report.settings(AttackEntry.from_json(content))
+    assert words.startswith(f"{name}, L")
+    assert "None" not in words
+    assert ("sigma" in words) == name.startswith("nes")
+    assert ("square over" in words) == (name == "square")
 
 
 def worst(accuracy, eps, *attacks):
