@@ -79,9 +79,9 @@ FINDINGS = (
         ((claims.GELU_BIGNET, SUPPORTED), (claims.GELU_BIGGERNET, SUPPORTED)),
     ),
     Finding(
-        "A horizontal flip makes BiggerNet more robust in 10 epochs: {0[change]} under "
-        "{0[attack]}. The study took 60 epochs.",
-        ((claims.FLIP, SUPPORTED),),
+        "A horizontal flip has no significant effect on the robustness of BiggerNet in 10 epochs: "
+        "{0[change]} under {0[attack]}. The study took 60 epochs.",
+        ((claims.FLIP, INCONCLUSIVE),),
     ),
     Finding(
         "Synthetic images {gan} do harm: replacing half of each batch costs net {0[size]} under "
