@@ -385,8 +385,8 @@ MUTATIONS = [
         "attacks/test_l0",
         (
             "new pixels may be old ones",
-            "first(~pixels, num_new)",
-            "first(pixels, num_new)",
+            "jnp.where((~pixels).sum() < num_new, ~pixels | old, ~pixels)",
+            "pixels",
         ),
         (
             "rejected proposals keep their pixels",
@@ -436,7 +436,7 @@ MUTATIONS = [
         "attacks/test_best_iterate attacks/test_apgd attacks/test_autoattack_versions",
         (
             "budget without the starts",
-            'run_length = arguments.get("num_steps", 100) + num_starts',
+            'run_length = arguments.get("num_steps", 100) + _num_starts(arguments)',
             'run_length = arguments.get("num_steps", 100)',
             "num_runs * (num_steps + 1) * arguments",
             "num_runs * num_steps * arguments",

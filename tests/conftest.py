@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,8 @@ if jax.__version_info__ < (0, 12):  # XLA aborts on unknown flags
 # Traces stay in memory: collecting garbage among them repeatedly takes 5 % of the time.
 gc.set_threshold(50_000, 50, 50)
 
+_MOST_MAPS = 25_000
+
 
 # Doctests are in `jaxadv`; two modules of this name cannot be collected.
 collect_ignore_glob = ["*conftest.py", "*weight_files/make.py"]  # the latter needs PyTorch
@@ -51,6 +54,19 @@ def pytest_unconfigure(config):
 def pytest_collection_modifyitems(items):
     """Start the longest file first, so that no worker waits for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_smoke.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Free the compiled programs of the files so far, before XLA crashes for want of memory maps.
+
+    Each program takes some; Linux allows 65,530 per process.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 class Victim(NamedTuple):

@@ -168,7 +168,7 @@ def check_apgd(arguments: Arguments, num_classes: int | None = None) -> None:
     counts = {"num_steps": 100, "num_targets": 0, "num_restarts": 1, "num_noise_samples": 1}
     counts |= {name: value for name, value in arguments.items() if name in counts}
     check_at_least_one(num_steps=counts["num_steps"])
-    counts["num_steps"] += NUM_PHASES  # the start of a run is a query too
+    counts["num_steps"] += _num_starts(arguments)
     check_product(**{**counts, "num_targets": max(counts["num_targets"], 1)})
 
 
@@ -178,11 +178,15 @@ def max_queries(arguments: Arguments) -> Any:
     It is at most `num_queries`, if that is given.
     """
     num_runs = arguments.get("num_restarts", 1) * max(arguments.get("num_targets", 0), 1)
-    num_starts = NUM_PHASES if arguments.get("norm") == "l1" else 1
-    run_length = arguments.get("num_steps", 100) + num_starts
+    run_length = arguments.get("num_steps", 100) + _num_starts(arguments)
     cost = num_runs * run_length * arguments.get("num_noise_samples", 1)
     limit = arguments.get("num_queries")
     return cost if limit is None else min(cost, limit)
+
+
+def _num_starts(arguments: Arguments) -> int:
+    """Return the iterates of a run that are no steps; each is a query too."""
+    return NUM_PHASES if arguments.get("norm") == "l1" else 1
 
 
 def _make_run(
