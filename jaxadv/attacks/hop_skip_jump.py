@@ -383,7 +383,7 @@ def _estimate_direction(
         numbers = i * chunk_size + jnp.arange(chunk_size, dtype=jnp.int32)
         moved = jax.vmap(neighbours)(numbers)
         logits = query_fn(example_keys(noise_key, numbers), moved, rows)
-        signs = jnp.where(jax.vmap(margin)(logits) > 0, 1.0, -1.0)
+        signs = jnp.where(jax.vmap(margin)(logits) > 0, 1.0, -1.0).astype(points.dtype)
         offsets = (moved - points) / jnp.maximum(radii, jnp.finfo(radii.dtype).tiny)
         more = _Sums(
             sums.signs + signs.sum(axis=0),

@@ -41,7 +41,6 @@ ARGUMENTS = {
     "fab": {"num_steps": 20, "num_targets": 1},
     "hop_skip_jump": {"initial_samples": 20, "norm": "linf"},
     "rays": {},
-    "sparse_rs": {"norm": "l0", "eps": (5.0,)},
     "square": {},
     "random_search": {},
 }

@@ -307,7 +307,7 @@ ERRORS = {
     "an unknown suite": ({"attacks": "fast"}, "attacks is 'fast': use one of standard, autoattack"),
     "no radius": ({"attacks": "standard", "eps": None}, "pass eps, such as eps=8/255"),
     "no radius of an attack": ({"eps": None}, r"attacks\.pgd lacks eps"),
-    "an unknown attack": ({"attacks": {"a": {"attack": "cw"}}}, r"attacks\.a\.attack is 'cw'"),
+    "an unknown attack": ({"attacks": {"a": {"attack": "zoo"}}}, r"attacks\.a\.attack is 'zoo'"),
     "an unknown argument": (
         {"attacks": {"a": {**PGD["pgd"], "step_sise": 3}}}, r"a\.step_sise is not .*step_size",
     ),
