@@ -138,6 +138,7 @@ def autoattack(
     Raises:
       ValueError: a shape, a range or a name is invalid, or the call is inside `jit` or `grad`.
 
+    >>> import jax.numpy as jnp
     >>> logits_fn = lambda key, x: x.sum((1, 2)) @ jnp.array([[1.0, -1.0, 0.0]])
     >>> x, y = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
     >>> result = autoattack(jax.random.key(0), logits_fn, x, y, eps=0.1, batch_size=16)
