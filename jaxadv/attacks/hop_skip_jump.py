@@ -327,7 +327,11 @@ def _hop_skip_jump(
             has_direction=jnp.zeros_like(extras.has_direction),
         )
 
-    state = forget_unconfirmed(state, eps)
+    confirmed = forget_unconfirmed(state, eps)
+    # After an unconfirmed success the search begins again: its state led to that image.
+    is_lost = jnp.isinf(confirmed.extras.distance) & jnp.isfinite(state.extras.distance)
+    extras = select_rows(is_lost, _initial_extras(images), confirmed.extras)
+    state = confirmed._replace(extras=extras)
     if not options.early_stop:  # only misclassified clean images end before their budget is spent
         # Rows without an image that count as a success are padding, which spends no queries.
         is_final = (state.extras.distance == 0) | jnp.isinf(state.extras.distance)

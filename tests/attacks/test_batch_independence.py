@@ -145,7 +145,7 @@ def test_results_do_not_depend_on_the_batch(name, norm, noise, rows):
 
 
 @pytest.mark.parametrize("name", RESUMABLE)
-@with_l0
+@all_norms
 @both_models
 def test_states_at_different_steps_can_be_resumed_together(name, norm, noise):
     skip_other_norms(name, norm)
