@@ -18,19 +18,16 @@ from jaxadv.attacks.black_box import (
     query_context,
 )
 from jaxadv.attacks.checks import Arguments, as_starts, check_arguments
+from jaxadv.attacks.distance_search import run_distance_search
 from jaxadv.attacks.eot import Objective
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
-    Decision,
     Proposal,
-    SearchMethod,
     SearchProblem,
-    forget_unconfirmed,
     is_zero_budget,
     make_problem,
     resume_or_start,
-    run_search,
     select_rows,
 )
 from jaxadv.attacks.spec import AttackSpec
@@ -199,7 +196,7 @@ def _hop_skip_jump(
     *,
     options: HopSkipJumpOptions,
 ) -> AttackResult:
-    images, eps, norm = problem.images, problem.eps, options.norm
+    images, norm = problem.images, options.norm
     threat, size = THREATS[norm], math.prod(images.shape[1:])
     query_fn = make_query_fn(model)
     margin = make_objective("margin", problem.labels, problem.targets)
@@ -261,21 +258,7 @@ def _hop_skip_jump(
         candidates = jnp.where(is_start, start, jnp.where(is_jump, jump, moved))
         return Proposal(jnp.clip(candidates, 0, 1), extras, jnp.zeros_like(state.nonfinite))
 
-    def accept(state: AttackResult, candidates: Images, margins: PerExample) -> Decision:
-        extras, is_wrong, is_clean_image = state.extras, margins > 0, state.steps == 0
-        distance = length(candidates)
-        is_nearer = is_wrong & (distance < extras.distance)
-        accepted = is_clean_image | (is_nearer & (distance <= eps))
-        new = _next(extras, candidates, is_wrong)
-        new = new._replace(distance=jnp.where(is_nearer, distance, extras.distance))
-        first = extras._replace(distance=jnp.where(is_wrong, 0.0, extras.distance))
-        return Decision(
-            accepted,
-            is_wrong & (is_clean_image | (accepted & options.early_stop)),
-            select_rows(is_clean_image, first, new),
-        )
-
-    def _next(extras: _Extras, candidates: Images, is_wrong: Bool[Array, "batch"]) -> _Extras:
+    def advance(extras: _Extras, candidates: Images, is_wrong: Bool[Array, "batch"]) -> _Extras:
         """Return the state after the success check of a candidate."""
         middle = (extras.low + extras.high) / 2
         low = jnp.where(is_wrong, extras.low, middle)
@@ -327,25 +310,19 @@ def _hop_skip_jump(
             has_direction=jnp.zeros_like(extras.has_direction),
         )
 
-    confirmed = forget_unconfirmed(state, eps)
-    # After an unconfirmed success the search begins again: its state led to that image.
-    is_lost = jnp.isinf(confirmed.extras.distance) & jnp.isfinite(state.extras.distance)
-    extras = select_rows(is_lost, _initial_extras(images), confirmed.extras)
-    state = confirmed._replace(extras=extras)
-    if not options.early_stop:  # only misclassified clean images end before their budget is spent
-        # Rows without an image that count as a success are padding, which spends no queries.
-        is_final = (state.extras.distance == 0) | jnp.isinf(state.extras.distance)
-        state = state._replace(success=state.success & is_final)
-    state = run_search(
+    return run_distance_search(
         check_key,
         query_fn,
         margin,
         problem,
         state,
-        SearchMethod(propose, lambda state: num_samples(state.extras), accept),
+        propose=propose,
+        cost=lambda state: num_samples(state.extras),
+        advance=advance,
+        initial_extras=_initial_extras(images),
+        norm=norm,
+        early_stop=options.early_stop,
     )
-    distance = state.extras.distance
-    return state._replace(success=jnp.isfinite(distance) & (distance <= eps))
 
 
 class _Sums(NamedTuple):

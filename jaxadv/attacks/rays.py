@@ -9,20 +9,16 @@ from jaxtyping import Array, ArrayLike, Bool, Int
 
 from jaxadv.attacks.black_box import BlackBox, TracedBlackBox, make_query_fn, query_context
 from jaxadv.attacks.checks import Arguments, check_arguments
+from jaxadv.attacks.distance_search import run_distance_search
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
-    Decision,
     Proposal,
-    SearchMethod,
     SearchProblem,
     constant_cost,
-    forget_unconfirmed,
     is_zero_budget,
     make_problem,
     resume_or_start,
-    run_search,
-    select_rows,
 )
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.tracing import TracedModel
@@ -157,7 +153,7 @@ def _rays(
     *,
     early_stop: bool,
 ) -> AttackResult:
-    images, eps = problem.images, problem.eps
+    images = problem.images
     size = math.prod(images.shape[1:])
     tolerance = _TOLERANCE / math.sqrt(size)
 
@@ -176,8 +172,7 @@ def _rays(
         move = radius_of(extras)[:, None, None, None] * direction(extras)
         return Proposal(jnp.clip(images + move, 0.0, 1.0), extras, jnp.zeros_like(state.nonfinite))
 
-    def accept(state: AttackResult, candidates: Images, margins: PerExample) -> Decision:
-        extras, is_wrong, is_clean_image = state.extras, margins > 0, state.steps == 0
+    def advance(extras: _Extras, candidates: Images, is_wrong: Bool[Array, "batch"]) -> _Extras:
         tried = radius_of(extras)
         # A new direction is searched if the image at the best radius is misclassified.
         low = jnp.where(is_wrong, jnp.where(extras.is_searching, extras.low, 0), tried)
@@ -187,9 +182,7 @@ def _rays(
         is_done = is_found | ~is_searching
         is_better = is_found & (high < extras.radius)
         level, block = _next_block(size, extras.level, extras.block)
-        distance = jnp.abs(candidates - images).max(axis=(1, 2, 3))
-        is_nearer = is_wrong & (distance < extras.distance)
-        new = _Extras(
+        return extras._replace(
             signs=jnp.where(is_better[:, None, None, None], direction(extras), extras.signs),
             radius=jnp.where(is_better, high, extras.radius),
             level=jnp.where(is_done, level, extras.level),
@@ -197,35 +190,21 @@ def _rays(
             low=low,
             high=high,
             is_searching=is_searching & ~is_found,
-            distance=jnp.where(is_nearer, distance, extras.distance),
-        )
-        first = extras._replace(distance=jnp.where(is_wrong, 0.0, extras.distance))
-        accepted = is_clean_image | (is_nearer & (distance <= eps))
-        return Decision(
-            accepted,
-            is_wrong & (is_clean_image | (accepted & early_stop)),
-            select_rows(is_clean_image, first, new),
         )
 
-    confirmed = forget_unconfirmed(state, eps)
-    # After an unconfirmed success the search begins again: its state led to that image.
-    is_lost = jnp.isinf(confirmed.extras.distance) & jnp.isfinite(state.extras.distance)
-    extras = select_rows(is_lost, _initial_extras(images), confirmed.extras)
-    state = confirmed._replace(extras=extras)
-    if not early_stop:  # only misclassified clean images end before their budget is spent
-        # Rows without an image that count as a success are padding, which spends no queries.
-        is_final = (state.extras.distance == 0) | jnp.isinf(state.extras.distance)
-        state = state._replace(success=state.success & is_final)
-    state = run_search(
+    return run_distance_search(
         problem.key,
         make_query_fn(model),
         make_objective("margin", problem.labels, problem.targets),
         problem,
         state,
-        SearchMethod(propose, constant_cost(0), accept),
+        propose=propose,
+        cost=constant_cost(0),
+        advance=advance,
+        initial_extras=_initial_extras(images),
+        norm="linf",
+        early_stop=early_stop,
     )
-    distance = state.extras.distance
-    return state._replace(success=jnp.isfinite(distance) & (distance <= eps))
 
 
 def _in_block(

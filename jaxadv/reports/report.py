@@ -340,8 +340,12 @@ def settings(entry: AttackEntry) -> str:
     if label_samples := given("label_samples"):
         words.append(f"labels of {label_samples} neighbours per sample")
     if share := given("share"):
-        part = "first square over" if entry.attack == "square" else "exchanges from half of"
-        words.append(f"{part} {share:g} of the {'image' if entry.attack == 'square' else 'pixels'}")
+        is_square = entry.attack == "square"
+        words.append(
+            f"first square over {share:g} of the image"
+            if is_square
+            else f"exchanges from half of {share:g} of the pixels"
+        )
     if not given("early_stop", True):
         words.append("without early stopping")
     if loss := given("loss"):
