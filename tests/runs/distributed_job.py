@@ -114,8 +114,8 @@ def train_sample_and_attack(_, workdir: Path) -> list[str]:
 def _shorten_autoattack() -> None:
     """Keep the first two attacks of AutoAttack, with two target classes instead of nine."""
     module: Any = import_module("jaxadv.attacks.autoattack")
-    standard = module._stages(2)["standard"]
-    module._stages = lambda _: {
+    standard = module._stages("linf", num_targets=2)["standard"]
+    module._stages = lambda *_: {
         "standard": {name: standard[name] for name in ("apgd_ce", "apgd_t")}
     }
 
