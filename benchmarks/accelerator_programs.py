@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from benchmarks.program_costs import Trips, residual_bytes
-from configs import curriculum, gan
+from configs import curriculum, gan, wrn_28_10
 from jaxadv.adapters.trained import noise_models
 from jaxadv.attacks.batching import Model
 from jaxadv.config import set_defaults
@@ -35,7 +35,8 @@ from jaxadv.training.curriculum import Budget
 from jaxadv.training.setup import make_training_setup
 from jaxadv.training.step import init_state, make_train_step
 
-NUM_CLASSES, TRAIN_IMAGES = 10, 48_000
+NUM_CLASSES = 10
+NUM_IMAGES, TRAIN_IMAGES = 50_000, 48_000  # with and without the held-out images
 CIFAR_SHAPE = (32, 32, 3)
 SHAPES = {"mnist_cnn": (28, 28, 1)}
 TEST_BATCH = 512  # config.evaluation.batch_size
@@ -68,10 +69,16 @@ def training_config(model: str, changes: dict[str, Any]) -> ConfigDict:
 
 
 def train(model: str, **changes: Any) -> dict[str, float]:
-    """Map the training step over the devices."""
-    changes = {key.replace("__", "."): value for key, value in changes.items()}
-    config, shape = training_config(model, changes), SHAPES.get(model, CIFAR_SHAPE)
-    size = config.train.batch_size
+    """Map the training step of `configs/curriculum.py`, with changes, over the devices."""
+    return train_config(
+        training_config(model, {key.replace("__", "."): value for key, value in changes.items()})
+    )
+
+
+def train_config(config: ConfigDict) -> dict[str, float]:
+    """Map the training step of a config over the devices."""
+    set_defaults(config)
+    shape, size = SHAPES.get(config.model.name, CIFAR_SHAPE), config.train.batch_size
     setup = make_training_setup(config, NUM_CLASSES, steps_per_epoch=100)
     state = jax.eval_shape(lambda: init_state(setup, shape))
     step = pmap_batches(make_train_step(setup), num_replicated=3, num_batches=2, donate_first=True)
@@ -278,6 +285,12 @@ PROGRAMS: dict[str, Program] = {
         partial(train, "bignet", train__batch_size=1024),
         trips=((8,),), precision="bfloat16", chips=4,
     ),
+    "train configs/wrn_28_10.py": Program(
+        lambda: train_config(wrn_28_10.get_config()), trips=((10,),), precision="bfloat16"
+    ),
+    "train configs/wrn_28_10.py, 8 chips": Program(
+        lambda: train_config(wrn_28_10.get_config()), trips=((10,),), precision="bfloat16", chips=8
+    ),
     "attack bignet, PGD-40": Program(partial(attack, "bignet", "pgd", **_PGD), trips=((40,),)),
     "attack bignet, PGD-40, 4 chips": Program(
         partial(attack, "bignet", "pgd", **_PGD), trips=((40,),), chips=4
@@ -370,3 +383,11 @@ PROGRAMS: dict[str, Program] = {
     ),
     "GAN evaluator": Program(gan_evaluator),
 }  # fmt: skip
+
+# Entries whose config predicts the time of a whole training.
+JOBS = {
+    "train bignet": curriculum.get_config,
+    "train bignet, 4 chips": curriculum.get_config,
+    "train configs/wrn_28_10.py": wrn_28_10.get_config,
+    "train configs/wrn_28_10.py, 8 chips": wrn_28_10.get_config,
+}

@@ -13,7 +13,7 @@ the packages of one alone:
 `--table` prints the table of docs/accelerators.md and the predictions from the file in --out.
 
 `jaxadv.core.devices.pmap_batches` alone maps over devices, with `jax.pmap`. Here `jax.shard_map`
-takes its place, over a mesh of one to four accelerators and along the same axis. Nothing is
+takes its place, over a mesh of one to eight accelerators and along the same axis. Nothing is
 executed: the programs return zeros. Other processes compile, with a limit of CPU time for each
 entry, which other jobs on the machine hardly change. Programs are kept in the folder
 JAXADV_COMPILED, if it is set, so that other counts of their costs compile nothing.
@@ -47,10 +47,10 @@ from jaxtyping import PyTree
 
 from benchmarks.accelerator_programs import (
     BOUNDS,
+    JOBS,
+    NUM_IMAGES,
     PROGRAMS,
-    TRAIN_IMAGES,
     Program,
-    training_config,
 )
 from benchmarks.program_costs import Operation, Trips, count_flops, memory_traffic
 from jaxadv.core.devices import AXIS, num_cores, traced_for
@@ -91,7 +91,7 @@ class Target(NamedTuple):
 
 
 def _v5e_devices() -> list[Any]:
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 
 
 def _h100_devices() -> list[Any]:
@@ -109,7 +109,7 @@ _V5E_BF16 = 197e12
 TARGETS = {
     # A float32 product is six bfloat16 products on a TPU.
     "v5e": Target(
-        "tpu", range(4), _v5e_devices, 819e9,
+        "tpu", range(8), _v5e_devices, 819e9,
         {"bfloat16": _V5E_BF16, "bfloat16 operands": _V5E_BF16, "float32": _V5E_BF16 / 6},
     ),
     # The precision "bfloat16" of JAX is TF32 for float32 operands on a GPU.
@@ -435,19 +435,20 @@ def roofline(costs: dict[str, float], precision: str, accelerator: Target) -> di
     return {"products_ms": round(products, 4), "traffic_ms": round(traffic, 4)}
 
 
-def predict_main_job(stored: dict[str, dict[str, Any]], name: str, target: str) -> str:
-    """Return the predicted time of all training steps of `configs/curriculum.py` on CIFAR-10.
+def predict_job(stored: dict[str, dict[str, Any]], name: str, target: str) -> str:
+    """Return the predicted time of all training steps of a config on CIFAR-10.
 
     The validation after each epoch and the evaluation are not included.
 
     Args:
       stored: results of a target.
-      name: entry of a training step of that config.
+      name: entry of `JOBS`.
       target: of `TARGETS`.
     """
-    config, program = training_config("bignet", {}), PROGRAMS[name]
+    config, program = JOBS[name](), PROGRAMS[name]
     (result,) = stored[name]["programs"].values()
-    num_epochs, num_updates = config.train.num_epochs, TRAIN_IMAGES // config.train.batch_size
+    num_images = round(NUM_IMAGES * (1 - config.data.validation_fraction))
+    num_epochs, num_updates = config.train.num_epochs, num_images // config.train.batch_size
     seconds = {"products_ms": 0.0, "traffic_ms": 0.0, "compiler_ms": 0.0}
     for epoch in range(num_epochs):
         num_steps = linear_budget(config.attack, epoch, num_epochs).num_steps
@@ -489,9 +490,9 @@ def largest(operations: list[Operation]) -> list[dict[str, Any]]:
 def print_tables(stored: dict[str, dict[str, Any]], target: str) -> None:
     """Print the Markdown table of the programs of a target, and the predictions."""
     print(format_table(stored))
-    for name in ("train bignet", "train bignet, 4 chips"):
-        if name in stored:
-            print(predict_main_job(stored, name, target))
+    for name in JOBS:
+        if name in stored and all("error" not in one for one in stored[name]["programs"].values()):
+            print(predict_job(stored, name, target))
 
 
 def format_table(stored: dict[str, dict[str, Any]]) -> str:

@@ -78,6 +78,17 @@ def test_a_program_beyond_its_bounds_is_reported():
     assert "does not compile: did not finish in 900 s" in sentence
 
 
+def test_the_time_of_a_training_is_predicted_from_its_step():
+    name = "train configs/wrn_28_10.py"
+    costs = {"gflops": 1e3, "traffic_mib": 0.0, "compiler_ms": 0.0}
+    step = {**costs, "trips": [10], "without_trips": {**costs, "gflops": 500.0}}
+    # 400 epochs of 95 batches in 49,000 images; a TFLOP takes 1 / 495 s.
+    predicted = accelerators.predict_job({name: {"programs": {"": step}}}, name, "h100")
+    assert predicted == f"h100, {name}: {400 * 95 / 495:.1f} s for products at the peak, " + (
+        "0.0 s for traffic"
+    )
+
+
 def test_the_largest_operations_have_their_share():
     operations = [
         Operation("a.1", "fusion", "jit(f)/conv", 10, 60),
