@@ -9,7 +9,7 @@ import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, flat, length, radii
 
 from jaxadv.attacks import apgd
-from jaxadv.attacks.apgd import checkpoint_windows, initial_state, update_state
+from jaxadv.attacks.apgd_run import checkpoint_windows, initial_state, update_state
 from jaxadv.core.losses import cross_entropy, dlr, make_targeted_objective, margin
 
 pytestmark = pytest.mark.slow  # compiles much
