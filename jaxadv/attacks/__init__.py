@@ -11,6 +11,7 @@ from jaxadv.attacks.ensemble import AutoAttackResult
 from jaxadv.attacks.fab import FAB, fab
 from jaxadv.attacks.fast_convolutions import plain_convolutions
 from jaxadv.attacks.fmn import FMN, fmn
+from jaxadv.attacks.for_inputs import for_inputs
 from jaxadv.attacks.hop_skip_jump import HOP_SKIP_JUMP, hop_skip_jump
 from jaxadv.attacks.host_model import HostModel
 from jaxadv.attacks.mi_fgsm import MI_FGSM, mean_logits, mi_fgsm
@@ -47,7 +48,7 @@ ATTACKS: dict[str, AttackSpec] = {
 
 __all__ = [
     "ATTACKS", "AttackResult", "AttackSpec", "AutoAttackResult", "BlackBox", "HostModel", "apgd",
-    "autoattack", "bpda", "cw", "ddn", "deepfool", "fab", "fgsm", "fmn", "hop_skip_jump",
-    "mean_logits", "mi_fgsm", "n_fgsm", "nes", "nes_label_only", "pgd", "plain_convolutions",
-    "random_search", "rays", "sparse_rs", "square",
+    "autoattack", "bpda", "cw", "ddn", "deepfool", "fab", "fgsm", "fmn", "for_inputs",
+    "hop_skip_jump", "mean_logits", "mi_fgsm", "n_fgsm", "nes", "nes_label_only", "pgd",
+    "plain_convolutions", "random_search", "rays", "sparse_rs", "square",
 ]  # fmt: skip

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from jaxadv.attacks.apgd_l1 import NUM_PHASES, l1_run
 from jaxadv.attacks.apgd_run import Run, adaptive_run
 from jaxadv.attacks.checks import (
     Arguments,
     Inputs,
+    as_radius,
     check_arguments,
     check_at_least_one,
     check_product,
@@ -30,6 +31,7 @@ from jaxadv.attacks.search import (
     select_rows,
 )
 from jaxadv.attacks.spec import AttackSpec
+from jaxadv.attacks.threat import Radius
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective, make_targeted_objective
 from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
@@ -38,7 +40,7 @@ from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 class APGDBudget(NamedTuple):
     """The traced arguments of APGD, see `apgd`."""
 
-    eps: Float[Array, ""]
+    eps: Radius
     num_noise_samples: Int[Array, ""]
     num_queries: Int[Array, ""]
 
@@ -108,6 +110,8 @@ def apgd(
         cast to single precision, and so is the result.
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range.
+        An array of shape (batch,) gives each image its own radius. In L-inf an array of four axes
+        that broadcasts to the images gives each value its own.
       num_steps: steps per run, after its start; in L1 two more gradients are at the starts of
         phases.
       norm: "linf", "l2" or "l1".
@@ -149,7 +153,7 @@ def apgd(
     if num_queries is None:
         num_queries = max_queries({**traced, **static})
     images = inputs.images
-    eps = jnp.asarray(eps, images.dtype)
+    eps = as_radius("eps", eps, images, per_value=norm == "linf")
     no_targets = jnp.zeros_like(inputs.labels, shape=(len(images), num_targets))
     run = _make_run(images, inputs.example_ids, eps, norm, num_steps)
     extras = _Extras(no_targets, run.initial)
@@ -192,7 +196,7 @@ def _num_starts(arguments: Arguments) -> int:
 def _make_run(
     images: Images,
     example_ids: Int[Array, "batch"],
-    eps: Float[Array, ""],
+    eps: Radius,
     norm: str,
     num_steps: int,
 ) -> Run:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxadv.attacks.apgd_run import Run
 from jaxadv.attacks.search import select_rows
-from jaxadv.attacks.threat import THREATS, perturb, sparse_direction
+from jaxadv.attacks.threat import THREATS, Radius, perturb, sparse_direction
 from jaxadv.core.rng import example_keys, normal
 from jaxadv.core.types import Images, PerExample, PRNGKey
 
@@ -83,9 +83,7 @@ def schedule(num_steps: int) -> Schedule:
     )
 
 
-def l1_run(
-    images: Images, example_ids: Int[Array, "batch"], eps: Float[Array, ""], *, num_steps: int
-) -> Run:
+def l1_run(images: Images, example_ids: Int[Array, "batch"], eps: Radius, *, num_steps: int) -> Run:
     """Return the run of APGD in L1.
 
     Steps are sparse: they change the values with the largest gradients, 1.5 times fewer than the
@@ -96,7 +94,7 @@ def l1_run(
     """
     threat, plan = THREATS["l1"], schedule(num_steps)
 
-    def radius_at(i: Int[Array, ""]) -> Float[Array, ""]:
+    def radius_at(i: Int[Array, ""]) -> Radius:
         return eps * jnp.asarray(plan.radius, eps.dtype)[i]
 
     def start(key: PRNGKey) -> Images:
@@ -112,9 +110,7 @@ def l1_run(
     def num_changed(iterate: Images) -> PerExample:
         return (iterate != images).sum(axis=(1, 2, 3), dtype=images.dtype)
 
-    def begin(
-        iterate: Images, losses: PerExample, gradient: Images, radius: Float[Array, ""]
-    ) -> SparseState:
+    def begin(iterate: Images, losses: PerExample, gradient: Images, radius: Radius) -> SparseState:
         step_size = jnp.zeros_like(losses) + radius
         return SparseState(
             iterate, gradient, iterate, gradient, losses, step_size, num_changed(iterate)

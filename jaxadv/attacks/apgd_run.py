@@ -6,10 +6,18 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxadv.attacks.search import select_rows
-from jaxadv.attacks.threat import THREATS, Threat, perturb, random_on_sphere
+from jaxadv.attacks.threat import (
+    THREATS,
+    Radius,
+    Threat,
+    as_column,
+    largest_radius,
+    perturb,
+    random_on_sphere,
+)
 from jaxadv.core.types import Images, PerExample, PRNGKey
 
 _MOMENTUM = 0.25  # 1 - alpha of the paper
@@ -45,7 +53,7 @@ class APGDState(NamedTuple):
       previous: the images one step before.
       gradient, loss: of the iterate.
       best, best_gradient, best_loss: the images with the largest loss.
-      step_size: in units of the pixel range.
+      step_size: in units of the pixel range; of the value with the largest radius.
       num_increases: steps since the last checkpoint that increased the loss.
       checkpoint_loss: largest loss at the last checkpoint.
       was_halved: whether the step size was halved at the last checkpoint.
@@ -67,7 +75,7 @@ class APGDState(NamedTuple):
 def adaptive_run(
     images: Images,
     example_ids: Int[Array, "batch"],
-    eps: Float[Array, ""],
+    eps: Radius,
     *,
     norm: str,
     num_steps: int,
@@ -95,25 +103,25 @@ def adaptive_run(
 
 
 def take_step(
-    threat: Threat, images: Images, eps: Float[Array, ""], state: APGDState, i: Int[Array, ""]
+    threat: Threat, images: Images, eps: Radius, state: APGDState, i: Int[Array, ""]
 ) -> Images:
     """Return the iterate after the i-th step of a run (equation 2 of the paper).
 
     The first step, i = 1, has no momentum.
     """
     iterate = state.iterate
-    ahead = iterate + state.step_size[:, None, None, None] * threat.steepest(
-        iterate, state.gradient
-    )
+    direction = threat.steepest(iterate, state.gradient)
+    if eps.ndim == 4:  # each value moves in proportion to its radius
+        largest = jnp.maximum(as_column(largest_radius(eps)), jnp.finfo(eps.dtype).tiny)
+        direction = direction * (eps / largest)
+    ahead = iterate + as_column(state.step_size) * direction
     ahead = perturb(threat, images, ahead - images, eps)
     momentum = jnp.where(i == 1, 0, _MOMENTUM).astype(images.dtype)
     moved = iterate + (1 - momentum) * (ahead - iterate) + momentum * (iterate - state.previous)
     return perturb(threat, images, moved - images, eps)
 
 
-def initial_state(
-    iterate: Images, losses: PerExample, gradient: Images, eps: Float[Array, ""]
-) -> APGDState:
+def initial_state(iterate: Images, losses: PerExample, gradient: Images, eps: Radius) -> APGDState:
     """Return the state at the start of a run."""
     return APGDState(
         iterate=iterate,
@@ -123,7 +131,7 @@ def initial_state(
         best=iterate,
         best_gradient=gradient,
         best_loss=losses,
-        step_size=jnp.zeros_like(losses) + 2 * eps,
+        step_size=jnp.zeros_like(losses) + 2 * largest_radius(eps),
         num_increases=jnp.zeros_like(losses, jnp.int32),
         checkpoint_loss=losses,
         # True disables the second condition at the first checkpoint, which has none before it.

@@ -181,7 +181,8 @@ def autoattack(
 def check_autoattack(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raise a ValueError that names the first invalid argument of `autoattack`."""
     version, attacks = arguments.get("version", "standard"), arguments.get("attacks")
-    check_arguments(arguments, norms=tuple(THREATS) if version == "custom" else NORMS)
+    norms = tuple(THREATS) if version == "custom" else NORMS
+    check_arguments(arguments, norms=norms, arrays=())
     if version != "custom":
         if attacks:
             raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Integer
 
 from jaxadv.attacks.eot import AVERAGES
-from jaxadv.attacks.threat import NORMS
+from jaxadv.attacks.threat import NORMS, Radius
 from jaxadv.attacks.tracing import TracedModel, trace_model
 from jaxadv.core.devices import match_varying_axes
 from jaxadv.core.images import is_concrete, outside_of_range, value_range
@@ -111,6 +111,7 @@ def check_arguments(
     losses: Collection[str] = tuple(LOSSES),
     norms: Collection[str] = NORMS,
     optional: Collection[str] = (),
+    arrays: Collection[str] = ("eps",),
 ) -> None:
     """Raise a ValueError that begins with the name of the first invalid argument.
 
@@ -122,6 +123,7 @@ def check_arguments(
       losses: losses that the attack supports.
       norms: norms that the attack supports.
       optional: names of arguments that may be None.
+      arrays: names of numbers that may be arrays, see `as_radius`.
     """
     choices = {**CHOICES, "loss": choice_rule(losses), "norm": choice_rule(norms)}
     for name, value in arguments.items():
@@ -129,6 +131,8 @@ def check_arguments(
             continue
         if name in choices:
             _check(name, value, choices[name], isinstance(value, (str, bool, np.bool_)))
+        elif name in arrays and np.ndim(value) > 0:
+            _check_all(name, np.asarray(value), NUMBERS[name])
         elif name in NUMBERS:
             _check(name, _to_python(value), NUMBERS[name], _is_number(value))
     num_targets = arguments.get("num_targets")
@@ -160,9 +164,22 @@ def _check(name: str, value: Any, rule: Rule, has_valid_type: bool) -> None:
         raise ValueError(f"{name} is {value!r}: it must be {rule.words}")
 
 
+def _check_all(name: str, values: np.ndarray, rule: Rule) -> None:
+    """Raise a ValueError that names the first value of an array that breaks a rule."""
+    if not _has_numbers(values):
+        raise ValueError(f"{name} has values of type {values.dtype}: they must be numbers")
+    for value in values.ravel().tolist():
+        if not rule.is_valid(value):
+            raise ValueError(f"{name} contains {value!r}: each value must be {rule.words}")
+
+
 def _is_number(value: Any) -> bool:
     array = np.asarray(value)
-    return array.ndim == 0 and (array.dtype.kind in "iuf" or "float" in array.dtype.name)
+    return array.ndim == 0 and _has_numbers(array)
+
+
+def _has_numbers(array: np.ndarray) -> bool:
+    return array.dtype.kind in "iuf" or "float" in array.dtype.name
 
 
 def _to_python(value: Any) -> Any:
@@ -276,6 +293,33 @@ def as_images(name: str, images: ArrayLike) -> Images:
         return images
     low, high = value_range(images)
     return images if low >= 0 and high <= 1 else jnp.clip(images, 0, 1)
+
+
+def as_radius(
+    name: str, radius: ArrayLike | None, images: Images, *, per_value: bool = False
+) -> Radius:
+    """Return a radius or a step size in the precision of the images; None is infinite.
+
+    Args:
+      name: of the argument.
+      radius: one number, an array of shape (batch,) with one for each image, or, with `per_value`,
+        an array of four axes that broadcasts to the images.
+      images: of the attack.
+      per_value: whether each value of an image may have its own.
+
+    Raises:
+      ValueError: it has another shape.
+    """
+    radius = jnp.asarray(math.inf if radius is None else radius, images.dtype)
+    if radius.ndim == 0 or radius.shape == (len(images),):
+        return radius
+    fits = all(size in (1, full) for size, full in zip(radius.shape, images.shape, strict=False))
+    if per_value and radius.ndim == 4 and fits:
+        return radius
+    expected = f"be a number, or have shape ({len(images)},), one for each image"
+    if per_value:
+        expected += f", or broadcast to the images, {images.shape}"
+    raise ValueError(f"{name} has shape {radius.shape}: it must {expected}")
 
 
 def as_starts(starts: ArrayLike | None, images: Images) -> Images | None:

@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from jaxadv.attacks.checks import (
     Arguments,
     Inputs,
+    as_radius,
     check_arguments,
     check_at_least_one,
     check_product,
@@ -33,7 +34,7 @@ _GROWTH = 10.0  # of the constant, until a search succeeds
 class CWNumbers(NamedTuple):
     """The traced arguments of the attack, see `cw`; `eps` is infinite for None."""
 
-    eps: Float[Array, ""]
+    eps: Float[Array, ""] | PerExample
     num_steps: Int[Array, ""]
     num_searches: Int[Array, ""]
     step_size: Float[Array, ""]
@@ -94,7 +95,8 @@ def cw(
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
-      eps: L2 distance up to which a misclassified image is a success; None is any distance.
+      eps: L2 distance up to which a misclassified image is a success, one for all images or an
+        array of shape (batch,); None is any distance.
       num_steps: steps of a search, 1 or more, each with one gradient.
       num_searches: searches, 1 or more.
       step_size: learning rate of Adam.
@@ -128,7 +130,7 @@ def cw(
         model,
         inputs,
         CWNumbers(
-            eps=jnp.asarray(jnp.inf if eps is None else eps, dtype),
+            eps=as_radius("eps", eps, inputs.images),
             num_steps=jnp.asarray(num_steps, jnp.int32),
             num_searches=jnp.asarray(num_searches, jnp.int32),
             step_size=jnp.asarray(step_size, dtype),

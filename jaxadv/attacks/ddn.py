@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxadv.attacks.checks import Arguments, Inputs, check_arguments, check_at_least_one, prepare
+from jaxadv.attacks.checks import (
+    Arguments,
+    Inputs,
+    as_radius,
+    check_arguments,
+    check_at_least_one,
+    prepare,
+)
 from jaxadv.attacks.eot import EOTEstimate
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.minimal_norm import (
@@ -21,7 +28,7 @@ from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS, random_perturbation
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
-from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
+from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 _NORMS = ("l2",)
 _START_RADIUS = 1.0
@@ -58,7 +65,8 @@ def ddn(
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
-      eps: L2 distance up to which a misclassified image is a success; None is any distance.
+      eps: L2 distance up to which a misclassified image is a success, one for all images or an
+        array of shape (batch,); None is any distance.
       num_steps: steps, 1 or more, each with one gradient. The first is at the clean image.
       norm: "l2".
       targets: target classes, shape (batch,), as which the images are to be classified.
@@ -79,7 +87,7 @@ def ddn(
     """
     check_ddn({"eps": eps, "num_steps": num_steps, "norm": norm})
     model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
-    eps = jnp.asarray(jnp.inf if eps is None else eps, inputs.images.dtype)
+    eps = as_radius("eps", eps, inputs.images)
     return _ddn(model, inputs, eps, jnp.asarray(num_steps, jnp.int32), norm=norm)
 
 
@@ -93,7 +101,7 @@ def check_ddn(arguments: Arguments, num_classes: int | None = None) -> None:
 def _ddn(
     model: TracedModel,
     inputs: Inputs,
-    eps: Float[Array, ""],
+    eps: Float[Array, ""] | PerExample,
     num_steps: Int[Array, ""],
     *,
     norm: str,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxadv.attacks.checks import Arguments, Inputs, check_arguments, prepare
+from jaxadv.attacks.checks import Arguments, Inputs, as_radius, check_arguments, prepare
 from jaxadv.attacks.fab import linearise_nearest, project_onto_hyperplane
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, Distances, initial_result
@@ -17,7 +17,7 @@ from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import THREATS
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
-from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
+from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
 _QUERIES_PER_STEP = 2  # one of them with the gradients of all other classes
 
@@ -48,7 +48,8 @@ def deepfool(
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
-      eps: distance up to which a misclassified image is a success; None is any distance.
+      eps: distance up to which a misclassified image is a success, one for all images or an
+        array of shape (batch,); None is any distance.
       num_steps: most steps; each takes two forward passes, one of them with the gradients of all
         other classes.
       overshoot: share of a step beyond the boundary, 0 or more.
@@ -72,7 +73,7 @@ def deepfool(
     return _deepfool(
         model,
         inputs,
-        jnp.asarray(jnp.inf if eps is None else eps, dtype),
+        as_radius("eps", eps, inputs.images),
         jnp.asarray(num_steps, jnp.int32),
         jnp.asarray(overshoot, dtype),
         norm=norm,
@@ -94,7 +95,7 @@ class _Walk(NamedTuple):
 def _deepfool(
     model: TracedModel,
     inputs: Inputs,
-    eps: Float[Array, ""],
+    eps: Float[Array, ""] | PerExample,
     num_steps: Int[Array, ""],
     overshoot: Float[Array, ""],
     *,

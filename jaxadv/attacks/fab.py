@@ -14,6 +14,7 @@ from jaxadv.attacks.bisection import bisect
 from jaxadv.attacks.checks import (
     Arguments,
     Inputs,
+    as_radius,
     check_arguments,
     check_at_least_one,
     check_product,
@@ -46,7 +47,7 @@ _TINY = 1e-8
 class FABBudget(NamedTuple):
     """The traced arguments of FAB, see `fab`; `eps` is infinite for None."""
 
-    eps: Float[Array, ""]
+    eps: Float[Array, ""] | PerExample
     num_queries: Int[Array, ""]
 
 
@@ -102,8 +103,8 @@ def fab(
       images: clean images in [0, 1], shape (batch, height, width, channels); half precision is
         cast to single precision, and so is the result.
       labels: true classes, shape (batch,).
-      eps: distance up to which a misclassified image is a success, in units of the pixel range;
-        None is any distance.
+      eps: distance up to which a misclassified image is a success, in units of the pixel range,
+        one for all images or an array of shape (batch,); None is any distance.
       num_steps: steps per run.
       norm: "linf", "l2" or "l1".
       num_targets: number of target classes, tried one after another; 0 uses the nearest boundary
@@ -143,7 +144,7 @@ def fab(
     if num_queries is None:
         num_queries = max_queries(static)
     images = inputs.images
-    eps = jnp.asarray(jnp.inf if eps is None else eps, images.dtype)
+    eps = as_radius("eps", eps, images)
     no_targets = jnp.zeros_like(inputs.labels, shape=(len(images), num_targets))
     no_distance = jnp.full_like(images[:, 0, 0, 0], jnp.inf)
     initial = initial_result(images, _Extras(no_targets, images, no_distance))

@@ -5,7 +5,14 @@ from functools import partial
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxadv.attacks.checks import Arguments, Inputs, check_arguments, check_at_least_one, prepare
+from jaxadv.attacks.checks import (
+    Arguments,
+    Inputs,
+    as_radius,
+    check_arguments,
+    check_at_least_one,
+    prepare,
+)
 from jaxadv.attacks.eot import EOTEstimate
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.minimal_norm import (
@@ -58,7 +65,8 @@ def fmn(
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
-      eps: distance up to which a misclassified image is a success; None is any distance.
+      eps: distance up to which a misclassified image is a success, one for all images or an
+        array of shape (batch,); None is any distance.
       num_steps: steps, 1 or more, each with one gradient. The first is at the clean image.
       norm: "linf", "l2" or "l1".
       targets: target classes, shape (batch,), as which the images are to be classified.
@@ -80,7 +88,7 @@ def fmn(
     """
     check_fmn({"eps": eps, "num_steps": num_steps, "norm": norm})
     model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
-    eps = jnp.asarray(jnp.inf if eps is None else eps, inputs.images.dtype)
+    eps = as_radius("eps", eps, inputs.images)
     return _fmn(model, inputs, eps, jnp.asarray(num_steps, jnp.int32), norm=norm)
 
 
@@ -94,7 +102,7 @@ def check_fmn(arguments: Arguments, num_classes: int | None = None) -> None:
 def _fmn(
     model: TracedModel,
     inputs: Inputs,
-    eps: Float[Array, ""],
+    eps: Float[Array, ""] | PerExample,
     num_steps: Int[Array, ""],
     *,
     norm: str,

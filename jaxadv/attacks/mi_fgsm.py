@@ -10,12 +10,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxadv.attacks.checks import Arguments, Inputs, check_arguments, prepare
+from jaxadv.attacks.checks import Arguments, Inputs, as_radius, check_arguments, prepare
 from jaxadv.attacks.eot import Noise, expected_value_and_gradient
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result, returning_images
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.attacks.threat import THREATS, Radius, as_column, perturb
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.rng import example_keys
@@ -28,8 +28,8 @@ _KERNEL_DEVIATIONS = 3  # standard deviations between the centre and the border 
 class MIFGSMBudget(NamedTuple):
     """The traced arguments of MI-FGSM, see `mi_fgsm`."""
 
-    eps: Float[Array, ""]
-    step_size: Float[Array, ""]
+    eps: Radius
+    step_size: Radius
     num_steps: Int[Array, ""]
     decay: Float[Array, ""]
     num_noise_samples: Int[Array, ""]
@@ -94,6 +94,8 @@ def mi_fgsm(
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range.
+        An array of shape (batch,) gives each image its own radius. In L-inf an array of four axes
+        that broadcasts to the images gives each value its own.
       step_size: length of a step in the same norm and units; the papers use `eps / num_steps`.
       num_steps: gradient steps.
       decay: factor of the accumulated gradient in each step, from 0 to 1; 0 is the basic iterative
@@ -134,8 +136,8 @@ def mi_fgsm(
     model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
     dtype = inputs.images.dtype
     budget = MIFGSMBudget(
-        eps=jnp.asarray(eps, dtype),
-        step_size=jnp.asarray(step_size, dtype),
+        eps=as_radius("eps", eps, inputs.images, per_value=norm == "linf"),
+        step_size=as_radius("step_size", step_size, inputs.images, per_value=norm == "linf"),
         num_steps=jnp.asarray(num_steps, jnp.int32),
         decay=jnp.asarray(decay, dtype),
         num_noise_samples=jnp.asarray(num_noise_samples, jnp.int32),
@@ -145,7 +147,7 @@ def mi_fgsm(
 
 def check_mi_fgsm(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raise a ValueError that names the first invalid argument of `mi_fgsm`."""
-    check_arguments(arguments, num_classes)
+    check_arguments(arguments, num_classes, arrays=("eps", "step_size"))
     if arguments.get("nesterov") and arguments.get("norm", "linf") != "linf":
         raise ValueError(
             f"nesterov is True, but norm is {arguments['norm']!r}: NI-FGSM has steps in linf only"
@@ -167,6 +169,7 @@ def _mi_fgsm(
     objective = make_objective(options.loss, labels, targets)
     noise = Noise(budget.num_noise_samples, options.noise_chunk_size, options.noise_average)
     resize_key, noise_key = jax.random.split(key)
+    step_size = as_column(budget.step_size)
 
     def step(i: Int[Array, ""], current: _Iterate) -> _Iterate:
         def logits_fn(key: PRNGKey, images: Images) -> Logits:
@@ -178,17 +181,13 @@ def _mi_fgsm(
 
         point = current.images
         if options.nesterov:
-            point = point + budget.step_size * budget.decay * current.accumulated
+            point = point + step_size * budget.decay * current.accumulated
         estimate = expected_value_and_gradient(
             jax.random.fold_in(noise_key, i), logits_fn, objective, objective, point, noise
         )
         gradient = _unit_mean(_smooth(estimate.gradient, options.kernel_size))
         accumulated = budget.decay * current.accumulated + gradient
-        delta = (
-            current.images
-            + budget.step_size * threat.steepest(current.images, accumulated)
-            - images
-        )
+        delta = current.images + step_size * threat.steepest(current.images, accumulated) - images
         moved = perturb(threat, images, delta, budget.eps)
         return _Iterate(moved, accumulated, current.nonfinite + estimate.nonfinite)
 

@@ -56,7 +56,7 @@ def run_minimal_norm(
     inputs: Inputs,
     key: PRNGKey,
     *,
-    eps: Float[Array, ""],
+    eps: Float[Array, ""] | PerExample,
     num_steps: Int[Array, ""],
     norm: str,
     objective: Objective,

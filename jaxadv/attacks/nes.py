@@ -118,6 +118,8 @@ def nes(
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range.
+        An array of shape (batch,) gives each image its own radius. In L-inf an array of four axes
+        that broadcasts to the images gives each value its own.
       step_size: length of a step in the same norm and units.
       num_queries: budget of forward passes per example, success checks included. With a budget of
         1 the clean image is checked and no step is taken.
@@ -172,7 +174,7 @@ def nes(
     })  # fmt: skip
     model, problem = make_problem(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
-        num_noise_samples=num_noise_samples,
+        num_noise_samples=num_noise_samples, per_value=norm == "linf",
     )  # fmt: skip
     is_resumed = resume is not None and is_concrete(resume.queries) and resume.queries.any()
     if is_resumed and not early_stop:

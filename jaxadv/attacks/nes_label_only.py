@@ -123,7 +123,8 @@ def nes_label_only(
       logits_fn: `(key, images) -> logits` or a `BlackBox`; only its largest output is used.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
-      eps: radius of the ball in which the result must be, in units of the pixel range.
+      eps: radius of the ball in which the result must be, in units of the pixel range, one for all
+        images or an array of shape (batch,).
       num_queries: budget of forward passes per example.
       step_size: length of the first trial of each step.
       min_step_size: least length of a trial.

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Int
 
-from jaxadv.attacks.checks import Arguments, Inputs, check_arguments, prepare
+from jaxadv.attacks.checks import Arguments, Inputs, as_radius, check_arguments, prepare
 from jaxadv.attacks.eot import (
     Noise,
     Objective,
@@ -21,7 +21,14 @@ from jaxadv.attacks.eot import (
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result, returning_images
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import NORMS, THREATS, perturb, random_perturbation
+from jaxadv.attacks.threat import (
+    NORMS,
+    THREATS,
+    Radius,
+    as_column,
+    perturb,
+    random_perturbation,
+)
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import LOSSES, kl_divergence, make_objective
 from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
@@ -33,8 +40,8 @@ PGD_NORMS = (*NORMS, "l0")
 class PGDBudget(NamedTuple):
     """The traced arguments of PGD, see `pgd`."""
 
-    eps: Float[Array, ""]
-    step_size: Float[Array, ""]
+    eps: Radius
+    step_size: Radius
     num_steps: Int[Array, ""]
     num_noise_samples: Int[Array, ""]
 
@@ -141,6 +148,8 @@ def pgd(
         cast to single precision, for `logits_fn` and for the result.
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range; 0 returns the clean images.
+        An array of shape (batch,) gives each image its own radius. In L-inf an array of four axes
+        that broadcasts to the images gives each value its own.
       step_size: length of a step in the same norm and units.
       num_steps: gradient steps; 0 returns the clean images.
       norm: "linf", "l2", "l1" or "l0".
@@ -182,10 +191,9 @@ def pgd(
     }  # fmt: skip
     check_pgd({**traced, **static, "targets": targets})
     model, inputs = prepare(logits_fn, key, images, labels, targets, example_ids)
-    dtype = inputs.images.dtype
     budget = PGDBudget(
-        eps=jnp.asarray(eps, dtype),
-        step_size=jnp.asarray(step_size, dtype),
+        eps=as_radius("eps", eps, inputs.images, per_value=norm == "linf"),
+        step_size=as_radius("step_size", step_size, inputs.images, per_value=norm == "linf"),
         num_steps=jnp.asarray(num_steps, jnp.int32),
         num_noise_samples=jnp.asarray(num_noise_samples, jnp.int32),
     )
@@ -199,7 +207,9 @@ pgd_result: Callable[..., AttackResult] = pgd.__wrapped__  # type: ignore[attr-d
 
 def check_pgd(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raise a ValueError that names the first invalid argument of `pgd`."""
-    check_arguments(arguments, num_classes, losses=PGD_LOSSES, norms=PGD_NORMS)
+    check_arguments(
+        arguments, num_classes, losses=PGD_LOSSES, norms=PGD_NORMS, arrays=("eps", "step_size")
+    )
     random_start = arguments.get("random_start", True)
     if arguments.get("loss") == "kl" and not random_start:
         raise ValueError(
@@ -254,9 +264,12 @@ def n_fgsm(
     >>> n_fgsm(jax.random.key(0), logits_fn, x, y, eps=0.0, step_size=0.1).max()
     Array(0.4, dtype=float32)
     """
-    check_arguments({"eps": eps, "step_size": step_size, "loss": loss})
+    check_arguments({"eps": eps, "step_size": step_size, "loss": loss}, arrays=("eps", "step_size"))
     model, inputs = prepare(logits_fn, key, images, labels, None, example_ids)
-    eps, step_size = (jnp.asarray(x, inputs.images.dtype) for x in (eps, step_size))
+    numbers = {"eps": eps, "step_size": step_size}
+    eps, step_size = (
+        as_radius(name, number, inputs.images, per_value=True) for name, number in numbers.items()
+    )
     return _n_fgsm(model, inputs, eps, step_size, loss=loss)
 
 
@@ -264,8 +277,8 @@ def n_fgsm(
 def _n_fgsm(
     model: TracedModel,
     inputs: Inputs,
-    eps: Float[Array, ""],
-    step_size: Float[Array, ""],
+    eps: Radius,
+    step_size: Radius,
     *,
     loss: str,
 ) -> Images:
@@ -278,7 +291,7 @@ def _n_fgsm(
     estimate = expected_value_and_gradient(
         noise_key, model, objective, objective, noisy, Noise(1, 1, "loss")
     )
-    step = step_size * threat.steepest(noisy, estimate.gradient)
+    step = as_column(step_size) * threat.steepest(noisy, estimate.gradient)
     return lax.stop_gradient(jnp.clip(noisy + step, 0, 1))
 
 
@@ -314,7 +327,7 @@ def _pgd(
             )
             delta = (
                 current.images
-                + step_size * threat.steepest(current.images, estimate.gradient)
+                + as_column(step_size) * threat.steepest(current.images, estimate.gradient)
                 - images
             )
             moved = perturb(threat, images, delta, eps)

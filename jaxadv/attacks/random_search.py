@@ -59,7 +59,7 @@ def random_search(
     })  # fmt: skip
     model, problem = make_problem(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
-        num_noise_samples=num_noise_samples,
+        num_noise_samples=num_noise_samples, per_value=norm == "linf",
     )  # fmt: skip
     state = resume_or_start(resume, initial_result(problem.images), problem.eps, norm)
     if is_zero_budget(num_queries):

@@ -82,8 +82,8 @@ def rays(
         access return one-hot vectors.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
-      eps: distance up to which a misclassified image is a success, in units of the pixel range;
-        None is any distance; traced.
+      eps: distance up to which a misclassified image is a success, in units of the pixel range,
+        one for all images or an array of shape (batch,); None is any distance; traced.
       num_queries: budget of forward passes per example; traced.
       norm: "linf".
       early_stop: end an example with its first image within eps; without eps, and with False, it

@@ -20,10 +20,10 @@ from jaxadv.attacks.black_box import (
     query_context,
     trace_black_box,
 )
-from jaxadv.attacks.checks import Inputs, check_inputs, prepare
+from jaxadv.attacks.checks import Inputs, as_radius, check_inputs, prepare
 from jaxadv.attacks.eot import Noise, expected_logits
 from jaxadv.attacks.result import AttackResult
-from jaxadv.attacks.threat import THREATS
+from jaxadv.attacks.threat import THREATS, Radius, as_column, largest_radius
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.images import is_concrete
 from jaxadv.core.losses import margin
@@ -31,7 +31,7 @@ from jaxadv.core.types import Images, Labels, Logits, LogitsFn, PerExample, PRNG
 
 
 class SearchProblem(NamedTuple):
-    """The arguments that all black-box attacks share. All are traced; images and eps are float32.
+    """The arguments that all black-box attacks share, all traced. Images and eps are float32.
 
     Attributes:
       num_queries: budget of each example, over all calls.
@@ -43,7 +43,7 @@ class SearchProblem(NamedTuple):
     labels: Labels
     targets: Labels | None
     example_ids: Int[Array, "batch"]
-    eps: Float[Array, ""]
+    eps: Radius
     num_queries: Int[Array, ""]
     num_noise_samples: Int[Array, ""]
 
@@ -116,8 +116,11 @@ def make_problem(
     eps: ArrayLike,
     num_queries: ArrayLike,
     num_noise_samples: ArrayLike,
+    per_value: bool = False,
 ) -> tuple[TracedModel | TracedBlackBox, SearchProblem]:
     """Check the model and the arrays of a black-box attack, and cast them.
+
+    `per_value`: whether eps may have a radius for each value, see `as_radius`.
 
     Raises:
       ValueError: an array or the model is invalid, or a `BlackBox` is attacked inside `jit`.
@@ -131,20 +134,21 @@ def make_problem(
             model, inputs = prepare(
                 logits_fn, key, images, labels, targets, example_ids, gradients=False
             )
+    images = inputs.images.astype(jnp.float32)
     return model, SearchProblem(
         key=inputs.key,
-        images=inputs.images.astype(jnp.float32),
+        images=images,
         labels=inputs.labels,
         targets=inputs.targets,
         example_ids=inputs.example_ids,
-        eps=jnp.asarray(eps, jnp.float32),
+        eps=as_radius("eps", eps, images, per_value=per_value),
         num_queries=jnp.asarray(num_queries, jnp.int32),
         num_noise_samples=jnp.asarray(num_noise_samples, jnp.int32),
     )
 
 
 def resume_or_start(
-    resume: AttackResult | None, initial: AttackResult, eps: Float[Array, ""], norm: str
+    resume: AttackResult | None, initial: AttackResult, eps: Radius, norm: str
 ) -> AttackResult:
     """Return the state to continue from: that of an earlier call, or the initial one.
 
@@ -160,10 +164,11 @@ def resume_or_start(
         )
     if is_concrete(resume.images) and is_concrete(initial.images) and is_concrete(eps):
         distances = THREATS[norm].length(resume.images - initial.images)
-        if (distances > eps * (1 + 1e-4) + 1e-6).any():
+        radius = as_column(largest_radius(eps))
+        if (distances > radius * (1 + 1e-4) + 1e-6).any():
             raise ValueError(
-                f"resume has images farther than eps={eps:.4g} from the given ones: pass the "
-                "result of a call with the same images and eps"
+                f"resume has images farther than eps={radius.max():.4g} from the given ones: pass "
+                "the result of a call with the same images and eps"
             )
     return resume
 
@@ -248,7 +253,7 @@ def run_search(
     return lax.stop_gradient(select_rows(rows, checked, state))
 
 
-def forget_unconfirmed(result: AttackResult, eps: Float[Array, ""]) -> AttackResult:
+def forget_unconfirmed(result: AttackResult, eps: Float[Array, ""] | PerExample) -> AttackResult:
     """Reset the distances within eps of examples that do not count as successes.
 
     A second success check did not confirm these. Without the reset no farther image would count.

@@ -69,7 +69,8 @@ def sparse_rs(
       logits_fn: `(key, images) -> logits` or a `BlackBox`, see `jaxadv.attacks.nes`.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
-      eps: number of pixels that may change, in all their channels; rounded down; traced.
+      eps: number of pixels that may change, in all their channels, one for all images or an array
+        of shape (batch,); rounded down; traced.
       num_queries: budget of forward passes per example; traced.
       norm: "l0".
       share: twice the share of the changed pixels that the first proposals exchange, in [0, 1]; at
@@ -130,7 +131,7 @@ def _sparse_rs(
 ) -> AttackResult:
     images = problem.images
     sample_key, check_key = jax.random.split(problem.key)
-    num_pixels = jnp.floor(problem.eps)
+    num_pixels = jnp.broadcast_to(jnp.floor(problem.eps), len(images))
 
     def propose(
         state: AttackResult, active: Bool[Array, "batch"], step: Int[Array, ""]
@@ -142,12 +143,8 @@ def _sparse_rs(
         num_new = jnp.minimum(jnp.where(step == 1, num_pixels, exchanged), num_pixels)
         keys = example_keys(jax.random.fold_in(sample_key, step), problem.example_ids)
         pixel_keys, colour_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        old, new = jax.vmap(partial(_exchange, num_old=num_old, num_new=num_new))(
-            pixel_keys, extras.pixels
-        )
-        colours = jax.vmap(_random_colours)(
-            colour_keys, images, jnp.full(len(images), num_new == 1)
-        )
+        old, new = jax.vmap(_exchange)(pixel_keys, extras.pixels, num_old, num_new)
+        colours = jax.vmap(_random_colours)(colour_keys, images, num_new == 1)
         candidates = jnp.where(old[..., None], images, state.images)
         candidates = jnp.where(new[..., None], colours, candidates)
         proposed = (extras.pixels & ~old) | new
@@ -172,7 +169,7 @@ def _sparse_rs(
 
 
 def _exchange(
-    key: Key[Array, ""], pixels: Pixels, *, num_old: Scalar, num_new: Scalar
+    key: Key[Array, ""], pixels: Pixels, num_old: Scalar, num_new: Scalar
 ) -> tuple[Pixels, Pixels]:
     """Return random ones of the changed pixels, and random ones of the others."""
     order = uniform(key, pixels.shape)

@@ -25,7 +25,7 @@ from jaxadv.attacks.search import (
     run_search,
 )
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.attacks.threat import THREATS, per_image, perturb
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.rng import example_keys, rademacher
@@ -33,6 +33,7 @@ from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
 Image = Float[Array, "height width channels"]
 Mask = Float[Array, "height width 1"]
+Ball = Float[Array, "#height #width #channels"]  # a radius for the image, or for each value
 Offsets = Int[Array, "..."]  # of pixels from the corner of a square, down or to the right
 Scalar = Float[Array, ""]
 
@@ -78,6 +79,8 @@ def square(
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
       eps: radius of the ball in units of the pixel range; traced.
+        An array of shape (batch,) gives each image its own radius. In L-inf an array of four axes
+        that broadcasts to the images gives each value its own.
       num_queries: budget of forward passes per example; traced.
       norm: "linf", "l2" or "l1"; static.
       share: share of the image that the first squares cover, in [0, 1]; traced.
@@ -103,7 +106,7 @@ def square(
     })  # fmt: skip
     model, problem = make_problem(
         key, logits_fn, images, labels, targets, example_ids, eps=eps, num_queries=num_queries,
-        num_noise_samples=num_noise_samples,
+        num_noise_samples=num_noise_samples, per_value=norm == "linf",
     )  # fmt: skip
     share = jnp.asarray(share, jnp.float32)
     state = resume_or_start(resume, initial_result(problem.images), problem.eps, norm)
@@ -124,7 +127,8 @@ def _square(
 ) -> AttackResult:
     start, change = _MOVES[norm]
     sample_key, check_key = jax.random.split(problem.key)
-    images, eps = problem.images, problem.eps
+    images = problem.images
+    radii = per_image(problem.eps, len(images))
 
     def propose(
         state: AttackResult, active: Bool[Array, "batch"], step: Int[Array, ""]
@@ -133,10 +137,10 @@ def _square(
         covered = _covered_share(share, step - 1)
         delta = jax.lax.cond(
             step == 1,
-            lambda: jax.vmap(partial(start, eps=eps, shape=images.shape[1:]))(keys),
-            lambda: jax.vmap(partial(change, eps=eps, share=covered))(keys, state.images - images),
+            lambda: jax.vmap(partial(start, shape=images.shape[1:]))(keys, radii),
+            lambda: jax.vmap(partial(change, share=covered))(keys, radii, state.images - images),
         )
-        candidates = perturb(THREATS[norm], images, delta, eps)
+        candidates = perturb(THREATS[norm], images, delta, problem.eps)
         return Proposal(candidates, (), jnp.zeros_like(state.nonfinite))
 
     return run_search(
@@ -154,13 +158,13 @@ def _covered_share(share: Scalar, number: Int[Array, ""]) -> Scalar:
     return share / 2.0 ** (number > _HALVINGS).sum(dtype=share.dtype)
 
 
-def _linf_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...]) -> Image:
+def _linf_start(key: Key[Array, ""], eps: Ball, *, shape: tuple[int, ...]) -> Image:
     """Return vertical stripes, one pixel wide, with a random sign per stripe and channel."""
     _, width, channels = shape
     return jnp.broadcast_to(eps * rademacher(key, (1, width, channels)), shape)
 
 
-def _linf_change(key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scalar) -> Image:
+def _linf_change(key: Key[Array, ""], eps: Ball, delta: Image, *, share: Scalar) -> Image:
     """Add +-2 eps to each channel of one random square, and clip to [-eps, eps]."""
     place_key, sign_key = jax.random.split(key)
     height, width, channels = delta.shape
@@ -170,7 +174,7 @@ def _linf_change(key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scala
     return jnp.clip(delta + square * 2 * eps * signs, -eps, eps)
 
 
-def _bump_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...], order: int) -> Image:
+def _bump_start(key: Key[Array, ""], eps: Ball, *, shape: tuple[int, ...], order: int) -> Image:
     """Return a 5 x 5 grid of bumps with a random sign per bump and channel.
 
     In L2 the norm of the grid is eps. In L1 the length of each bump is 1, and the projection that
@@ -197,7 +201,7 @@ def _bump_start(key: Key[Array, ""], *, eps: Scalar, shape: tuple[int, ...], ord
 
 
 def _bump_change(
-    key: Key[Array, ""], delta: Image, *, eps: Scalar, share: Scalar, order: int
+    key: Key[Array, ""], eps: Ball, delta: Image, *, share: Scalar, order: int
 ) -> Image:
     """Set one random square to zero, and spend its norm on a bump in another.
 

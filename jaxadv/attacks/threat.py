@@ -13,7 +13,8 @@ from jaxadv.core.rng import example_keys, normal, rademacher, uniform
 from jaxadv.core.types import Images, PerExample, PRNGKey
 
 Scalar = Float[Array, ""]
-Radius = Scalar | Float[Array, "batch 1 1 1"]  # one for all images, or one per image
+# One for all images, one for each image, or in L-inf one for each value.
+Radius = Scalar | PerExample | Float[Array, "#batch #height #width #channels"]
 
 GREY_IMAGE_EPS = 0.5  # an L-inf ball of this radius around any image contains the grey image
 # Of steepest ascent in L1: the share of the values that a step changes, and the room in the box
@@ -30,7 +31,8 @@ class Threat(NamedTuple):
       project: `(images, delta, eps) -> delta`; the nearest perturbations in the ball, in L2
         distance. In L1 and L0 they are the nearest in the intersection of the ball with the box
         [0, 1] around the images.
-      random_start: `(key, shape, eps) -> delta`; a uniform sample of the ball, for one image.
+      random_start: `(key, shape, eps) -> delta`; a uniform sample of the ball, for one image; eps
+        broadcasts to the shape.
       steepest: `(images, gradient) -> delta`; the direction of steepest ascent, of norm 1, or 0 if
         the gradient is 0. In L1 it changes the 1 % of values with the largest gradients, among
         those that have room in the box. In L0 it is the gradient, divided by its L1 norm.
@@ -38,7 +40,9 @@ class Threat(NamedTuple):
 
     length: Callable[[Images], Float[Array, "batch 1 1 1"]]
     project: Callable[[Images, Images, Radius], Images]
-    random_start: Callable[[Key[Array, ""], tuple[int, ...], Scalar], Float[Array, "..."]]
+    random_start: Callable[
+        [Key[Array, ""], tuple[int, ...], Float[Array, "..."]], Float[Array, "..."]
+    ]
     steepest: Callable[[Images, Images], Images]
 
 
@@ -51,7 +55,7 @@ def _linf_project(images: Images, delta: Images, eps: Radius) -> Images:
 
 
 def _linf_random_start(
-    key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
+    key: Key[Array, ""], shape: tuple[int, ...], eps: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     return eps * uniform(key, shape).astype(eps.dtype)
 
@@ -70,7 +74,7 @@ def _l2_project(images: Images, delta: Images, eps: Radius) -> Images:
 
 
 def _l2_random_start(
-    key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
+    key: Key[Array, ""], shape: tuple[int, ...], eps: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     direction_key, radius_key = jax.random.split(key)
     direction = normal(direction_key, shape)
@@ -122,7 +126,7 @@ def _room(images: Images, delta: Images) -> Images:
 
 
 def _l1_random_start(
-    key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
+    key: Key[Array, ""], shape: tuple[int, ...], eps: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     sign_key, direction_key, radius_key = jax.random.split(key, 3)
     # Exponential variables, divided by their sum, are uniform on the simplex.
@@ -177,7 +181,7 @@ def _l0_project(images: Images, delta: Images, eps: Radius) -> Images:
 
 
 def _l0_random_start(
-    key: Key[Array, ""], shape: tuple[int, ...], eps: Scalar
+    key: Key[Array, ""], shape: tuple[int, ...], eps: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """Sample values in [-1, 1] for random pixels."""
     pixel_key, value_key = jax.random.split(key)
@@ -205,12 +209,28 @@ NORMS = ("linf", "l2", "l1")  # of attacks that do not list theirs
 DUALS = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
+def as_column(radius: Radius) -> Float[Array, "..."]:
+    """Return a radius in a shape that broadcasts to images."""
+    return radius[:, None, None, None] if radius.ndim == 1 else radius
+
+
+def per_image(radius: Radius, count: int) -> Float[Array, "batch ..."]:
+    """Return a radius for each of `count` images, which broadcasts to the image."""
+    column = as_column(radius)
+    return jnp.broadcast_to(column, (count, *(column.shape[1:] or (1, 1, 1))))
+
+
+def largest_radius(radius: Radius) -> Scalar | PerExample:
+    """Return the largest radius of the values of each image, or the one for all images."""
+    return radius.max(axis=(1, 2, 3)) if radius.ndim == 4 else radius
+
+
 def random_perturbation(
-    threat: Threat, key: PRNGKey, example_ids: Int[Array, "batch"], images: Images, eps: Scalar
+    threat: Threat, key: PRNGKey, example_ids: Int[Array, "batch"], images: Images, eps: Radius
 ) -> Images:
     """Sample a perturbation per image uniformly from the ball, given a key and example ids."""
-    sample = jax.vmap(threat.random_start, in_axes=(0, None, None))
-    return sample(example_keys(key, example_ids), images.shape[1:], eps)
+    sample = jax.vmap(threat.random_start, in_axes=(0, None, 0))
+    return sample(example_keys(key, example_ids), images.shape[1:], per_image(eps, len(images)))
 
 
 def random_on_sphere(
@@ -218,13 +238,12 @@ def random_on_sphere(
     key: PRNGKey,
     example_ids: Int[Array, "batch"],
     images: Images,
-    radius: Scalar | PerExample,
+    radius: Radius,
 ) -> Images:
     """Sample a point per image on the sphere of this radius, and clip it to [0, 1]."""
     delta = random_perturbation(threat, key, example_ids, images, jnp.ones((), images.dtype))
-    radius = jnp.broadcast_to(radius, len(images))[:, None, None, None]
     length = jnp.maximum(threat.length(delta), jnp.finfo(images.dtype).tiny)  # it may be 0
-    return jnp.clip(images + radius * delta / length, 0.0, 1.0)
+    return jnp.clip(images + as_column(radius) * delta / length, 0.0, 1.0)
 
 
 def perturb(threat: Threat, images: Images, delta: Images, eps: Radius) -> Images:
@@ -232,4 +251,4 @@ def perturb(threat: Threat, images: Images, delta: Images, eps: Radius) -> Image
 
     The clip keeps the result in the ball: the images are in [0, 1], so it only moves closer.
     """
-    return jnp.clip(images + threat.project(images, delta, eps), 0.0, 1.0)
+    return jnp.clip(images + threat.project(images, delta, as_column(eps)), 0.0, 1.0)

@@ -65,7 +65,17 @@ def test_counts_are_positive_int32_integers(number):
 BAD_ATTACKS = {
     "negative eps": ({"eps": -0.1}, "eps is -0.1"),
     "nan eps": ({"eps": float("nan")}, "eps is nan"),
-    "many eps": ({"eps": jnp.array([0.5, 0.25])}, "eps is Array([0.5 , 0.25]"),
+    "eps of another batch": (
+        {"eps": jnp.array([0.5, 0.25, 0.1])},
+        "eps has shape (3,): it must be a number, or have shape (2,), one for each image, or "
+        "broadcast to the images",
+    ),
+    "one negative eps": ({"eps": jnp.array([0.5, -0.25])}, "eps contains -0.25: each value must"),
+    "eps per value in L2": (
+        {"eps": jnp.ones((1, 4, 4, 1)), "norm": "l2"},
+        "eps has shape (1, 4, 4, 1): it must be a",
+    ),
+    "many num_steps": ({"num_steps": jnp.array([5, 6])}, "num_steps is Array([5, 6]"),
     "step_size": ({"step_size": -0.5}, "step_size is -0.5"),
     "num_steps": ({"num_steps": -2}, "num_steps is -2"),
     "num_restarts": ({"num_restarts": 0}, "num_restarts is 0"),

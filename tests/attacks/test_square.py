@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow  # compiles much
 
 KEY = jax.random.key(0)
 EPS = jnp.float32(0.1)
+RADIUS = EPS[None, None, None]  # of one image
 SHAPE = (10, 12, 3)
 
 
@@ -49,7 +50,7 @@ def test_bumps_are_those_of_the_papers(side, transposed, order):
 
 
 def test_the_linf_start_is_vertical_stripes():
-    start = np.asarray(_linf_start(KEY, eps=EPS, shape=SHAPE))
+    start = np.asarray(_linf_start(KEY, RADIUS, shape=SHAPE))
     np.testing.assert_allclose(np.abs(start), 0.1)
     assert (start == start[0]).all()
     assert 5 < (start[0] > 0).sum() < 31
@@ -60,7 +61,7 @@ def test_an_linf_change_is_one_square_of_equal_sign(share, side):
     """The side is the square root of the share of 120 pixels, at most the height of 10."""
     corners = set()
     for key in jax.random.split(KEY, 20):
-        delta = np.asarray(_linf_change(key, jnp.zeros(SHAPE), eps=EPS, share=jnp.float32(share)))
+        delta = np.asarray(_linf_change(key, RADIUS, jnp.zeros(SHAPE), share=jnp.float32(share)))
         rows, columns = (np.flatnonzero(delta.any(axis=axes)) for axes in ((1, 2), (0, 2)))
         assert len(rows) == len(columns) == side
         window = delta[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -80,7 +81,7 @@ def test_squares_become_smaller(square, halvings):
 
 
 def test_the_l2_start_is_a_grid_of_bumps_on_the_sphere():
-    start = np.asarray(_bump_start(KEY, eps=EPS, shape=SHAPE, order=2))
+    start = np.asarray(_bump_start(KEY, RADIUS, shape=SHAPE, order=2))
     assert np.linalg.norm(start) == pytest.approx(0.1, rel=1e-5)
     tiles = start[:, 1:11].reshape(5, 2, 5, 2, 3)  # 5 x 5 tiles of side 2 in the middle
     norms = np.sqrt((tiles**2).sum(axis=(1, 3)))
@@ -89,9 +90,9 @@ def test_the_l2_start_is_a_grid_of_bumps_on_the_sphere():
 
 
 def test_an_l2_change_moves_the_norm_of_one_square_into_another():
-    delta = _bump_start(KEY, eps=EPS, shape=SHAPE, order=2)
+    delta = _bump_start(KEY, RADIUS, shape=SHAPE, order=2)
     for key in jax.random.split(KEY, 10):
-        changed = np.asarray(_bump_change(key, delta, eps=EPS, share=jnp.float32(0.05), order=2))
+        changed = np.asarray(_bump_change(key, RADIUS, delta, share=jnp.float32(0.05), order=2))
         assert np.linalg.norm(changed) == pytest.approx(0.1, rel=1e-5)
         different = ~np.isclose(changed, delta, atol=1e-6).all(axis=2)
         assert 9 <= different.sum() <= 18 + 4  # two squares of side 3
@@ -100,17 +101,17 @@ def test_an_l2_change_moves_the_norm_of_one_square_into_another():
 
 
 def test_the_l1_start_is_a_grid_of_bumps_of_length_1():
-    start = np.asarray(_bump_start(KEY, eps=EPS, shape=SHAPE, order=1))
+    start = np.asarray(_bump_start(KEY, RADIUS, shape=SHAPE, order=1))
     lengths = np.abs(start[:, 1:11].reshape(5, 2, 5, 2, 3)).sum(axis=(1, 3))
     np.testing.assert_allclose(lengths, 1, rtol=1e-5)
 
 
 def test_an_l1_change_moves_the_length_of_one_square_into_another():
     """Per channel the new square has `channels` times the length of both; the rest is kept."""
-    delta = EPS / 75 * _bump_start(KEY, eps=EPS, shape=SHAPE, order=1)
+    delta = EPS / 75 * _bump_start(KEY, RADIUS, shape=SHAPE, order=1)
     for key in jax.random.split(KEY, 10):
         changed = np.asarray(
-            _bump_change(key, delta, eps=EPS, share=jnp.float32(0.05), order=1), np.float64
+            _bump_change(key, RADIUS, delta, share=jnp.float32(0.05), order=1), np.float64
         )
         different = ~np.isclose(changed, delta, atol=1e-8).all(axis=2)
         rows, columns = (np.flatnonzero(different.any(axis=axis)) for axis in (1, 0))
