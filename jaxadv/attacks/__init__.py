@@ -24,6 +24,7 @@ from jaxadv.attacks.result import AttackResult
 from jaxadv.attacks.sparse_rs import SPARSE_RS, sparse_rs
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.square import SQUARE, square
+from jaxadv.attacks.universal import universal_perturbation
 
 # The attacks of a suite, by the name that configs use.
 ATTACKS: dict[str, AttackSpec] = {
@@ -51,4 +52,5 @@ __all__ = [
     "autoattack", "bpda", "cw", "ddn", "deepfool", "fab", "fgsm", "fmn", "for_inputs",
     "hop_skip_jump", "mean_logits", "mi_fgsm", "n_fgsm", "nes", "nes_label_only", "pgd",
     "plain_convolutions", "random_search", "rays", "sparse_rs", "square",
+    "universal_perturbation",
 ]  # fmt: skip
