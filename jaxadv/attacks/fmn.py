@@ -23,11 +23,12 @@ from jaxadv.attacks.minimal_norm import (
 )
 from jaxadv.attacks.result import AttackResult
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import DUALS, THREATS
+from jaxadv.attacks.threat import DUALS, NORMS, THREATS
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.types import Images, Labels, LogitsFn, PerExample, PRNGKey
 
+_NORMS = (*NORMS, "l0")
 _STEP_SIZES = (1.0, 0.01)  # first and last, in L2
 _RADIUS_CHANGES = (0.05, 0.001)  # gamma of the paper, first and last
 _LEAST_DISTANCE = 1e-3  # to a boundary that is not crossed yet
@@ -52,8 +53,9 @@ def fmn(
     ball shrinks after a misclassified iterate, and grows after another, by 5 % at first and 0.1 %
     at the end. Until the first misclassified iterate it is the distance to the linearised decision
     boundary, at least 0.001, enlarged by the same percentage: otherwise iterates could stay on the
-    boundary of an almost linear model. Starting points of another class, an option of the paper,
-    are not supported.
+    boundary of an almost linear model. In L0 the radius is a number of pixels, and changes by one
+    at least; it is 1 at first. Starting points of another class, an option of the paper, are not
+    supported.
 
     The model's noise, if any, is sampled once per step and not averaged, so an image may be
     misclassified by chance.
@@ -68,7 +70,7 @@ def fmn(
       eps: distance up to which a misclassified image is a success, one for all images or an
         array of shape (batch,); None is any distance.
       num_steps: steps, 1 or more, each with one gradient. The first is at the clean image.
-      norm: "linf", "l2" or "l1".
+      norm: "linf", "l2", "l1" or "l0"; in L0 the distance is the number of changed pixels.
       targets: target classes, shape (batch,), as which the images are to be classified.
       example_ids: distinct integers, shape (batch,), by default the positions in the batch.
 
@@ -94,7 +96,7 @@ def fmn(
 
 def check_fmn(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raise a ValueError that names the first invalid argument of `fmn`."""
-    check_arguments(arguments, num_classes, optional=("eps",))
+    check_arguments(arguments, num_classes, norms=_NORMS, optional=("eps",))
     check_at_least_one(num_steps=arguments.get("num_steps", 100))
 
 
@@ -114,13 +116,16 @@ def _fmn(
             cosine_schedule(*values, i, num_steps).astype(images.dtype)
             for values in (_RADIUS_CHANGES, _STEP_SIZES)
         )
-        to_boundary = _distance_to_boundary(estimate, norm)
-        beyond = threat.length(iterate.delta)[:, 0, 0, 0] + to_boundary
-        radius = jnp.where(
-            iterate.is_wrong,
-            jnp.minimum((1 - change) * iterate.radius, iterate.distance),
-            (1 + change) * jnp.where(iterate.was_found, iterate.radius, beyond),
-        )
+        smaller, larger = (1 - change) * iterate.radius, (1 + change) * iterate.radius
+        if norm == "l0":
+            smaller = jnp.minimum(iterate.radius - 1, jnp.floor(smaller))
+            larger = jnp.maximum(iterate.radius + 1, jnp.floor(larger))
+        else:
+            length = threat.length(iterate.delta)[:, 0, 0, 0]
+            beyond = (1 + change) * (length + _distance_to_boundary(estimate, norm))
+            larger = jnp.where(iterate.was_found, larger, beyond)
+        smaller = jnp.minimum(smaller, iterate.distance)
+        radius = jnp.where(iterate.is_wrong, smaller, larger)
         direction = THREATS["l2"].steepest(images, estimate.gradient)
         delta = iterate.delta + step_size * direction
         delta = threat.project(images, delta, radius[:, None, None, None])
@@ -134,6 +139,7 @@ def _fmn(
         num_steps=num_steps,
         norm=norm,
         objective=make_objective("margin", inputs.labels, inputs.targets),
+        start_radius=1.0 if norm == "l0" else jnp.inf,
         move=move,
     )
 
@@ -156,6 +162,7 @@ FMN = AttackSpec(
     traced=("eps", "num_steps"),
     uses_gradients=True,
     max_queries=max_gradients,
+    norms=_NORMS,
     returns_clean=True,
     measures_distance=True,
     check=check_fmn,

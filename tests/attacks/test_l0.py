@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples
 
-from jaxadv.attacks import autoattack, pgd, sparse_rs
+from jaxadv.attacks import autoattack, fmn, pgd, sparse_rs
 from jaxadv.attacks.sparse_rs import _exchange, _random_colours
 from jaxadv.attacks.threat import THREATS, perturb
 
@@ -81,6 +81,20 @@ def test_pgd_0_finds_the_optimum_of_a_linear_model(num_pixels):
     assert (margins <= best + 1e-4).all()
     assert (margins >= best - 1e-4).mean() > 0.8
     assert (best - margins).max() < 0.3
+
+
+def test_fmn_changes_as_few_pixels_as_suffice():
+    margins = np.stack([best_margins(count) for count in range(17)])
+    exact = (margins > 1e-3).argmax(axis=0)
+    found = fmn(KEY, binary, IMAGES, LABELS, norm="l0", num_steps=300)
+    distance = np.asarray(found.extras.distance)
+    np.testing.assert_array_equal(distance, num_changed(found.images))
+    assert (distance >= exact).all()
+    assert (distance == exact).mean() > 0.8
+    assert (distance - exact).max() <= 1
+    assert exact.max() == 3
+    wrong = np.asarray(binary(None, found.images).argmax(axis=1) != LABELS)
+    assert wrong.all()
 
 
 def test_sparse_rs_fools_where_a_few_pixels_suffice():

@@ -141,7 +141,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **NORMS, "num_targets": [1, 0], "num_restarts": [1, 2], "early_stop": [True, True, False],
         "num_steps": [3],
     },
-    "fmn": {**NORMS, **TARGETED},
+    "fmn": {"norm": ["linf", "l2", "l1", "l0"], **TARGETED},
     "ddn": {"norm": ["l2"], **TARGETED},
     "cw": {"norm": ["l2"], **TARGETED},
     "deepfool": {**NORMS},
@@ -436,7 +436,7 @@ REQUIRED = {
 }
 COUNTS = [0, -1, 1.5, True, "3", 2**31]
 STEPS = [-1, 1.5, True, "3", 2**31]
-RADII = [-0.1, float("nan"), float("inf"), 1e10, "0.1", True, (0.1, 0.2), -1e-9]
+RADII = [-0.1, float("nan"), float("inf"), 1e10, "0.1", True, (0.1, 0.2, 0.3), -1e-9]
 INVALID_VALUES = {
     "eps": RADII,
     "step_size": RADII,
