@@ -346,6 +346,10 @@ PROGRAMS: dict[str, Program] = {
     "attack bignet, RayS": Program(
         partial(attack, "bignet", "rays", num_queries=500), trips=((500, 0),)
     ),
+    "attack bignet, Sparse-RS": Program(
+        partial(attack, "bignet", "sparse_rs", norm="l0", eps=(24,), num_queries=500),
+        trips=((500, 0),),
+    ),
     "attack bignet, Square": Program(
         partial(attack, "bignet", "square", num_queries=500), trips=((500, 0),)
     ),

@@ -10,6 +10,8 @@ import tensorflow_datasets as tfds
 
 from jaxadv.core.types import UserError
 from jaxadv.data.datasets import load
+from jaxadv.data.digits import open_digits
+from jaxadv.data.images import ImageFormat
 
 
 def load_digits(validation_fraction=0.1):
@@ -51,14 +53,20 @@ def test_digits_have_the_format_of_cifar10():
     )
 
 
-def test_every_digit_is_in_exactly_one_split():
+def test_the_digits_are_those_of_scikit_learn_with_a_stratified_split():
     from sklearn.datasets import load_digits as original
+    from sklearn.model_selection import train_test_split
 
-    splits = load_digits()[2:5]
-    contents = [image.tobytes() for split in splits for image in split.images]
-    assert len(contents) == len(set(contents)) == len(original().images)
-    labels = np.concatenate([split.labels for split in splits])
-    np.testing.assert_array_equal(np.bincount(labels), np.bincount(original().target))
+    found = open_digits(ImageFormat(size=8, channels=1))
+    digits = original()
+    grayscale = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    expected = train_test_split(
+        grayscale, digits.target, test_size=0.2, random_state=0, stratify=digits.target
+    )
+    splits = found.train, found.tests["test"]
+    for split, images, labels in zip(splits, expected[:2], expected[2:], strict=True):
+        np.testing.assert_array_equal(split.images, images)
+        np.testing.assert_array_equal(split.labels, labels)
 
 
 def test_the_validation_split_is_the_last_part_of_the_train_split():
