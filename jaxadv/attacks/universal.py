@@ -76,17 +76,15 @@ def universal_perturbation(
     >>> universal_perturbation(jax.random.key(0), logits_fn, x, y, **budget).ravel()
     Array([-0.25, -0.25, -0.25, -0.25], dtype=float32)
     """
-    arguments = {"eps": eps, "step_size": step_size, "num_steps": num_steps, "norm": norm}
-    check_universal({**arguments, "batch_size": batch_size})
+    lengths = {"eps": eps, "step_size": step_size}
+    check_universal({**lengths, "num_steps": num_steps, "norm": norm, "batch_size": batch_size})
     inputs = check_inputs(key, images, labels)
     if not len(inputs.images):
         raise ValueError("images are empty: pass at least one")
     size = min(batch_size, len(inputs.images))
     model = trace_model(logits_fn, inputs.key, inputs.images[:size])
     check_classes("labels", inputs.labels, model.num_classes)
-    radius, length = (
-        as_radius(name, arguments[name], inputs.images) for name in ("eps", "step_size")
-    )
+    radius, length = (as_radius(name, number, inputs.images) for name, number in lengths.items())
     steps = jnp.asarray(num_steps, jnp.int32)
     return _universal(model, inputs, radius, length, steps, options=(norm, size))
 

@@ -22,7 +22,6 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
-from scipy.special import betaincinv, ndtri
 from tqdm import tqdm
 
 from jaxadv.attacks.checks import check_key
@@ -206,6 +205,8 @@ def certify(
     Raises:
       ValueError: an argument is out of range, or the counts exceed the number of forward passes.
     """
+    from scipy.special import ndtri  # slow to import
+
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma is {sigma!r}: it must be a finite number above 0")
     _check_passes("num_selection", num_selection)
@@ -256,6 +257,8 @@ def lower_bound(
     successes: Int[np.ndarray, "n"], num_samples: int, failure: float
 ) -> Float[np.ndarray, "n"]:
     """Return the one-sided lower confidence bound of Clopper and Pearson (1934)."""
+    from scipy.special import betaincinv  # slow to import
+
     some = np.maximum(successes, 1)  # the quantile is undefined at 0, where the bound is 0
     return np.where(successes > 0, betaincinv(some, num_samples - some + 1, failure), 0.0)
 

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 from flax import linen as nn
-from flax import nnx
 
 from jaxadv.core.types import UserError, first_line
 from jaxadv.models.nnx_module import NnxModule
@@ -47,7 +46,7 @@ def make_custom(
     """
     module_class = _import_class(name)
     try:
-        if issubclass(module_class, nnx.Module):
+        if not issubclass(module_class, nn.Module):
             # The NNX module is constructed in each call, so its arguments are checked here.
             constructor = inspect.signature(module_class.__init__)
             constructor.bind(None, num_classes=num_classes, **options, rngs=None)
@@ -80,7 +79,7 @@ def _import_class(name: str) -> type[Any]:
             f"config.model.name is {name!r}, but {module.__name__} has no {match[2]}: it has "
             f"{', '.join(_module_classes(module)) or 'no module of Linen or NNX'}"
         )
-    if not isinstance(found, type) or not issubclass(found, nn.Module | nnx.Module):
+    if not _is_module_class(found):
         raise UserError(
             f"config.model.name is {name!r}, which is not a class of Linen or NNX modules: use "
             f"{', '.join(_module_classes(module)) or 'a subclass of flax.linen.Module'}"
@@ -129,10 +128,14 @@ def _module_classes(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, nn.Module | nnx.Module)
-        and value.__module__ == module.__name__
+        if _is_module_class(value) and value.__module__ == module.__name__
     ]
+
+
+def _is_module_class(value: Any) -> bool:
+    from flax import nnx  # here, since its import delays every start
+
+    return isinstance(value, type) and issubclass(value, nn.Module | nnx.Module)
 
 
 def describe(error: BaseException) -> str:

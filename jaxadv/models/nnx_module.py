@@ -1,11 +1,12 @@
-"""NNX modules as Linen modules, which is what training, checkpoints and evaluations take."""
+"""NNX modules as Linen modules, which is what training, checkpoints and evaluations take.
+
+NNX is imported with the first such module, since its import delays every start.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
-from flax import nnx
-from flax.nnx.bridge import ToLinen
 
 from jaxadv.core.types import Images, Logits
 
@@ -23,19 +24,23 @@ class NnxModule(nn.Module):
       stochastic: whether two forward passes in evaluation mode differ.
     """
 
-    nnx_class: Callable[..., nnx.Module]
+    nnx_class: Callable[..., Any]
     arguments: tuple[tuple[str, Any], ...]
     stochastic: bool = False
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
         """Return the logits; `train` (static) selects `nnx.Module.train` or `eval`."""
+        from flax.nnx.bridge import ToLinen
+
         inner = ToLinen(self._construct, metadata_fn=None)
         nn.share_scope(self, inner)
         return inner(images, nnx_method=_call_train if train else _call_eval)
 
     @nn.nowrap
-    def _construct(self, rngs: nnx.Rngs) -> nnx.Module:
+    def _construct(self, rngs: Any) -> Any:
+        from flax import nnx
+
         # Streams without a key use that of `default`. `init` passes one key, that of `params`.
         source = next(name for name in ("noise", "params", "default") if name in rngs)
         keys = {name: stream.key.get_value() for name, stream in rngs.items()}
