@@ -115,6 +115,7 @@ def test_radii_of_one_name_in_the_results_are_refused(radii):
         ({"eps": ()}, "it must be a tuple of radii"),
         ({"attack": "boundary"}, "must be one of fgsm, pgd"),
         ({"num_queries": 10.5}, "num_queries is 10.5: it must be an integer"),
+        ({"step_size": (0.01, 0.02)}, "step_size is (0.01, 0.02): it must be a number"),
         ({"num_queries": 1e4}, "num_queries is 10000.0: it must be an integer"),
         (
             {"num_querys": 10},

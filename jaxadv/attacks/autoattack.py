@@ -38,6 +38,7 @@ from jaxadv.core.devices import platform, whole_batch
 from jaxadv.core.images import is_concrete
 from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
+_LEAST_SIDE = 3  # of the squares of Square in L2 and L1
 _NUM_TARGETS = 9
 _NUM_TARGETS_L1 = 5  # of APGD
 _NUM_NOISE_SAMPLES = 20  # of the version "rand"
@@ -271,6 +272,9 @@ def run_version(
         np.isinf(result.margins),
         result.nonfinite,
         _square_after_gradients(stages),
+        norm != "linf"
+        and min(examples.images.shape[1:3]) < _LEAST_SIDE
+        and any(stage.spec is SQUARE for stage in stages.values()),
     )
     return result._replace(flags=flags)
 

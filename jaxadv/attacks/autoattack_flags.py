@@ -69,6 +69,7 @@ def raise_flags(
     nonfinite_logits: Bool[np.ndarray, "n"],
     nonfinite_gradients: Int[np.ndarray, "n"],
     square: str | None,
+    has_narrow_squares: bool,
 ) -> dict[str, str]:
     """Return the flags raised for a model, each with a sentence that says why.
 
@@ -80,6 +81,7 @@ def raise_flags(
       nonfinite_logits: for each example whether the logits of its final image are NaN or infinite.
       nonfinite_gradients: for each example how many gradients of the attacks were NaN or infinite.
       square: name of the Square attack, if it ran after attacks with gradients.
+      has_narrow_squares: whether Square ran in L2 or L1 on images of fewer than 3 rows or columns.
     """
     flags = {}
     if nonfinite_logits.any():
@@ -119,6 +121,11 @@ def raise_flags(
         flags["few_classes"] = (
             f"With {num_classes} classes there is no {'targeted ' if num_classes == 3 else ''}DLR "
             "loss. The margin loss replaces it, whose scale depends on the model."
+        )
+    if has_narrow_squares:
+        flags["narrow_squares"] = (
+            "The images have fewer than 3 rows or columns, where the squares of Square in L2 and "
+            "L1 are single pixels. Trust the attacks with gradients, or evaluate in L-inf."
         )
     if square:
         names = list(accuracies)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Integer
 
 from jaxadv.attacks.eot import AVERAGES
-from jaxadv.attacks.threat import NORMS, Radius
+from jaxadv.attacks.threat import NORMS
 from jaxadv.attacks.tracing import TracedModel, trace_model
 from jaxadv.core.devices import match_varying_axes
 from jaxadv.core.images import is_concrete, outside_of_range, value_range
@@ -168,7 +168,8 @@ def _check_all(name: str, values: np.ndarray, rule: Rule) -> None:
     """Raise a ValueError that names the first value of an array that breaks a rule."""
     if not _has_numbers(values):
         raise ValueError(f"{name} has values of type {values.dtype}: they must be numbers")
-    for value in values.ravel().tolist():
+    # The rules of arrays are intervals. NaN is the least and the largest value where there is one.
+    for value in (values.min().item(), values.max().item()) if values.size else ():
         if not rule.is_valid(value):
             raise ValueError(f"{name} contains {value!r}: each value must be {rule.words}")
 
@@ -296,15 +297,15 @@ def as_images(name: str, images: ArrayLike) -> Images:
 
 
 def as_radius(
-    name: str, radius: ArrayLike | None, images: Images, *, per_value: bool = False
-) -> Radius:
+    name: str, radius: ArrayLike | None, images: Array, *, per_value: bool = False
+) -> Array:
     """Return a radius or a step size in the precision of the images; None is infinite.
 
     Args:
       name: of the argument.
       radius: one number, an array of shape (batch,) with one for each image, or, with `per_value`,
-        an array of four axes that broadcasts to the images.
-      images: of the attack.
+        an array with as many axes as the images that broadcasts to them.
+      images: of the attack, or its inputs of any shape (batch, ...).
       per_value: whether each value of an image may have its own.
 
     Raises:
@@ -314,11 +315,11 @@ def as_radius(
     if radius.ndim == 0 or radius.shape == (len(images),):
         return radius
     fits = all(size in (1, full) for size, full in zip(radius.shape, images.shape, strict=False))
-    if per_value and radius.ndim == 4 and fits:
+    if per_value and radius.ndim == images.ndim and fits:
         return radius
     expected = f"be a number, or have shape ({len(images)},), one for each image"
     if per_value:
-        expected += f", or broadcast to the images, {images.shape}"
+        expected += f", or have {images.ndim} axes and broadcast to {images.shape}"
     raise ValueError(f"{name} has shape {radius.shape}: it must {expected}")
 
 

@@ -54,8 +54,8 @@ def fmn(
     at the end. Until the first misclassified iterate it is the distance to the linearised decision
     boundary, at least 0.001, enlarged by the same percentage: otherwise iterates could stay on the
     boundary of an almost linear model. In L0 the radius is a number of pixels, and changes by one
-    at least; it is 1 at first. Starting points of another class, an option of the paper, are not
-    supported.
+    at least; that of the first projection is 2. Starting points of another class, an option of the
+    paper, are not supported.
 
     The model's noise, if any, is sampled once per step and not averaged, so an image may be
     misclassified by chance.

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxadv.attacks.host_calls import handle_of, host_call
-from jaxadv.core.types import Images, Logits, PRNGKey, UserError
+from jaxadv.core.types import Logits, PRNGKey, UserError
 
 # Forward passes whose gradient may be asked for: each keeps the activations of its batch.
 _MAX_PENDING = 4
@@ -51,7 +51,8 @@ class HostModel:
 
         Args:
           num_classes: number of logits.
-          forward: `images -> logits`: images (n, height, width, channels), logits (n, classes).
+          forward: `images -> logits`: images (n, height, width, channels), or inputs of another
+            shape (n, ...); logits (n, classes).
           forward_for_gradient: `images -> (logits, pull_back)`, where `pull_back(cotangent)`
             returns the gradient of `(logits * cotangent).sum()` with respect to the images. It may
             be called several times, by FAB without targets.
@@ -62,7 +63,7 @@ class HostModel:
         self._pending: OrderedDict[int, Callable[[Array], Any]] = OrderedDict()
         self._tokens = itertools.count()
 
-    def __call__(self, key: PRNGKey | None, images: Images) -> Logits:
+    def __call__(self, key: PRNGKey | None, images: Float[Array, "batch ..."]) -> Logits:
         """Return the logits; the key is ignored, but distinguishes noise samples of `vmap`."""
         key = jnp.zeros((), jnp.int32) if key is None else key
         logits = _logits(self.num_classes, handle_of(self), key, images)

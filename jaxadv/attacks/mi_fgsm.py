@@ -96,7 +96,8 @@ def mi_fgsm(
       eps: radius of the ball in units of the pixel range.
         An array of shape (batch,) gives each image its own radius. In L-inf an array of four axes
         that broadcasts to the images gives each value its own.
-      step_size: length of a step in the same norm and units; the papers use `eps / num_steps`.
+      step_size: length of a step in the same norm and units, or an array of one of these shapes;
+        the papers use `eps / num_steps`.
       num_steps: gradient steps.
       decay: factor of the accumulated gradient in each step, from 0 to 1; 0 is the basic iterative
         method.
@@ -181,7 +182,8 @@ def _mi_fgsm(
 
         point = current.images
         if options.nesterov:
-            point = point + step_size * budget.decay * current.accumulated
+            ahead = step_size * budget.decay * current.accumulated
+            point = point + jnp.where(as_column(budget.eps) > 0, ahead, 0)
         estimate = expected_value_and_gradient(
             jax.random.fold_in(noise_key, i), logits_fn, objective, objective, point, noise
         )

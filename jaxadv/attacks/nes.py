@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from jaxadv.attacks.black_box import (
     BlackBox,
@@ -215,6 +215,8 @@ def _nes(
     )
     objective = make_objective(options.loss, problem.labels, problem.targets)
     query_fn = make_query_fn(model)
+    if problem.eps.ndim == 4:
+        query_fn = _keep_fixed_values(query_fn, problem)
     gradient_key, check_key = jax.random.split(problem.key)
 
     def propose(
@@ -276,6 +278,19 @@ class GradientEstimate(NamedTuple):
     gradient: Images
     values: PerExample
     nonfinite: Int[Array, "batch"]
+
+
+def _keep_fixed_values(query_fn: QueryFn, problem: SearchProblem) -> QueryFn:
+    """Return a function that queries the clean value where the radius is 0."""
+
+    def query(
+        keys: Key[Array, "k"],
+        images: Float[Array, "k batch height width channels"],
+        active: Bool[Array, "batch"],
+    ) -> Float[Array, "k batch classes"]:
+        return query_fn(keys, jnp.where(problem.eps > 0, images, problem.images), active)
+
+    return query
 
 
 class GradientSampling(NamedTuple):

@@ -150,7 +150,7 @@ def pgd(
       eps: radius of the ball in units of the pixel range; 0 returns the clean images.
         An array of shape (batch,) gives each image its own radius. In L-inf an array of four axes
         that broadcasts to the images gives each value its own.
-      step_size: length of a step in the same norm and units.
+      step_size: length of a step in the same norm and units, or an array of one of these shapes.
       num_steps: gradient steps; 0 returns the clean images.
       norm: "linf", "l2", "l1" or "l0".
       loss: loss of the labels to ascend: "cross_entropy", "margin", "probability" or "dlr". "kl" is
@@ -247,8 +247,10 @@ def n_fgsm(
       logits_fn: `(key, images) -> logits`.
       images: clean images in [0, 1], shape (batch, height, width, channels).
       labels: true classes, shape (batch,).
-      eps: half the radius of the noise, in units of the pixel range; traced.
-      step_size: length of the step in the same units; traced. The paper uses eps.
+      eps: half the radius of the noise, in units of the pixel range; traced. One for all images, an
+        array of shape (batch,), or one of four axes that broadcasts to the images.
+      step_size: length of the step in the same units, or an array of one of these shapes; traced.
+        The paper uses eps.
       loss: "cross_entropy", "margin", "probability" or "dlr"; static.
       example_ids: distinct integers, shape (batch,), by default the positions in the batch; the
         noise of an example depends on the key and its id alone.

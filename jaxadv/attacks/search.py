@@ -23,7 +23,7 @@ from jaxadv.attacks.black_box import (
 from jaxadv.attacks.checks import Inputs, as_radius, check_inputs, prepare
 from jaxadv.attacks.eot import Noise, expected_logits
 from jaxadv.attacks.result import AttackResult
-from jaxadv.attacks.threat import THREATS, Radius, as_column, largest_radius
+from jaxadv.attacks.threat import THREATS, Radius, as_column
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.images import is_concrete
 from jaxadv.core.losses import margin
@@ -130,6 +130,8 @@ def make_problem(
         inputs = check_inputs(key, images, labels, targets, example_ids)
         model = trace_black_box(logits_fn, inputs.labels, inputs.targets)
     else:
+        if getattr(images, "dtype", None) == jnp.float64:
+            images = images.astype(jnp.float32)  # searches query in single precision
         with query_context():  # at the precision of the search
             model, inputs = prepare(
                 logits_fn, key, images, labels, targets, example_ids, gradients=False
@@ -163,12 +165,12 @@ def resume_or_start(
             "images: pass the result of a call with the same arguments"
         )
     if is_concrete(resume.images) and is_concrete(initial.images) and is_concrete(eps):
-        distances = THREATS[norm].length(resume.images - initial.images)
-        radius = as_column(largest_radius(eps))
+        delta, radius = resume.images - initial.images, as_column(eps)
+        distances = jnp.abs(delta) if eps.ndim == 4 else THREATS[norm].length(delta)
         if (distances > radius * (1 + 1e-4) + 1e-6).any():
             raise ValueError(
-                f"resume has images farther than eps={radius.max():.4g} from the given ones: pass "
-                "the result of a call with the same images and eps"
+                f"resume has images farther than eps, at most {radius.max():.4g}, from the given "
+                "ones: pass the result of a call with the same images and eps"
             )
     return resume
 

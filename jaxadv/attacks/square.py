@@ -165,11 +165,14 @@ def _linf_start(key: Key[Array, ""], eps: Ball, *, shape: tuple[int, ...]) -> Im
 
 
 def _linf_change(key: Key[Array, ""], eps: Ball, delta: Image, *, share: Scalar) -> Image:
-    """Add +-2 eps to each channel of one random square, and clip to [-eps, eps]."""
+    """Add +-2 eps to each channel of one random square, and clip to [-eps, eps].
+
+    In an image that is narrower than the square, it is a rectangle of the same area.
+    """
     place_key, sign_key = jax.random.split(key)
     height, width, channels = delta.shape
-    side = jnp.clip(_side(share, height, width), 1, min(height, width))
-    square = _square_mask(*_square_offsets(place_key, delta.shape, side), side)
+    sides = _sides(share, height, width)
+    square = _square_mask(*_square_offsets(place_key, delta.shape, sides), sides)
     signs = rademacher(sign_key, (1, 1, channels))
     return jnp.clip(delta + square * 2 * eps * signs, -eps, eps)
 
@@ -239,12 +242,21 @@ def _side(share: Scalar, height: int, width: int) -> Int[Array, ""]:
     return jnp.round(jnp.sqrt(share * height * width)).astype(jnp.int32)
 
 
+def _sides(share: Scalar, height: int, width: int) -> Int[Array, "2"]:
+    """Return the height and the width of the square, or rectangle, that covers a share."""
+    area, side = share * height * width, jnp.maximum(_side(share, height, width), 1)
+    longest = jnp.array([height, width], jnp.int32)
+    other = longest[::-1]
+    length = jnp.where(side > other, jnp.round(area / other).astype(jnp.int32), side)
+    return jnp.clip(length, 1, longest)
+
+
 def _square_offsets(
-    key: Key[Array, ""], shape: tuple[int, ...], side: Int[Array, ""]
+    key: Key[Array, ""], shape: tuple[int, ...], sides: Int[Array, "..."]
 ) -> tuple[Offsets, Offsets]:
     """Return how far each pixel is below and right of the corner of a randomly placed square."""
     sizes = jnp.array(shape[:2], jnp.int32)
-    corner = jax.random.randint(key, (2,), 0, sizes - side + 1, dtype=jnp.int32)
+    corner = jax.random.randint(key, (2,), 0, sizes - sides + 1, dtype=jnp.int32)
     down, across = (
         jnp.arange(size, dtype=jnp.int32) - first
         for size, first in zip(shape[:2], corner, strict=True)
@@ -252,9 +264,11 @@ def _square_offsets(
     return down[:, None, None], across[None, :, None]
 
 
-def _square_mask(down: Offsets, across: Offsets, side: Int[Array, ""]) -> Mask:
-    """Return 1 inside the square and 0 outside."""
-    return ((down >= 0) & (down < side) & (across >= 0) & (across < side)).astype(jnp.float32)
+def _square_mask(down: Offsets, across: Offsets, sides: Int[Array, "..."]) -> Mask:
+    """Return 1 inside the square, of one side or of two, and 0 outside."""
+    height, width = jnp.broadcast_to(sides, 2)
+    inside = (down >= 0) & (down < height) & (across >= 0) & (across < width)
+    return inside.astype(jnp.float32)
 
 
 def _bump(

@@ -213,7 +213,8 @@ def _context() -> Hashable:
     )
 
 
-def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
+def check_logits_fn(logits_fn: Any, key: PRNGKey, images: Any) -> None:
+    """Raise a ValueError if this is no function that may be called with a key and images."""
     if isinstance(logits_fn, BlackBox):
         raise ValueError(
             "logits_fn is a BlackBox, which has no gradients: use an attack that needs its outputs "
@@ -222,6 +223,10 @@ def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
     if not callable(logits_fn):
         raise ValueError(f"logits_fn is {logits_fn!r}: pass a function (key, images) -> logits")
     _check_signature(logits_fn, key, images)
+
+
+def _trace(logits_fn: Any, key: PRNGKey, images: Any) -> ClosedJaxpr:
+    check_logits_fn(logits_fn, key, images)
     # A new function object, so that JAX does not reuse an earlier trace.
     try:
         operations, output = jax.make_jaxpr(lambda k, x: logits_fn(k, x), return_shape=True)(

@@ -24,7 +24,7 @@ from jaxadv.core.losses import cross_entropy
 from jaxadv.core.types import Images, Labels, Logits, LogitsFn, PerExample, PRNGKey
 
 _NORMS = ("linf", "l2")
-_LARGEST_LOSS = 9.0  # in nats; images with more are misclassified, and pull no longer
+_LARGEST_LOSS = 9.0  # in nats; images with more are misclassified, and have no gradient
 Perturbation = Float[Array, "height width channels"]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxadv.attacks import ATTACKS, AttackSpec
-from jaxadv.attacks.checks import RADIUS
+from jaxadv.attacks.checks import NUMBERS, RADIUS
 from jaxadv.attacks.threat import GREY_IMAGE_EPS
 from jaxadv.core.results import attack_key
 from jaxadv.core.types import UserError
@@ -163,6 +163,9 @@ def check_attack(
     Raises:
       UserError: names the invalid argument, after `key`.
     """
+    for name, value in arguments.items():
+        if isinstance(value, tuple | list) and name in NUMBERS:
+            raise UserError(f"{key}.{name} is {value!r}: it must be a number")
     try:
         ATTACKS[attack].check(dict(arguments), num_classes)
     except ValueError as error:

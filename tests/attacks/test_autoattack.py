@@ -142,7 +142,9 @@ def test_flags_report_models_that_autoattack_cannot_evaluate():
         square = "square" if "square" in accuracies else None
         averages_noise = version == "rand"
         return set(
-            raise_flags(probed, num_classes, averages_noise, accuracies, finite > 0, finite, square)
+            raise_flags(
+                probed, num_classes, averages_noise, accuracies, finite > 0, finite, square, False
+            )
         )
 
     assert flags(LOGITS_FN) == set()

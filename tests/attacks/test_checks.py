@@ -68,7 +68,7 @@ BAD_ATTACKS = {
     "eps of another batch": (
         {"eps": jnp.array([0.5, 0.25, 0.1])},
         "eps has shape (3,): it must be a number, or have shape (2,), one for each image, or "
-        "broadcast to the images",
+        "have 4 axes and broadcast to (2, 4, 4, 3)",
     ),
     "one negative eps": ({"eps": jnp.array([0.5, -0.25])}, "eps contains -0.25: each value must"),
     "eps per value in L2": (

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from linear_model import DUAL_ORDERS, SIZE, WEIGHTS, examples, flat, length, lin
 from jaxadv.attacks import (
     ATTACKS,
     BlackBox,
+    HostModel,
     apgd,
     autoattack,
     fgsm,
@@ -22,6 +24,7 @@ from jaxadv.attacks import (
     pgd,
     sparse_rs,
     square,
+    universal_perturbation,
 )
 from jaxadv.attacks.for_inputs import image_places
 
@@ -177,6 +180,99 @@ def test_a_search_resumes_and_starts_in_the_units_of_the_inputs():
     assert found.success.any()
 
 
+def test_resumed_images_are_projected_where_bounds_round_them():
+    attack = for_inputs(square, bounds=(1000.0, 1001.0))
+    inputs = 1000 + VECTORS
+
+    def shifted(key, vectors):
+        return logits_fn(key, vectors - 1000)
+
+    part = attack(KEY, shifted, inputs, LABELS, eps=0.001, num_queries=3)
+    more = attack(KEY, shifted, inputs, LABELS, eps=0.001, num_queries=9, resume=part)
+    assert (more.queries >= part.queries).all()
+    masked = for_inputs(square, mask=MASK)
+    part = masked(KEY, logits_fn, VECTORS, LABELS, eps=0.01, num_queries=3)
+    more = masked(KEY, logits_fn, VECTORS, LABELS, eps=0.01, num_queries=9, resume=part)
+    whole = masked(KEY, logits_fn, VECTORS, LABELS, eps=0.01, num_queries=9)
+    np.testing.assert_array_equal(more.images, whole.images)
+
+
+def test_the_model_sees_the_inputs_exactly_where_nothing_changed():
+    """A tree whose threshold is an integer would see 3.9999998 in place of 4."""
+    rows = jnp.asarray(np.random.default_rng(0).integers(0, 256, (N, SIZE)), jnp.float32)
+    seen = []
+
+    def record(key, vectors):
+        jax.debug.callback(lambda vectors: seen.append(np.asarray(vectors)), vectors)
+        return logits_fn(key, vectors / 255)
+
+    attack = for_inputs(FUNCTIONS["hop_skip_jump"], bounds=(0.0, 255.0))
+    attack(KEY, record, rows, LABELS, num_queries=1, initial_samples=2)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(seen[0], rows)
+    gradient = jax.grad(lambda rows: for_inputs(fgsm)(
+        KEY, logits_fn, rows, LABELS, eps=0.1
+    ).sum())(VECTORS)  # fmt: skip
+    assert not gradient.any()
+    adversarial = for_inputs(fgsm, bounds=(0.0, 255.0))(KEY, record, rows, LABELS, eps=0.01)
+    assert ((adversarial != rows).sum(axis=1) > SIZE - 10).all()
+
+
+@pytest.mark.parametrize("bounds", [(-0.1, 0.2), (-0.3, 1.0)])
+def test_half_precision_and_results_at_the_bounds(bounds):
+    low, high = np.float32(bounds[0]), np.float32(bounds[1])
+    inputs = jnp.asarray(low + (high - low) * np.round(np.asarray(VECTORS)), jnp.bfloat16)
+    adversarial = for_inputs(fgsm, bounds=bounds)(KEY, logits_fn, inputs, LABELS, eps=0.1)
+    assert adversarial.dtype == jnp.float32
+    is_inside = (adversarial >= low) & (adversarial <= high)
+    assert (is_inside | (adversarial == inputs)).all()
+    assert (adversarial != inputs).any(axis=1).all()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "apgd", "square", "nes", "fmn"])
+def test_double_precision(name):
+    with jax.enable_x64(True):
+        inputs = jnp.asarray(np.asarray(VECTORS, np.float64) * 5)
+
+        def double(key, vectors):
+            return vectors @ jnp.asarray(WEIGHTS, vectors.dtype) / 5
+
+        attack = for_inputs(FUNCTIONS[name], bounds=(0.0, 5.0), mask=MASK)
+        labels = jnp.asarray(np.asarray(LABELS))
+        found = images_of(attack(KEY, double, inputs, labels, **CALLS[name]))
+        assert found.dtype == jnp.float64
+        np.testing.assert_array_equal(found[:, ~MASK], inputs[:, ~MASK])
+        assert (found != inputs).any()
+
+
+def test_radii_under_a_mask_are_those_of_its_values():
+    eps = jnp.linspace(0.01, 0.1, SIZE)[None]
+    steps = jnp.array([0.0, 1.0, 1.0, 1.0])
+    adversarial = for_inputs(pgd, mask=MASK)(
+        KEY, logits_fn, VECTORS, LABELS, eps=eps, step_size=steps, num_steps=1, random_start=False
+    )
+    moved = np.abs(np.asarray(adversarial - VECTORS))
+    expected = np.where(MASK, eps, 0) * np.array([0, 1, 1, 1])[:, None]
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_a_model_outside_of_jax_is_attacked(mask):
+    weights = WEIGHTS.astype(np.float32)
+
+    def forward(vectors):
+        return np.asarray(vectors) @ weights
+
+    def forward_for_gradient(vectors):
+        return forward(vectors), lambda cotangent: np.asarray(cotangent) @ weights.T
+
+    host = HostModel(5, forward, forward_for_gradient)
+    attack = for_inputs(apgd, bounds=(0.0, 2.0), mask=mask)
+    found = attack(KEY, host, VECTORS, LABELS, eps=0.01, num_steps=4)
+    expected = attack(KEY, logits_fn, VECTORS, LABELS, eps=0.01, num_steps=4)
+    np.testing.assert_allclose(found.images, expected.images, atol=1e-5)
+
+
 def test_a_black_box_gets_the_inputs():
     seen = []
 
@@ -206,6 +302,11 @@ def test_autoattack_attacks_vectors(monkeypatch):
     assert found.images.shape == VECTORS.shape
     np.testing.assert_array_equal(found.broken_by, expected.broken_by)
     np.testing.assert_allclose(found.images, 2 * flat(expected.images), atol=1e-5)
+    arguments = {"eps": 0.05, "norm": "l2", "batch_size": 16}
+    narrow = for_inputs(autoattack)(KEY, logits_fn, VECTORS, LABELS, **arguments)
+    images = autoattack(KEY, logits_fn, IMAGES, LABELS, **arguments)
+    assert "narrow_squares" in narrow.flags
+    assert "narrow_squares" not in found.flags | images.flags
 
 
 def test_the_attack_keeps_its_signature_and_works_inside_of_jit():
@@ -227,7 +328,8 @@ def test_the_attack_keeps_its_signature_and_works_inside_of_jit():
 @pytest.mark.parametrize(
     ("options", "inputs", "message"),
     [
-        ({"bounds": (1.0, 0.0)}, VECTORS, "each lower bound must be below its upper bound"),
+        ({"bounds": (1.0, 0.0)}, VECTORS, "bounds are (1, 0): they must be finite, and each"),
+        ({"bounds": (0.0, np.inf)}, VECTORS, "bounds are (0, inf): they must be finite"),
         ({"bounds": (0.0, np.ones(3))}, VECTORS, "bounds has shape (3,), which does not broadcast"),
         ({"mask": np.ones(SIZE)}, VECTORS, "mask must be an array of True and False"),
         ({"mask": np.ones((4, 4), bool)}, IMAGES, "mask has shape (4, 4), which does"),
@@ -235,17 +337,26 @@ def test_the_attack_keeps_its_signature_and_works_inside_of_jit():
         ({}, 2 * VECTORS, "they must lie in bounds=(0, 1)"),
         ({"bounds": (-1, 2)}, jnp.full((N, SIZE), jnp.nan), "inputs lie in [nan, nan]"),
         ({}, VECTORS[:, 0], "inputs are float32 of shape (4,): they must be floats of shape"),
+        ({"eps": jnp.ones(3)}, VECTORS, "eps has shape (3,): it must be a number"),
+        ({"eps": jnp.ones((1, 5))}, VECTORS, "or have 2 axes and broadcast to (4, 48)"),
+        ({"eps": jnp.ones((1, 48)), "norm": "l2"}, VECTORS, "eps has shape (1, 48): it must be a"),
+        ({"logits_fn": None}, VECTORS, "logits_fn is None: pass a function"),
+        ({"logits_fn": lambda x: x}, VECTORS, "must take (key, images)"),
         ({}, jnp.ones((N, 2), jnp.int32), "inputs are int32"),
     ],
 )  # fmt: skip
 def test_invalid_domains_are_errors(options, inputs, message):
+    domain = {name: options.pop(name) for name in ("bounds", "mask") if name in options}
+    arguments = {"logits_fn": logits_fn, "labels": LABELS, "eps": 0.1, **options}
     with pytest.raises(ValueError, match=re.escape(message)):
-        for_inputs(fgsm, **options)(KEY, logits_fn, inputs, LABELS, eps=0.1)
+        for_inputs(fgsm, **domain)(KEY, images=inputs, **arguments)
 
 
-def test_autoattack_takes_no_mask():
+def test_autoattack_takes_no_mask_and_universal_perturbations_are_none_for_inputs():
     with pytest.raises(ValueError, match="autoattack takes no mask"):
-        for_inputs(autoattack, mask=MASK)
+        for_inputs(partial(autoattack, batch_size=16), mask=MASK)
+    with pytest.raises(ValueError, match="this has one for all"):
+        for_inputs(universal_perturbation)
 
 
 def test_every_attack_is_in_the_tests_above():

@@ -8,7 +8,9 @@ from calls import CALLS, NORMS, ids_of, images_of, run
 from linear_model import LOGITS_FN, SIZE, WEIGHTS, examples, flat, length
 
 from jaxadv.attacks import apgd, fgsm, mi_fgsm, pgd, random_search, square
+from jaxadv.attacks.apgd_run import initial_state, take_step
 from jaxadv.attacks.autoattack import check_autoattack
+from jaxadv.attacks.threat import THREATS
 
 pytestmark = pytest.mark.slow  # compiles much
 
@@ -101,8 +103,65 @@ def test_a_search_resumes_with_a_radius_for_each_value():
     part = square(KEY, LOGITS_FN, IMAGES, LABELS, eps=PER_VALUE, num_queries=7)
     resumed = square(KEY, LOGITS_FN, IMAGES, LABELS, eps=PER_VALUE, num_queries=20, resume=part)
     np.testing.assert_array_equal(whole.images, resumed.images)
-    with pytest.raises(ValueError, match=r"resume has images farther than eps=0\.01"):
+    with pytest.raises(ValueError, match=r"resume has images farther than eps, at most 0\.01"):
         square(KEY, LOGITS_FN, IMAGES, LABELS, eps=PER_VALUE / 10, num_queries=9, resume=part)
+
+
+def test_a_search_does_not_resume_in_another_ball_with_the_same_largest_radius():
+    whole_image = jnp.full((1, 4, 4, 3), 0.1)
+    part = square(KEY, LOGITS_FN, IMAGES, LABELS, eps=whole_image, num_queries=3)
+    fixed = whole_image.at[:, 0].set(0)
+    with pytest.raises(ValueError, match="resume has images farther"):
+        square(KEY, LOGITS_FN, IMAGES, LABELS, eps=fixed, num_queries=9, resume=part)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("nes", 0.2), ("square", 0.6), ("random_search", 0.3), ("n_fgsm", 0.3)]
+)
+def test_values_move_in_proportion_to_their_radii(name, least):
+    """Also beside values of radius 0, which never move, not even in a query."""
+    seen = []
+
+    def record(key, images):
+        jax.debug.callback(lambda images: seen.append(np.asarray(images)), images)
+        return LOGITS_FN(key, images) - 9 * jax.nn.one_hot(1 - LABELS % 2, 5)
+
+    images = 0.4 + 0.2 * IMAGES
+    changes = {"num_queries": 60} if name != "n_fgsm" else {"step_size": PER_VALUE / 2}
+    adversarial = images_of(run(name, record, images, LABELS, eps=PER_VALUE, **changes))
+    jax.effects_barrier()
+    share = np.abs(np.asarray(adversarial - images)) / np.maximum(PER_VALUE, 1e-9)
+    for radius in (0.02, 0.1):
+        assert share[np.isclose(PER_VALUE, radius)].mean() > least
+    fixed = np.asarray(PER_VALUE) == 0
+    for queried in seen:
+        np.testing.assert_array_equal(queried[fixed], np.asarray(images)[fixed])
+
+
+def test_the_look_ahead_of_nesterov_leaves_values_of_radius_0():
+    seen = []
+
+    def record(key, images):
+        jax.debug.callback(lambda images: seen.append(np.asarray(images)), images)
+        return LOGITS_FN(key, images)
+
+    mi_fgsm(KEY, record, IMAGES, LABELS, eps=PER_VALUE, step_size=0.05, num_steps=4, nesterov=True)
+    jax.effects_barrier()
+    fixed = np.asarray(PER_VALUE) == 0
+    assert len(seen) == 4
+    for point in seen:
+        np.testing.assert_array_equal(point[fixed], np.asarray(IMAGES)[fixed])
+
+
+def test_the_steps_of_apgd_are_in_proportion_to_the_radii():
+    """After a halving, a value with a small radius moves by a share of it, not across its ball."""
+    state = initial_state(IMAGES, jnp.zeros(N), jnp.ones_like(IMAGES), PER_VALUE)
+    state = state._replace(step_size=state.step_size / 8)  # a quarter of the largest radius
+    moved = take_step(THREATS["linf"], IMAGES, PER_VALUE, state, jnp.int32(1))
+    inside = np.asarray(IMAGES) < 0.85
+    share = np.asarray((moved - IMAGES) / jnp.where(PER_VALUE > 0, PER_VALUE, 1))
+    expected = np.where(np.asarray(PER_VALUE) > 0, 0.25, 0)
+    np.testing.assert_allclose(share[inside], expected[inside], atol=1e-4)
 
 
 def test_autoattack_takes_one_radius():

@@ -71,6 +71,14 @@ def test_an_linf_change_is_one_square_of_equal_sign(share, side):
     assert len(corners) > 2
 
 
+@pytest.mark.parametrize(("share", "rows"), [(0.8, 32), (0.3, 12), (0.01, 1)])
+def test_in_a_column_a_square_is_an_interval_of_its_area(share, rows):
+    delta = jnp.zeros((40, 1, 2))
+    changed = np.asarray(_linf_change(KEY, RADIUS, delta, share=jnp.float32(share)))
+    places = np.flatnonzero(changed.any(axis=(1, 2)))
+    np.testing.assert_array_equal(places, places[0] + np.arange(rows))
+
+
 @pytest.mark.parametrize(
     ("square", "halvings"),
     [(1, 0), (10, 0), (11, 1), (50, 1), (51, 2), (500, 3), (501, 4), (8000, 8), (8001, 9)],
