@@ -115,7 +115,7 @@ def apgd(
       num_steps: steps per run, after its start; in L1 two more gradients are at the starts of
         phases.
       norm: "linf", "l2" or "l1".
-      loss: "cross_entropy", "dlr", "margin" or "probability".
+      loss: "cross_entropy", "dlr", "margin", "probability" or "probability_margin".
       num_targets: 0 ascends the loss of the labels. Otherwise there is a run for each of this many
         other classes, in the order of the logits of the clean image. It ascends the targeted form
         of the loss (APGD-T). Any misclassification is a success.

@@ -106,7 +106,7 @@ def mi_fgsm(
       kernel_size: side of the kernel in pixels, odd; 1 is no smoothing. Its border is three
         standard deviations from its centre.
       norm: "linf", "l2" or "l1".
-      loss: "cross_entropy", "margin", "probability" or "dlr".
+      loss: "cross_entropy", "margin", "probability", "probability_margin" or "dlr".
       num_noise_samples: samples of the model's noise that each gradient averages over.
       noise_chunk_size: noise samples evaluated at once; memory grows with it.
       noise_average: "loss" or "softmax", as for `jaxadv.attacks.pgd`.

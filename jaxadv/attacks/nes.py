@@ -128,7 +128,7 @@ def nes(
       sigma: standard deviation of the queries around the image, per pixel.
       norm: "linf", "l2" or "l1".
       loss: loss to ascend: "probability", which is -p(label) as in the study, or "cross_entropy",
-        "margin" or "dlr" as for `pgd`.
+        "margin", "probability_margin" or "dlr" as for `pgd`.
       directions: "normal", or "rademacher" for SPSA (Spall, 1992; Uesato et al., 2018).
       momentum: decay of the moving average of the gradients, in [0, 1); 0.9 in Ilyas et al.
       plateau_length: number of last gradients to compare; the step size is halved when the mean

@@ -153,10 +153,10 @@ def pgd(
       step_size: length of a step in the same norm and units, or an array of one of these shapes.
       num_steps: gradient steps; 0 returns the clean images.
       norm: "linf", "l2", "l1" or "l0".
-      loss: loss of the labels to ascend: "cross_entropy", "margin", "probability" or "dlr". "kl" is
-        the Kullback-Leibler divergence from the prediction for the clean image, which ignores the
-        labels (TRADES, Zhang et al., 2019). It needs a random start, because its gradient is 0 at
-        the clean image.
+      loss: loss of the labels to ascend: "cross_entropy", "margin", "probability",
+        "probability_margin" (PMA, Xie et al., 2025) or "dlr". "kl" is the Kullback-Leibler
+        divergence from the prediction for the clean image, which ignores the labels (TRADES, Zhang
+        et al., 2019). It needs a random start, because its gradient is 0 at the clean image.
       random_start: start uniformly in the ball instead of at the clean image.
       num_restarts: independent random starts per example.
       num_noise_samples: samples of the model's noise that each gradient averages over (EOT,
@@ -251,7 +251,7 @@ def n_fgsm(
         array of shape (batch,), or one of four axes that broadcasts to the images.
       step_size: length of the step in the same units, or an array of one of these shapes; traced.
         The paper uses eps.
-      loss: "cross_entropy", "margin", "probability" or "dlr"; static.
+      loss: "cross_entropy", "margin", "probability", "probability_margin" or "dlr"; static.
       example_ids: distinct integers, shape (batch,), by default the positions in the batch; the
         noise of an example depends on the key and its id alone.
 

@@ -37,6 +37,11 @@ def probability(logits: Logits, labels: Labels) -> PerExample:
     return -jnp.exp(-cross_entropy(logits, labels))
 
 
+def probability_margin(logits: Logits, labels: Labels) -> PerExample:
+    """Return the largest other probability minus that of the label (PMA; Xie et al., 2025)."""
+    return margin(jax.nn.softmax(at_least_float32(logits)), labels)
+
+
 def dlr(logits: Logits, labels: Labels) -> PerExample:
     """Return the difference of logits ratio (DLR; Croce & Hein, 2020, eq. 6).
 
@@ -66,6 +71,7 @@ LOSSES = {
     "cross_entropy": cross_entropy,
     "margin": margin,
     "probability": probability,
+    "probability_margin": probability_margin,
     "dlr": dlr,
 }
 

@@ -12,6 +12,7 @@ from jaxadv.core.losses import (
     make_targeted_objective,
     margin,
     probability,
+    probability_margin,
     soft_cross_entropy,
 )
 
@@ -52,6 +53,13 @@ def test_margin_of_huge_logits_is_finite_and_has_a_gradient(scale):
 def test_probability_is_the_negative_probability_of_the_label():
     logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]])) + 5
     np.testing.assert_allclose(probability(logits, jnp.array([0, 2])), [-0.7, -0.1], rtol=1e-5)
+
+
+def test_probability_margin_is_the_margin_of_the_probabilities():
+    logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]])) + 5
+    found = probability_margin(logits, jnp.array([0, 2]))
+    np.testing.assert_allclose(found, [-0.5, 0.6], rtol=1e-5)
+    assert probability_margin(jnp.array([[jnp.nan, 0.0]]), jnp.array([0])) == jnp.inf
 
 
 def test_dlr_is_the_margin_divided_by_first_minus_third_logit():
