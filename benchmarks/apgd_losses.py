@@ -93,12 +93,13 @@ def attack(
 def describe(
     name: str, num_steps: int, fooled: np.ndarray, reference: np.ndarray
 ) -> dict[str, Any]:
-    """Return a row of the table; accuracies in %."""
+    """Return a row of the table."""
     accuracy = binomial_accuracy((~fooled).sum(), len(fooled))
     return {
         "loss": name,
         "gradients": num_steps,
-        "robust": accuracy,
+        "accuracy": accuracy.accuracy,
+        "ci95": accuracy.ci95,
         "fools_more_than_cross_entropy": int((fooled & ~reference).sum()),
         "fools_less_than_cross_entropy": int((reference & ~fooled).sum()),
     }
