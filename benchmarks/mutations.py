@@ -102,6 +102,9 @@ FILES: dict[str, tuple[str, ...]] = {
     "hop_skip_jump": ("jaxadv/attacks/hop_skip_jump.py",),
     "rays": ("jaxadv/attacks/rays.py",),
     "sparse_rs": ("jaxadv/attacks/sparse_rs.py",),
+    "for_inputs": ("jaxadv/attacks/for_inputs.py",),
+    "fmn": ("jaxadv/attacks/fmn.py",),
+    "universal": ("jaxadv/attacks/universal.py",),
 }
 
 # Names of test files in older trees.
@@ -297,7 +300,15 @@ MUTATIONS = [
             "_RISES = 0.75",
             "_RISES = 0.5",
         ),
-        ("initial step size of APGD", "+ 2 * eps", "+ eps", "2 * eps", "eps"),
+        (
+            "initial step size of APGD",
+            "+ 2 * largest_radius(eps)",
+            "+ largest_radius(eps)",
+            "+ 2 * eps",
+            "+ eps",
+            "2 * eps",
+            "eps",
+        ),
         ("first window of APGD", "(0.22, 0.06, 0.03)", "(0.25, 0.06, 0.03)"),
         ("shortest window of APGD", "(0.22, 0.06, 0.03)", "(0.22, 0.03, 0.03)"),
         (
@@ -379,6 +390,130 @@ MUTATIONS = [
             "is_better = ~is_found",
         ),
         ("coarse binary search", "_TOLERANCE = 1e-3", "_TOLERANCE = 1e-1"),
+    ),
+    *_of(
+        "for_inputs",
+        "attacks/test_for_inputs",
+        (
+            "bounds do not scale",
+            "return low + (high - low) * images",
+            "return low + images",
+        ),
+        (
+            "values outside of the mask change",
+            "may_change = np.ones(places.shape, bool) if mask is None else mask",
+            "may_change = np.ones(places.shape, bool) if mask is None else mask | True",
+        ),
+        (
+            "pixels under a mask lose their channels",
+            "return places[pixels].reshape(-1, 1, channels)",
+            "return places[pixels].reshape(-1, 1, 1)",
+        ),
+        (
+            "a rectangle with a gap counts as one",
+            "return bool(numbers[-1] - numbers[0] + 1 == len(numbers))",
+            "return True",
+        ),
+        (
+            "the model sees the scaled inputs where nothing changed",
+            "jnp.where(is_same, original - values, 0)",
+            "jnp.zeros_like(values)",
+        ),
+        (
+            "the result has a gradient",
+            "filled = lax.stop_gradient(self._fill(jnp.where(is_same, original, scaled)))",
+            "filled = self._fill(jnp.where(is_same, original, scaled))",
+        ),
+        (
+            "a resumed image may be outside of the ball",
+            "perturb(THREATS[norm], clean, images - clean, radius)",
+            "images",
+        ),
+    ),
+    *_of(
+        "threat",
+        "attacks/test_radii",
+        (
+            "all images have the first radius",
+            "return radius[:, None, None, None] if radius.ndim == 1 else radius",
+            "return radius[:1, None, None, None] if radius.ndim == 1 else radius",
+        ),
+        (
+            "the largest radius is the least",
+            "return radius.max(axis=(1, 2, 3)) if radius.ndim == 4 else radius",
+            "return radius.min(axis=(1, 2, 3)) if radius.ndim == 4 else radius",
+        ),
+    ),
+    *_of(
+        "apgd_state",
+        "attacks/test_radii",
+        (
+            "steps of APGD ignore the radius of a value",
+            "direction = direction * (eps / largest)",
+            "direction = direction * (eps > 0)",
+        ),
+    ),
+    *_of(
+        "search",
+        "attacks/test_radii",
+        (
+            "a search resumes in another ball with the same largest radius",
+            "jnp.abs(delta) if eps.ndim == 4 else THREATS[norm].length(delta)",
+            "THREATS[norm].length(delta)",
+        ),
+    ),
+    *_of(
+        "nes",
+        "attacks/test_radii",
+        ("queries change fixed values", "if problem.eps.ndim == 4:", "if problem.eps.ndim == 5:"),
+    ),
+    *_of(
+        "square",
+        "attacks/test_square",
+        (
+            "a square in a column is one value",
+            "length = jnp.where(side > other, jnp.round(area / other).astype(jnp.int32), side)",
+            "length = jnp.minimum(side, other)",
+        ),
+    ),
+    *_of(
+        "universal",
+        "attacks/test_universal",
+        ("lost images pull", "_LARGEST_LOSS = 9.0", "_LARGEST_LOSS = 900.0"),
+        (
+            "no projection",
+            "return threat.project(jnp.zeros_like(delta), delta, eps)",
+            "return delta",
+        ),
+        ("batches overlap", "i % batches_per_pass * size", "i % batches_per_pass"),
+        (
+            "the order repeats in every pass",
+            "jax.random.fold_in(order_key, number), len(images))",
+            "order_key, len(images))",
+        ),
+    ),
+    *_of(
+        "fmn",
+        "attacks/test_l0",
+        (
+            "the radius in L0 never shrinks",
+            "jnp.minimum(iterate.radius - 1, jnp.floor(smaller))",
+            "iterate.radius",
+        ),
+        (
+            "the radius in L0 grows by a share only",
+            "jnp.maximum(iterate.radius + 1, jnp.floor(larger))",
+            "jnp.floor(larger)",
+        ),
+    ),
+    *_of(
+        "losses",
+        "core/test_losses",
+        (
+            "the probability margin is that of the logits",
+            "return margin(jax.nn.softmax(at_least_float32(logits)), labels)",
+            "return margin(logits, labels)",
+        ),
     ),
     *_of(
         "sparse_rs",
@@ -542,6 +677,8 @@ MUTATIONS = [
         ),
         (
             "pixels outside [0, 1]",
+            "jnp.clip(images + threat.project(images, delta, as_column(eps)), 0.0, 1.0)",
+            "images + threat.project(images, delta, as_column(eps))",
             "jnp.clip(images + threat.project(images, delta, eps), 0.0, 1.0)",
             "images + threat.project(images, delta, eps)",
             "jnp.clip(images + threat.project(delta, eps), 0.0, 1.0)",
@@ -578,6 +715,8 @@ MUTATIONS = [
         "attacks/test_fab_known_answers attacks/test_apgd",
         (
             "starts are inside the sphere, not on it",
+            "images + as_column(radius) * delta / length",
+            "images + as_column(radius) * delta",
             "images + radius * delta / length",
             "images + radius * delta",
             "images + radius * delta / threat.length(delta)",
@@ -737,6 +876,8 @@ MUTATIONS = [
         "attacks/test_pgd",
         (
             "PGD descends",
+            "+ as_column(step_size) * threat.steepest(current.images, estimate.gradient)",
+            "- as_column(step_size) * threat.steepest(current.images, estimate.gradient)",
             "+ step_size * threat.steepest(current.images, estimate.gradient)",
             "- step_size * threat.steepest(current.images, estimate.gradient)",
             "current.images + step_size * threat.steepest(estimate.gradient) - images",
