@@ -54,14 +54,15 @@ FINDINGS = (
         ((claims.CURRICULUM, SUPPORTED), (claims.CURRICULUM_CLEAN, SUPPORTED)),
     ),
     Finding(
-        "At equal cost, a ramp to eps 0.1 makes net more robust than a fixed eps of 0.03: "
-        "{0[change]} under {0[attack]}. A ramp to 0.03 has no significant gain: {1[change]}. The "
-        "larger eps may be what helps.",
+        "At equal cost, a ramp to eps 0.1 makes the model net more robust than a fixed eps of "
+        "0.03: {0[change]} under {0[attack]}. A ramp to 0.03 has no significant gain: {1[change]}. "
+        "So the larger eps may help, and not the ramp.",
         ((claims.LONG_RAMP, SUPPORTED), (claims.SHORT_RAMP, INCONCLUSIVE)),
     ),
     Finding(
-        "RSE's gain of {0[size]} under attack with one noise sample per step does not show when "
-        "the attack averages its gradients (EOT): {1[change]}.",
+        "In our trainings RSE gains {0[size]} if the attack takes one noise sample per step, as in "
+        "the study. If it averages its gradients over noise samples (EOT), no gain is left: "
+        "{1[change]}.",
         ((claims.RSE_ONE_SAMPLE, SUPPORTED), (claims.RSE, INCONCLUSIVE)),
     ),
     Finding(
@@ -69,14 +70,14 @@ FINDINGS = (
         ((claims.PNI, INCONCLUSIVE),),
     ),
     Finding(
-        "At learning rate 0.001, which was not tuned for either, AdamW trains a more robust net "
-        "than SGD: {0[change]} under {0[attack]}.",
+        "At learning rate 0.001, which was not tuned for either, AdamW trains the model net to a "
+        "higher robust accuracy than SGD: {0[change]} under {0[attack]}.",
         ((claims.ADAMW, SUPPORTED),),
     ),
     Finding(
         "GELU has no significant effect on clean accuracy after natural training: {0[change]} on "
-        "BigNet and {1[change]} on BiggerNet. The slides say 5 to 7 points, from one seed; the "
-        "intervals are wide, because trainings differ by several points.",
+        "BigNet and {1[change]} on BiggerNet. The slides say 5 to 7 points, from one "
+        "training. The intervals are wide, because trainings differ by several points.",
         ((claims.GELU_BIGNET, INCONCLUSIVE), (claims.GELU_BIGGERNET, INCONCLUSIVE)),
     ),
     Finding(
@@ -85,14 +86,15 @@ FINDINGS = (
         ((claims.FLIP, INCONCLUSIVE),),
     ),
     Finding(
-        "Synthetic images {gan} do harm: replacing half of each batch costs net {0[size]} under "
-        "{0[attack]}.",
+        "Synthetic images {gan} do harm: replacing half of each batch costs the model net "
+        "{0[size]} under {0[attack]}.",
         ((claims.HALF_SYNTHETIC, CONTRADICTED),),
     ),
     Finding(
         "configs/curriculum.py, this project's training, gains {1[size]} of clean accuracy over "
         "the study's curriculum, at 1.5 times the gradients. Robust accuracy is not significantly "
-        "different under {0[attack]}: {0[change]}. At eps 0.05 it is lower: {2[change]}.",
+        "different under {0[attack]}: {0[change]}. It is lower under {2[attack]}: "
+        "{2[change]}.",
         (
             (claims.BEST_TRAINING, INCONCLUSIVE),
             (claims.BEST_CLEAN, SUPPORTED),

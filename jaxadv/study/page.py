@@ -140,7 +140,7 @@ def _slides_finding(comparisons: Sequence[Comparison]) -> list[str]:
         f"Of {num_compared} values of the slides that we measured too, "
         f"{sum(one.num_different for one in comparisons)} are significantly different from ours "
         f"under the study's own protocol: {', '.join(different) or 'none'}."
-        + (f" Not run: {'; '.join(missing)}." if missing else "")
+        + (f" Not run under that protocol: {'; '.join(missing)}." if missing else "")
     ]
 
 

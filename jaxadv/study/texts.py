@@ -11,13 +11,19 @@ TEXTS = {
             "steps from 10 to 40, linearly over the epochs"
         ),
         "TRADES, N-FGSM": (
-            "adversarial training with the loss of Zhang et al. (2019), and with one step from a "
+            "adversarial training with the loss of Zhang et al. (2019), or with one step from a "
             "random start (de Jorge et al., 2022)"
         ),
         "PNI": "noise on all weights, whose scale alpha is learned (He et al., 2019)",
         "RSE": "noise before each convolution (Liu et al., 2018)",
         "EOT": "attack with gradients averaged over noise samples, here 20",
-        "score": "the study's aggregated score: the sum of the accuracies at the six radii",
+        "score": (
+            "the study's aggregated score: the sum of the accuracies at the radii 0.01, 0.02, "
+            "0.03, 0.04, 0.05 and 0.1"
+        ),
+        "gradients": "of the model, for each train image: what a training costs",
+        "evaluator": "a classifier trained on real images, which labels the samples of the GAN",
+        "run": "one training, or one attack on its result",
         "last": "the last checkpoint of a training instead of the best",
         "JPEG copy": "CIFAR-10 whose images were compressed; all our models use it",
     },
@@ -27,7 +33,7 @@ TEXTS = {
         "more images. AutoAttack is the stronger attack and takes precedence where both decide "
         "differently. Its intervals are wider, because it attacks fewer images. Models with a "
         "random defence are compared under “200 gradients”: PGD-10 with EOT, and PGD-200 for the "
-        "model without the defence.",
+        "model without the defence; or, if the claim says so, with one noise sample.",
         "Verdicts follow from the 95 % interval of the difference. A claim is supported or "
         "contradicted if the interval lies on one side of zero, or of the gain that the claim "
         "names. Otherwise it is inconclusive, and the interval bounds the effect. A claim of no "
@@ -38,8 +44,8 @@ TEXTS = {
         "If one seed did not train, the verdict is “did not train”; the difference shown leaves "
         "that seed out.",
         "The interval of a difference covers the images and the variation between trainings, "
-        "unless it says that it covers the images only. One seed against three is weaker evidence: "
-        "the variation of the one seed is taken from other trainings.",
+        "unless it says that it covers the images only. One seed on a side is weaker evidence: the "
+        "variation of that side is taken from other trainings.",
         "“Holm” is a p value corrected for the number of tests on this page. If it is below 0.05, "
         "a verdict of supported or contradicted holds although so many claims are tested.",
         "Corrected protocol: the checkpoint is chosen on held-out train images and evaluated on "
