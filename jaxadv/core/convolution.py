@@ -103,12 +103,18 @@ def _convolution_of_few_channels(
 
 
 def _few_channels_fwd(images, kernel, strides, pads):
-    return _xla_convolution(images, kernel, strides, pads), (images, kernel)
+    # Attacks need no kernel gradient, which JAX cannot batch along two axes, that of the examples
+    # and that of several cotangents. Residuals are arrays: the structure says which are needed.
+    needs_kernel = jnp.zeros(()) if kernel.perturbed else None
+    outputs = _xla_convolution(images.value, kernel.value, strides, pads)
+    return outputs, (images.value, kernel.value, needs_kernel)
 
 
 def _few_channels_bwd(strides, pads, residuals, gradient):
-    images, kernel = residuals
+    images, kernel, needs_kernel = residuals
     _, images_vjp = jax.vjp(lambda x: _xla_convolution(x, kernel, strides, pads), images)
+    if needs_kernel is None:
+        return *images_vjp(gradient), None
     channels = images.shape[-1]
     missing = (0, _MIN_TPU_CHANNELS - channels)
     # The barrier keeps XLA from removing the zeros.
@@ -120,7 +126,7 @@ def _few_channels_bwd(strides, pads, residuals, gradient):
     return *images_vjp(gradient), kernel_vjp(gradient)[0][:, :, :channels]
 
 
-_convolution_of_few_channels.defvjp(_few_channels_fwd, _few_channels_bwd)
+_convolution_of_few_channels.defvjp(_few_channels_fwd, _few_channels_bwd, symbolic_zeros=True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))

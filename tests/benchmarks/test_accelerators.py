@@ -1,5 +1,6 @@
 """The benchmark of accelerators, with the CPU as the accelerator."""
 
+from functools import partial
 from unittest import mock
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from jax import lax
 
 from benchmarks import accelerators
+from benchmarks.accelerator_programs import attack
 from benchmarks.accelerators import (
     BOUNDS,
     PROGRAMS,
@@ -56,6 +58,19 @@ def test_programs_are_compiled_and_give_zeros_in_the_shapes_of_pmap(fn, is_split
     # Each product reads and writes 2 MiB of rows, and reads 1 MiB of weights.
     traffic = result["traffic_mib"] - result["without_trips"]["traffic_mib"]
     assert 10 * 5 <= traffic <= 10 * 10
+
+
+def test_gradients_of_all_classes_are_traced_for_a_tpu():
+    """Of kernels JAX cannot batch them along the examples and the classes; attacks need none."""
+    tpu = CPU._replace(platform="tpu")
+    program = Program(
+        partial(attack, "net", "deepfool", norm="l2", num_steps=1), trips=((1,),), chips=2
+    )
+    with (
+        mock.patch.dict(accelerators.TARGETS, cpu=tpu),
+        mock.patch.dict(accelerators.PROGRAMS, entry=program),
+    ):
+        assert compile_entry("cpu", "entry")[""]["gflops"] > 0
 
 
 def test_an_entry_with_another_number_of_programs_is_an_error():
