@@ -247,7 +247,8 @@ def _sides(share: Scalar, height: int, width: int) -> Int[Array, "2"]:
     area, side = share * height * width, jnp.maximum(_side(share, height, width), 1)
     longest = jnp.array([height, width], jnp.int32)
     other = longest[::-1]
-    length = jnp.where(side > other, jnp.round(area / other).astype(jnp.int32), side)
+    length = jnp.round(area / other.astype(area.dtype)).astype(jnp.int32)
+    length = jnp.where(side > other, length, side)
     return jnp.clip(length, 1, longest)
 
 

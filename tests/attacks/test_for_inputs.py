@@ -160,7 +160,7 @@ def test_square_changes_squares_of_a_masked_rectangle(norm):
     ],
 )
 def test_values_are_arranged_as_images(shape, mask, places):
-    found = image_places(shape, None if mask is None else np.array(mask))
+    found = image_places(shape, None if mask is None else np.broadcast_to(mask, shape))
     assert found.tolist() == places
 
 

@@ -129,11 +129,11 @@ def test_all_attacks_are_tested():
 @pytest.mark.parametrize("channels", [1, 4])
 def test_l2_changes_use_the_full_norm(channels):
     """Pixels outside the two squares keep their values; the remaining norm is used inside."""
-    shape, eps = (HEIGHT, WIDTH, channels), jnp.float32(1.0)
+    shape, eps = (HEIGHT, WIDTH, channels), jnp.ones((1, 1, 1))
     delta = jax.random.normal(KEY, shape)
     delta *= 0.5 / jnp.linalg.norm(delta)
     for key in jax.random.split(KEY, 5):
-        changed = _bump_change(key, delta, eps=eps, share=jnp.float32(0.1), order=2)
+        changed = _bump_change(key, eps, delta, share=jnp.float32(0.1), order=2)
         assert jnp.linalg.norm(changed) == pytest.approx(1, rel=1e-5)
         same = np.isclose(changed, delta, rtol=1e-4, atol=1e-6).all(axis=2)
         assert HEIGHT * WIDTH - 18 <= same.sum() < HEIGHT * WIDTH  # all but two squares of side 3
@@ -141,7 +141,8 @@ def test_l2_changes_use_the_full_norm(channels):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_the_stripes_of_the_square_attack_are_vertical(channels):
-    start = np.asarray(_linf_start(KEY, eps=jnp.float32(0.1), shape=(HEIGHT, WIDTH, channels)))
+    eps = jnp.full((1, 1, 1), 0.1)
+    start = np.asarray(_linf_start(KEY, eps, shape=(HEIGHT, WIDTH, channels)))
     np.testing.assert_allclose(np.abs(start), 0.1)
     assert (start == start[0]).all()
     assert (start != start[:, :1]).any()
