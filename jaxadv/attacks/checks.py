@@ -165,7 +165,7 @@ def _check(name: str, value: Any, rule: Rule, has_valid_type: bool) -> None:
 
 
 def _check_all(name: str, values: np.ndarray, rule: Rule) -> None:
-    """Raise a ValueError that names the first value of an array that breaks a rule."""
+    """Raise a ValueError if the least or the largest value of an array breaks a rule."""
     if not _has_numbers(values):
         raise ValueError(f"{name} has values of type {values.dtype}: they must be numbers")
     # The rules of arrays are intervals. NaN is the least and the largest value where there is one.
