@@ -255,7 +255,7 @@ def test_page_shows_the_records(jobs, config, plan, tmp_path):
     assert f"**{verdict}** | PGD-40: {sentence}; Holm < 0.001 |" in markdown
     assert "PGD-40 | 80.0, 80.0 | 60.0, 60.0 | < 0.001 | < 0.001 | < 0.001, < 0.001 |" in markdown
     (finding,) = [line for line in markdown.splitlines() if line.startswith("1. ")]
-    assert "AdamW trains a more robust net than SGD" in finding
+    assert "AdamW trains the model net to a higher robust accuracy than SGD" in finding
     assert "+20.0 points (+12.2 to +27.8) under PGD-40" in finding
     stored = json.loads((tmp_path / "results" / "verdicts.json").read_text())["claims"][0]
     assert (stored["text"], stored["verdict"]) == (CLAIM, verdict)
