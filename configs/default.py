@@ -46,9 +46,9 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.data.synthetic.label_smoothing = 0.0  # of synthetic labels
 
     config.model = ConfigDict()
-    # net | bignet | biggernet | wrn_<depth>_<width> | vit_<depth>_<width>, a published architecture
-    # of docs/models.md, or the import path of a module of your own, such as my_models:SmallCNN; see
-    # docs/training.md.
+    # net | bignet | biggernet | wrn_<depth>_<width> | vit_<depth>_<width> | fastnet, a published
+    # architecture of docs/models.md, or the import path of a module of your own, such as
+    # my_models:SmallCNN; see docs/training.md.
     config.model.name = "bignet"
     config.model.activation = placeholder(str)  # relu | gelu | silu; None: default of the model
     config.model.dropout = placeholder(float)  # rate in [0, 1); None: default of the architecture
@@ -91,7 +91,7 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.train.gradient_alignment = 0.0  # weight of the GradAlign regulariser; 0: none
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # adamw | sgd
+    config.optimizer.name = "adamw"  # adamw | muon | sgd
     config.optimizer.learning_rate = 1e-3  # peak of the schedule
     config.optimizer.schedule = "constant"  # constant | cosine | linear
     config.optimizer.warmup_epochs = 0.0  # linear warm-up from 0, before the schedule

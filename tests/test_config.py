@@ -63,7 +63,7 @@ def test_the_argument_of_a_config_is_any_source_of_data(name, source):
         ("model.name", "wrn_13", "wrn_"),
         ("model.activation", "swish", "relu"),
         ("model.dropout", 1.0, "dropout"),
-        ("optimizer.name", "adam", "adamw, sgd"),
+        ("optimizer.name", "adam", "adamw, muon, sgd"),
         ("optimizer.learning_rate", float("nan"), "above 0"),
         ("train.num_epochs", 0, "from 1 to"),
         ("train.batch_size", 63, "not divisible by the 2 devices: use 62"),

@@ -18,6 +18,7 @@ from jaxadv.models.convnets import CONVNETS, ConvNet
 from jaxadv.models.defences import Defence, Dropout, SpectralNorm, check_defence
 from jaxadv.models.dm_preact_resnet import DMPreActResNet
 from jaxadv.models.dm_wide_resnet import DMWideResNet
+from jaxadv.models.fastnet import FastNet
 from jaxadv.models.mnist_cnn import MnistCNN
 from jaxadv.models.ops import Activation
 from jaxadv.models.preact_resnet import PreActResNet
@@ -28,6 +29,7 @@ from jaxadv.models.wrn import StudyWideResNet
 
 _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **{name: (ConvNet, attributes) for name, attributes in CONVNETS.items()},
+    "fastnet": (FastNet, {}),
     "mnist_cnn": (MnistCNN, {}),
     "resnet_18": (ResNet, {"depth": 18}),
     "resnet_34": (ResNet, {"depth": 34}),
@@ -63,13 +65,13 @@ def make_model(
     13
 
     Args:
-      name: `net`, `bignet`, `biggernet`, `wrn_<depth>_<width>` or `vit_<depth>_<width>`; or one of
-        the published architectures of docs/models.md, such as `wideresnet_28_10`. RobustBench's
-        spelling `WideResNet-28-10` is the same.
+      name: `net`, `bignet`, `biggernet`, `wrn_<depth>_<width>` or `vit_<depth>_<width>` of the
+        study; `fastnet`; or one of the published architectures of docs/models.md, such as
+        `wideresnet_28_10`. RobustBench's spelling `WideResNet-28-10` is the same.
       num_classes: number of logits.
       activation: `relu`, `gelu` or `silu` for all layers; None: the default of the architecture.
       dropout: rate in [0, 1); None: the default of the architecture.
-      defence: one of `jaxadv.models.defences`; the published architectures take none.
+      defence: one of `jaxadv.models.defences`, for the models of the study.
       axis_name: name of the pmapped axis over which a training batch is split; None outside pmap.
         Batch norm averages its statistics over it. Randomness of an example follows from its
         position in the whole batch.
@@ -157,7 +159,7 @@ def _check_options(name: str, architecture: type[nn.Module], options: dict[str, 
     for key in options:
         if key == "defence" and key not in attributes:
             raise UserError(
-                f"{name} is a published architecture and takes no defence: leave it out, or use "
+                f"{name} takes no defence: leave it out, or use "
                 f"{', '.join(CONVNETS)}, a wrn or a vit model."
             )
         if key not in attributes:

@@ -54,6 +54,33 @@ def _sgd(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTrans
     )
 
 
+def _muon(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Orthogonalise the momentum of matrices and convolution kernels (Jordan 2024, "Muon").
+
+    The outputs of a kernel are the columns of its matrix. Updates are scaled to the size of those
+    of AdamW (Liu et al. 2025, equation 4). Adam with Nesterov momentum updates other parameters,
+    biases and scales, at the same learning rate; they do not decay.
+    """
+    return optax.contrib.muon(
+        schedule,
+        weight_decay=optimizer.weight_decay,
+        muon_weight_dimension_numbers=_as_matrices,
+        consistent_rms=0.2,
+    )
+
+
+def _as_matrices(params: PyTree) -> PyTree:
+    """Return for each parameter its axes as a matrix; None for one that Muon does not update."""
+
+    def axes(param: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if param.ndim not in (2, 4):
+            return None
+        *inputs, outputs = range(param.ndim)
+        return optax.contrib.MuonDimensionNumbers(tuple(inputs), (outputs,))
+
+    return jax.tree.map(axes, params)
+
+
 def _decay_mask(params: PyTree) -> PyTree:
     """Return for each parameter whether it decays: all except the alpha of PNI.
 
@@ -63,7 +90,7 @@ def _decay_mask(params: PyTree) -> PyTree:
     return tree_map_with_path(lambda path, _: not alpha.search(keystr(path)), params)
 
 
-OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon, "sgd": _sgd}
 
 
 def make_average(train: ConfigDict, steps_per_epoch: int) -> AverageFn | None:

@@ -110,13 +110,48 @@ def test_adamw_decouples_weight_decay_from_the_moments():
         np.testing.assert_allclose(found, weights, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 2, 3, 4)])
+def test_muon_makes_the_momentum_of_a_kernel_orthogonal(shape):
+    """The update U V' of a momentum U S V' has singular values of one size, 0.2 sqrt(side).
+
+    Five Newton-Schulz steps bring them to between 0.7 and 1.2 of it (Jordan 2024).
+    """
+    optimizer = make_optimizer(config(name="muon", weight_decay=0.0), lambda step: PEAK)
+    kernel = jnp.zeros(shape)
+    gradient = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    updates, _ = optimizer.update(jnp.asarray(gradient), optimizer.init(kernel), kernel)
+    matrix = np.asarray(updates).reshape(-1, shape[-1])
+    left, singular_values, right = np.linalg.svd(gradient.reshape(matrix.shape), False)
+    scale = -PEAK * 0.2 * np.sqrt(max(matrix.shape))
+    in_the_basis_of_the_gradient = left.T @ matrix @ right.T / scale
+    diagonal = np.diagonal(in_the_basis_of_the_gradient)
+    assert singular_values[0] > 1.5 * singular_values[-1]
+    assert diagonal.min() > 0.65
+    assert diagonal.max() < 1.25
+    np.testing.assert_allclose(in_the_basis_of_the_gradient, np.diag(diagonal), atol=1e-3)
+
+
+def test_muon_updates_vectors_by_adam_with_nesterov_momentum_and_no_decay():
+    # Dozat (2016), algorithm 2, with a constant momentum.
+    weights, first, second = START, 0.0, 0.0
+    for t, (gradient, found) in enumerate(
+        zip(GRADIENTS, weights_after_each_step("muon"), strict=True), start=1
+    ):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        ahead = 0.9 * first / (1 - 0.9 ** (t + 1)) + 0.1 * gradient / (1 - 0.9**t)
+        weights = weights - PEAK * ahead / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(found, weights, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_alpha_of_pni_does_not_decay(name):
     """Compare with parameters of the same and of a similar name (He, Rakin & Fan 2019)."""
     optimizer = make_optimizer(config(name=name), lambda step: PEAK)
+    matrix = jnp.ones((2, 2))
     params = {
-        "WeightNoise_0": {"alpha": jnp.ones(2), "decayed_alpha": jnp.ones(2)},
-        "layer": {"alpha": jnp.ones(2), "kernel": jnp.ones(2)},
+        "WeightNoise_0": {"alpha": jnp.ones(2), "decayed_alpha": matrix},
+        "layer": {"alpha": matrix, "kernel": matrix},
     }
     gradients = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)

@@ -1,0 +1,46 @@
+"""`fastnet`: a small network with batch norm that becomes robust in few epochs, fast on a CPU."""
+
+from flax import linen as nn
+
+from jaxadv.core.types import Images, Logits
+from jaxadv.models.layers import Conv, batch_norm, check_size
+from jaxadv.models.ops import ACTIVATIONS, Activation
+
+
+class FastNet(nn.Module):
+    """Two pooled 5x5 convolutions, two residual 3x3 convolutions and two dense layers.
+
+    A norm follows each layer but the last. The pools halve the image twice, so that the residual
+    convolutions are cheap.
+
+    Attributes:
+      num_classes: number of logits.
+      channels: features of each pooled convolution; the last number is that of the residual ones.
+      num_residual: number of residual convolutions.
+      width: features of the hidden dense layer.
+      activation: its name, in all layers.
+      axis_name: see `make_model`.
+    """
+
+    num_classes: int
+    channels: tuple[int, int] = (16, 48)
+    num_residual: int = 2
+    width: int = 128
+    activation: Activation = "gelu"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Logits:
+        """Return the logits of images in [0, 1]; `train` (static) is the training mode of Flax."""
+        check_size(self, images, smallest=16)
+        activate = ACTIVATIONS[self.activation]
+        hidden = images - 0.5
+        for features in self.channels:
+            hidden = Conv(features, 5, padding="VALID", pooled=self.activation)(hidden)
+            hidden = batch_norm(train, self.axis_name)(hidden)
+        for _ in range(self.num_residual):
+            change = Conv(self.channels[-1], 3, use_bias=False)(activate(hidden))
+            hidden = hidden + batch_norm(train, self.axis_name)(change)
+        hidden = nn.Dense(self.width, use_bias=False)(hidden.reshape(len(hidden), -1))
+        hidden = activate(batch_norm(train, self.axis_name)(hidden))
+        return nn.Dense(self.num_classes)(hidden)

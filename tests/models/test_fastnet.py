@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxadv.core.types import UserError
+from jaxadv.models import make_model
+from jaxadv.models.defences import PNI
+
+IMAGES = jnp.asarray(np.random.default_rng(1).random((2, 32, 32, 3), np.float32))
+
+
+def _variables(model):
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(np.abs(generator.normal(0.1, 0.1, leaf.shape)), jnp.float32),
+        shapes,
+    )
+
+
+def test_it_has_fewer_parameters_than_bignet():
+    shapes = jax.eval_shape(make_model("fastnet", 10).init, jax.random.key(0), IMAGES)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 217_402 < 263_406
+
+
+@pytest.mark.parametrize(("activation", "reference"), [(None, jax.nn.gelu), ("relu", jax.nn.relu)])
+def test_it_matches_a_reference_implementation(activation, reference):
+    def convolve(inputs, name, padding):
+        return jax.lax.conv_general_dilated(
+            inputs, params[name]["kernel"], (1, 1), padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+
+    def normalise(inputs, index):
+        scale, statistics = params[f"BatchNorm_{index}"], batch_stats[f"BatchNorm_{index}"]
+        centred = inputs - statistics["mean"]
+        return centred / jnp.sqrt(statistics["var"] + 1e-5) * scale["scale"] + scale["bias"]
+
+    def activate(inputs):
+        return reference(inputs, approximate=False) if activation is None else reference(inputs)
+
+    model = make_model("fastnet", 10, activation=activation)
+    variables = _variables(model)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    hidden = IMAGES - 0.5
+    for index in range(2):
+        hidden = convolve(hidden, f"Conv_{index}", "VALID") + params[f"Conv_{index}"]["bias"]
+        pixels = activate(hidden).reshape(2, *_halved(hidden), hidden.shape[-1])
+        hidden = normalise(pixels.max((2, 4)), index)
+    for index in (2, 3):
+        hidden += normalise(convolve(activate(hidden), f"Conv_{index}", "SAME"), index)
+    hidden = normalise(hidden.reshape(2, -1) @ params["Dense_0"]["kernel"], 4)
+    expected = activate(hidden) @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+    np.testing.assert_allclose(model.apply(variables, IMAGES), expected, rtol=1e-4, atol=1e-3)
+
+
+def _halved(images):
+    return images.shape[1] // 2, 2, images.shape[2] // 2, 2
+
+
+def test_a_defence_is_refused():
+    with pytest.raises(UserError, match="fastnet takes no defence: leave it out, or use net"):
+        make_model("fastnet", 10, defence=PNI())
