@@ -104,7 +104,7 @@ def attack_runs(name: str, batch_size: int) -> dict[str, Run]:
         batch = images.contiguous(memory_format=memory)
         return lambda: len(torch_pgd(module, batch, labels)) * NUM_STEPS
 
-    runs = {"jaxadv": make_attack(model, weights, split, attack), **_torch_runs(name, make_run)}
+    runs = {"jaxadv": make_attack(model, weights, split, attack), **torch_runs(name, make_run)}
 
     import torchattacks
 
@@ -180,7 +180,7 @@ def step_runs(name: str, batch_size: int) -> dict[str, Run]:
 
         return run
 
-    return {"jaxadv": run_jaxadv, **_torch_runs(name, make_run, variables)}
+    return {"jaxadv": run_jaxadv, **torch_runs(name, make_run, variables)}
 
 
 def forward_runs(name: str, batch_size: int) -> dict[str, Run]:
@@ -199,7 +199,7 @@ def forward_runs(name: str, batch_size: int) -> dict[str, Run]:
 
         return run
 
-    return {"jaxadv": forward_passes, **_torch_runs(name, make_run)}
+    return {"jaxadv": forward_passes, **torch_runs(name, make_run)}
 
 
 TASKS: dict[str, Callable[[str, int], dict[str, Run]]] = {
@@ -209,12 +209,21 @@ TASKS: dict[str, Callable[[str, int], dict[str, Run]]] = {
 }
 
 
-def torch_pgd(module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def torch_pgd(
+    module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    num_steps: int = NUM_STEPS,
+    random_start: bool = True,
+) -> torch.Tensor:
     """Run L-inf PGD in optimised PyTorch, which computes no gradients of the weights."""
     low, high = (images - EPS).clamp_(0, 1), (images + EPS).clamp_(0, 1)
-    noise = torch.empty_like(images).uniform_(-EPS, EPS)
-    adversarial = torch.maximum(torch.minimum(images + noise, high), low)
-    for _ in range(NUM_STEPS):
+    adversarial = images.detach()
+    if random_start:
+        noise = torch.empty_like(images).uniform_(-EPS, EPS)
+        adversarial = torch.maximum(torch.minimum(images + noise, high), low)
+    for _ in range(num_steps):
         adversarial.requires_grad_(True)
         loss = functional.cross_entropy(module(adversarial), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, adversarial)
@@ -223,7 +232,7 @@ def torch_pgd(module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return adversarial
 
 
-def _torch_runs(
+def torch_runs(
     name: str,
     make_run: Callable[[torch.nn.Module, torch.memory_format], Run],
     variables: Mapping | None = None,
