@@ -219,7 +219,7 @@ def torch_pgd(
 ) -> torch.Tensor:
     """Run L-inf PGD in optimised PyTorch, which computes no gradients of the weights."""
     low, high = (images - EPS).clamp_(0, 1), (images + EPS).clamp_(0, 1)
-    adversarial = images.detach()
+    adversarial = images.clone()  # which the steps change in place
     if random_start:
         noise = torch.empty_like(images).uniform_(-EPS, EPS)
         adversarial = torch.maximum(torch.minimum(images + noise, high), low)

@@ -55,30 +55,35 @@ def _sgd(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTrans
 
 
 def _muon(optimizer: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Orthogonalise the momentum of matrices and convolution kernels (Jordan 2024, "Muon").
+    """Make the momentum of kernels orthogonal (Jordan 2024, "Muon"); AdamW updates the others.
 
-    The outputs of a kernel are the columns of its matrix. Updates are scaled to the size of those
-    of AdamW (Liu et al. 2025, equation 4). Adam with Nesterov momentum updates other parameters,
-    biases and scales, at the same learning rate; they do not decay.
+    The momentum is Nesterov's, 0.95. Updates of kernels are scaled to the size of those of AdamW
+    (Liu et al. 2025, equation 4), so that both take the same learning rate and weight decay.
     """
-    return optax.contrib.muon(
+    of_kernels = optax.contrib.muon(
         schedule,
         weight_decay=optimizer.weight_decay,
-        muon_weight_dimension_numbers=_as_matrices,
+        muon_weight_dimension_numbers=partial(jax.tree.map, _as_matrix),
         consistent_rms=0.2,
     )
+    others = _adamw(optimizer, schedule)
+    return optax.partition({"kernel": of_kernels, "other": others}, _label_kernels)
 
 
-def _as_matrices(params: PyTree) -> PyTree:
-    """Return for each parameter its axes as a matrix; None for one that Muon does not update."""
+def _label_kernels(params: PyTree) -> PyTree:
+    """Label the kernels of dense layers and of two-dimensional convolutions, by Flax's name."""
 
-    def axes(param: Array) -> optax.contrib.MuonDimensionNumbers | None:
-        if param.ndim not in (2, 4):
-            return None
-        *inputs, outputs = range(param.ndim)
-        return optax.contrib.MuonDimensionNumbers(tuple(inputs), (outputs,))
+    def label(path: tuple, param: Array) -> str:
+        is_kernel = "kernel" in keystr(path[-1:]) and param.ndim in (2, 4)
+        return "kernel" if is_kernel else "other"
 
-    return jax.tree.map(axes, params)
+    return tree_map_with_path(label, params)
+
+
+def _as_matrix(kernel: Array) -> optax.contrib.MuonDimensionNumbers:
+    """Return the axes of a kernel as a matrix: all that an output sums, and the outputs."""
+    *inputs, outputs = range(kernel.ndim)
+    return optax.contrib.MuonDimensionNumbers(tuple(inputs), (outputs,))
 
 
 def _decay_mask(params: PyTree) -> PyTree:
