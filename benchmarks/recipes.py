@@ -3,11 +3,11 @@
     PYTHONPATH=. python benchmarks/recipes.py --minutes 2 --out results/recipes
     PYTHONPATH=. python benchmarks/recipes.py --minutes 15 --only base,awp --out results/recipes
 
-`base` is `configs/fast.py`, and each other recipe changes one ingredient of it. All trainings take
-the same wall time: compilation, steps and the validation after each epoch. Two epochs are timed
-first, to find how many fit. The best checkpoint is evaluated on the first 1,000 held-out images of
-CIFAR-10, under PGD-40 at eps 0.03 and AutoAttack at 8/255. The test split is not used. One seed
-each.
+`base` is `configs/fast.py`, and each other recipe replaces or adds an ingredient. All trainings
+take the same wall time: compilation, steps and the validation after each epoch. Two epochs are
+timed first, to find how many fit. The best checkpoint is evaluated on the first 1,000 held-out
+images of CIFAR-10, under PGD-40 at eps 0.03 and AutoAttack at 8/255. The test split is not used.
+One seed each.
 
 A recipe that is in the results already is not repeated.
 """
@@ -58,10 +58,10 @@ _SGD = {
 RECIPES: dict[str, Changes] = {
     "base": {},
     "adamw": _ADAMW,
-    "adamw, four times the learning rate": {**_ADAMW, "optimizer.learning_rate": 8e-3},
+    "adamw at the learning rate of muon": {**_ADAMW, "optimizer.learning_rate": 8e-3},
     "sgd": _SGD,
     "bignet": {"model.name": "bignet"},
-    "bignet, adamw": {"model.name": "bignet", **_ADAMW},
+    "bignet with adamw": {"model.name": "bignet", **_ADAMW},
     "the attacks of curriculum.py": {
         f"attack.{key}": value for key, value in curriculum.get_config().attack.items()
     },

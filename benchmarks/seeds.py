@@ -3,9 +3,10 @@
     PYTHONPATH=. python benchmarks/seeds.py fast --epochs 3 6 --seeds 0 1 2 --out results/fast
 
 Each best checkpoint is attacked by PGD-40 at eps 0.03 (step size 0.01, no random start) on the
-whole test split, and by PGD-40 and AutoAttack at 8/255 on its first 1,000 images. A training is
-written to `<epochs>_epochs_seed_<seed>/`, with its metrics; `training_seconds` is its wall time,
-compilation, validation and checkpoints included. One that is there already is not repeated.
+whole test split, and by PGD-40 and AutoAttack at 8/255 on its first 1,000 images. The results, the
+config and the metrics go to the folder `<config>_<epochs>_epochs_seed_<seed>`; a training whose
+folder exists is not repeated. `training_seconds` is the wall time with compilation, validation and
+checkpoints, without reading the data.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def main() -> None:
     dataset = load_dataset(get_config().data)
     for num_epochs in options.epochs or [get_config().train.num_epochs]:
         for seed in options.seeds:
-            folder = options.out / f"{num_epochs}_epochs_seed_{seed}"
+            folder = options.out / f"{options.config}_{num_epochs}_epochs_seed_{seed}"
             if folder.exists():
                 continue
             config = get_config()
@@ -78,10 +79,13 @@ def measure(config: ConfigDict, dataset: Dataset, folder: Path) -> None:
             text = (results / "evaluation.json").read_text(encoding="utf-8")
             record[name] = json.loads(text)
         record["provenance"] = provenance(time.monotonic() - began)
-        folder.mkdir(parents=True)
+        finished = workdir / "finished"
+        finished.mkdir()
+        write_json(finished / "result.json", record)
         for name in ("config.json", "metrics.jsonl"):
-            shutil.copy(workdir / name, folder)
-        write_json(folder / "result.json", record)
+            shutil.copy(workdir / name, finished)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(finished, folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`fastnet`: a small network with batch norm that becomes robust in few epochs, fast on a CPU."""
+"""`fastnet`: a small convolutional network with batch norm, which `configs/fast.py` trains."""
 
 from flax import linen as nn
 
@@ -18,7 +18,7 @@ class FastNet(nn.Module):
       channels: features of each pooled convolution; the last number is that of the residual ones.
       num_residual: number of residual convolutions.
       width: features of the hidden dense layer.
-      activation: its name, in all layers.
+      activation: `relu`, `gelu` or `silu`, for all layers.
       axis_name: see `make_model`.
     """
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +21,14 @@ def _variables(model):
     )
 
 
+def _num_params(name):
+    shapes = jax.eval_shape(make_model(name, 10).init, jax.random.key(0), IMAGES)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
 def test_it_has_fewer_parameters_than_bignet():
-    shapes = jax.eval_shape(make_model("fastnet", 10).init, jax.random.key(0), IMAGES)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 217_402 < 263_406
+    assert _num_params("fastnet") == 217_402
+    assert _num_params("fastnet") < _num_params("bignet")
 
 
 @pytest.mark.parametrize(("activation", "reference"), [(None, jax.nn.gelu), ("relu", jax.nn.relu)])
@@ -57,6 +64,24 @@ def test_it_matches_a_reference_implementation(activation, reference):
 
 def _halved(images):
     return images.shape[1] // 2, 2, images.shape[2] // 2, 2
+
+
+def test_the_statistics_of_a_training_batch_are_those_of_all_devices():
+    def train(model, images):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    variables = _variables(make_model("fastnet", 10))
+    images = jnp.concatenate([IMAGES, IMAGES[::-1] / 2])
+    expected, expected_state = train(make_model("fastnet", 10), images)
+    model = make_model("fastnet", 10, axis_name="halves")
+    on_two = jax.vmap(partial(train, model), axis_name="halves")
+    logits, state = on_two(images.reshape(2, 2, *IMAGES.shape[1:]))
+    np.testing.assert_allclose(logits.reshape(expected.shape), expected, rtol=1e-3, atol=1e-3)
+    jax.tree.map(
+        lambda found, leaf: np.testing.assert_allclose(found[0], leaf, rtol=1e-4, atol=1e-5),
+        state,
+        expected_state,
+    )
 
 
 def test_a_defence_is_refused():

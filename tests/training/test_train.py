@@ -320,9 +320,11 @@ def test_a_batch_larger_than_the_train_split_is_named(tmp_path, digits):
         train.train(config, digits, tmp_path)
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_state_survives_the_items_of_its_checkpoint(ema_decay, digits):
-    config = tiny_config(**{"train.ema_decay": ema_decay})
+@pytest.mark.parametrize(
+    "changes", [{"train.ema_decay": 0.0}, {"train.ema_decay": 0.9}, {"optimizer.name": "muon"}]
+)
+def test_a_state_survives_the_items_of_its_checkpoint(changes, digits):
+    config = tiny_config(**changes)
     setup = train.make_training_setup(config, 10, steps_per_epoch=1)
     state = train.init_state(setup, (32, 32, 3))
     back = train._from_items(train._to_items(state), state)
