@@ -22,5 +22,5 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.attack.num_steps_start = config.attack.num_steps_end = 1
     config.validation.num_steps = 5
     if data != "digits":
-        config.train.num_epochs = 2
+        config.train.num_epochs = 3
     return config
