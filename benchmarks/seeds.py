@@ -1,6 +1,6 @@
 """Train a config with several seeds, and evaluate each training on the test split.
 
-    PYTHONPATH=. python benchmarks/seeds.py fast --epochs 3 6 --seeds 0 1 2 --out results/fast
+    PYTHONPATH=. python benchmarks/seeds.py fast --seeds 0 1 2 --out results/fast
 
 Each best checkpoint is attacked by PGD-40 at eps 0.03 (step size 0.01, no random start) on the
 whole test split, and by PGD-40 and AutoAttack at 8/255 on its first 1,000 images. The results, the
