@@ -69,6 +69,7 @@ def main() -> None:
         "torch_threads": torch.get_num_threads(),
         "provenance": provenance(time.monotonic() - began),
     }
+    options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "fast_vs_pytorch.json", record)
 
 

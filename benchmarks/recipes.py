@@ -86,7 +86,7 @@ RECIPES: dict[str, Changes] = {
     "label smoothing": {"train.label_smoothing": 0.1},
     "ramp of eps": {"attack.eps_start": 0.01},
     "larger eps": {
-        "attack.eps_start": 0.035, "attack.eps_end": 0.035, "attack.step_size": 0.035,
+        "attack.eps_start": 0.03, "attack.eps_end": 0.03, "attack.step_size": 0.03,
     },
     "two steps": _TWO_STEPS,
     "trades": {**_KL, "train.loss": "trades"},

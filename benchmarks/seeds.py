@@ -78,6 +78,7 @@ def measure(config: ConfigDict, dataset: Dataset, folder: Path) -> None:
             )
             text = (results / "evaluation.json").read_text(encoding="utf-8")
             record[name] = json.loads(text)
+            record[name]["checkpoint"]["workdir"] = folder.name  # not the temporary one
         record["provenance"] = provenance(time.monotonic() - began)
         finished = workdir / "finished"
         finished.mkdir()

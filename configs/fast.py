@@ -2,6 +2,14 @@
 
     python run.py --config configs/fast.py
 
+Expected result on CIFAR-10 (TFDS, images JPEG-compressed, full test split; mean of three seeds):
+57.8 % clean, 33.3 % under PGD-40 at eps 0.03, 26.6 % under AutoAttack at 8/255 on the first 1,000
+images. Training takes 64 to 75 s on 2 cores of an AMD EPYC, compilation included. See
+results/fast.md, also for six epochs.
+
+Every image is attacked by N-FGSM (de Jorge et al., 2022). Its radius is smaller than that of the
+attacks in the evaluation: in two epochs this gives more clean accuracy at hardly less robustness.
+The values were chosen on held-out images.
 """
 
 from ml_collections import ConfigDict
