@@ -46,7 +46,7 @@ _APGD = {
         "apgd_t": {"attack": "apgd", "loss": "dlr", "num_targets": 9},
     },
 }
-_PGD40 = {
+PGD40 = {
     "attack": "pgd", "eps": (0.03,), "step_size": 0.01, "num_steps": 40, "random_start": False,
 }  # fmt: skip
 
@@ -129,7 +129,7 @@ def make_config(changes: Changes) -> ConfigDict:
     config.update_from_flattened_dict(changes)
     config.evaluation.split = "held_out"
     config.evaluation.num_examples = NUM_EXAMPLES
-    config.evaluation.attacks = ConfigDict({"pgd40": _PGD40, "apgd": _APGD})
+    config.evaluation.attacks = ConfigDict({"pgd40": PGD40, "apgd": _APGD})
     set_defaults(config)
     check(config, num_devices=1)
     return config

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from benchmarks.recipes import PGD40
 from configs import attack_suites
 from jaxadv.config import check, set_defaults
 from jaxadv.core.devices import set_up_cpu
@@ -29,7 +30,6 @@ from jaxadv.runs.workdir import load_dataset, provenance, source_version
 from jaxadv.training.train import train
 
 NUM_AUTOATTACK = 1000
-PGD40 = {"attack": "pgd", "eps": (0.03,), "step_size": 0.01, "num_steps": 40, "random_start": False}
 
 
 def main() -> None:
