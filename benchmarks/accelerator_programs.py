@@ -229,7 +229,7 @@ BOUNDS = {
 PROGRAMS: dict[str, Program] = {
     **{
         f"train {model}": Program(partial(train, model), trips=((8,),), precision="bfloat16")
-        for model in (*STUDY_MODELS, "fastnet", *PUBLISHED_MODELS)
+        for model in (*STUDY_MODELS, "fastnet", "smallnet", *PUBLISHED_MODELS)
     },
     **{
         f"train {model}, {defence}": Program(

@@ -46,8 +46,8 @@ def get_config(data: str = "cifar10") -> ConfigDict:
     config.data.synthetic.label_smoothing = 0.0  # of synthetic labels
 
     config.model = ConfigDict()
-    # net | bignet | biggernet | wrn_<depth>_<width> | vit_<depth>_<width> | fastnet, a published
-    # architecture of docs/models.md, or the import path of a module of your own, such as
+    # net | bignet | biggernet | wrn_<depth>_<width> | vit_<depth>_<width> | fastnet | smallnet, a
+    # published architecture of docs/models.md, or the import path of a module of your own, such as
     # my_models:SmallCNN; see docs/training.md.
     config.model.name = "bignet"
     config.model.activation = placeholder(str)  # relu | gelu | silu; None: default of the model

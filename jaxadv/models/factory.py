@@ -27,9 +27,14 @@ from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
 from jaxadv.models.wide_resnet import WideResNet
 from jaxadv.models.wrn import StudyWideResNet
 
+_SMALLNET = {
+    "channels": (24, 64), "kernel_sizes": (5, 3), "padding": "SAME", "num_residual": 4,
+    "mean_pool": True, "width": 64,
+}  # fmt: skip
 _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **{name: (ConvNet, attributes) for name, attributes in CONVNETS.items()},
     "fastnet": (FastNet, {}),
+    "smallnet": (FastNet, _SMALLNET),
     "mnist_cnn": (MnistCNN, {}),
     "resnet_18": (ResNet, {"depth": 18}),
     "resnet_34": (ResNet, {"depth": 34}),
@@ -66,8 +71,8 @@ def make_model(
 
     Args:
       name: `net`, `bignet`, `biggernet`, `wrn_<depth>_<width>` or `vit_<depth>_<width>` of the
-        study; `fastnet`; or one of the published architectures of docs/models.md, such as
-        `wideresnet_28_10`. RobustBench's spelling `WideResNet-28-10` is the same.
+        study; `fastnet`; `smallnet`; or one of the published architectures of docs/models.md, such
+        as `wideresnet_28_10`. RobustBench's spelling `WideResNet-28-10` is the same.
       num_classes: number of logits.
       activation: `relu`, `gelu` or `silu` for all layers; None: the default of the architecture.
       dropout: rate in [0, 1); None: the default of the architecture.

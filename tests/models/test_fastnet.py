@@ -26,13 +26,21 @@ def _num_params(name):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def test_it_has_fewer_parameters_than_bignet():
-    assert _num_params("fastnet") == 217_402
-    assert _num_params("fastnet") < _num_params("bignet")
+@pytest.mark.parametrize(("name", "num_params"), [("fastnet", 217_402), ("smallnet", 230_170)])
+def test_it_has_fewer_parameters_than_bignet(name, num_params):
+    assert _num_params(name) == num_params
+    assert _num_params(name) < _num_params("bignet")
 
 
-@pytest.mark.parametrize(("activation", "reference"), [(None, jax.nn.gelu), ("relu", jax.nn.relu)])
-def test_it_matches_a_reference_implementation(activation, reference):
+@pytest.mark.parametrize(
+    ("name", "activation", "reference"),
+    [
+        ("fastnet", None, jax.nn.gelu),
+        ("fastnet", "relu", jax.nn.relu),
+        ("smallnet", None, jax.nn.gelu),
+    ],
+)
+def test_it_matches_a_reference_implementation(name, activation, reference):
     def convolve(inputs, name, padding):
         return jax.lax.conv_general_dilated(
             inputs, params[name]["kernel"], (1, 1), padding,
@@ -47,17 +55,26 @@ def test_it_matches_a_reference_implementation(activation, reference):
     def activate(inputs):
         return reference(inputs, approximate=False) if activation is None else reference(inputs)
 
-    model = make_model("fastnet", 10, activation=activation)
+    is_small = name == "smallnet"
+    model = make_model(name, 10, activation=activation)
     variables = _variables(model)
     params, batch_stats = variables["params"], variables["batch_stats"]
     hidden = IMAGES - 0.5
     for index in range(2):
-        hidden = convolve(hidden, f"Conv_{index}", "VALID") + params[f"Conv_{index}"]["bias"]
+        hidden = (
+            convolve(hidden, f"Conv_{index}", "SAME" if is_small else "VALID")
+            + params[f"Conv_{index}"]["bias"]
+        )
         pixels = activate(hidden).reshape(2, *_halved(hidden), hidden.shape[-1])
         hidden = normalise(pixels.max((2, 4)), index)
-    for index in (2, 3):
+    for index in (2, 3, 4, 5) if is_small else (2, 3):
         hidden += normalise(convolve(activate(hidden), f"Conv_{index}", "SAME"), index)
-    hidden = normalise(hidden.reshape(2, -1) @ params["Dense_0"]["kernel"], 4)
+    if is_small:
+        pixels = activate(hidden)
+        pixels = pixels.reshape(2, *_halved(pixels), pixels.shape[-1])
+        hidden = pixels.mean((2, 4))
+    norm = 6 if is_small else 4
+    hidden = normalise(hidden.reshape(2, -1) @ params["Dense_0"]["kernel"], norm)
     expected = activate(hidden) @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
     np.testing.assert_allclose(model.apply(variables, IMAGES), expected, rtol=1e-4, atol=1e-3)
 

@@ -11,7 +11,15 @@ from jaxadv.gan.networks import Discriminator, Generator
 from jaxadv.models import make_model
 from jaxadv.models.checks import check_model
 
-SMALLEST = {"net": 16, "bignet": 16, "biggernet": 16, "fastnet": 16, "wrn_7_1": 1, "vit_1_32": 4}
+SMALLEST = {
+    "net": 16,
+    "bignet": 16,
+    "biggernet": 16,
+    "fastnet": 16,
+    "smallnet": 16,
+    "wrn_7_1": 1,
+    "vit_1_32": 4,
+}
 
 
 def gradient(name, shape):
