@@ -16,10 +16,10 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from benchmarks.program_costs import Trips, residual_bytes
-from configs import curriculum, gan, wrn_28_10
 from jaxadv.adapters.trained import noise_models
 from jaxadv.attacks.batching import Model
 from jaxadv.config import set_defaults
+from jaxadv.configs import curriculum, gan, wrn_28_10
 from jaxadv.core.devices import pmap_batches
 from jaxadv.core.types import HostBatch
 from jaxadv.data.resident import ResidentSplit

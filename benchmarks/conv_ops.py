@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from configs import curriculum
 from jaxadv.config import set_defaults
+from jaxadv.configs import curriculum
 from jaxadv.core.devices import pmap_batches, replicate, set_up_cpu
 from jaxadv.core.types import HostBatch
 from jaxadv.data.resident import make_resident

@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 from torch.nn import functional
 from vs_pytorch import torch_pgd, torch_runs
 
-from configs import fast, study_curriculum
 from jaxadv.config import check, set_defaults
+from jaxadv.configs import fast, study_curriculum
 from jaxadv.core.devices import set_up_cpu
 from jaxadv.core.files import write_json
 from jaxadv.data import Dataset

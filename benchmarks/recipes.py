@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from configs import curriculum, fast
 from jaxadv.config import check, set_defaults
+from jaxadv.configs import curriculum, fast
 from jaxadv.core.devices import set_up_cpu
 from jaxadv.core.files import write_json
 from jaxadv.data import Dataset

@@ -20,8 +20,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from benchmarks.recipes import PGD40
-from configs import attack_suites
 from jaxadv.config import check, set_defaults
+from jaxadv.configs import attack_suites
 from jaxadv.core.devices import set_up_cpu
 from jaxadv.core.files import write_json
 from jaxadv.data import Dataset
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     set_up_cpu()
     source_version()
-    get_config = importlib.import_module(f"configs.{options.config}").get_config
+    get_config = importlib.import_module(f"jaxadv.configs.{options.config}").get_config
     dataset = load_dataset(get_config().data)
     for num_epochs in options.epochs or [get_config().train.num_epochs]:
         for seed in options.seeds:

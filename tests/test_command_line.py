@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from absl import flags
+from absl import flags as absl_flags
 from tiny_config import tiny_config
 
-import run as program
-from configs import curriculum, default, evaluate, gan, study
+from jaxadv.cli import flags
+from jaxadv.cli import job as job_module
+from jaxadv.configs import curriculum, default, evaluate, gan, study
 from jaxadv.core import devices
 from jaxadv.core.files import user_path
 from jaxadv.core.types import HostBatch, UserError
@@ -42,15 +43,15 @@ def parse(monkeypatch):
         sys.modules.pop(
             "config_config", None
         )  # otherwise the module of the previous config is reused
-        program._parse_flags(argv)
-        return program._CONFIG.value
+        flags.parse_flags(argv)
+        return flags.CONFIG.value
 
     yield parsed
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)
+    for name in [name for name in absl_flags.FLAGS if name.startswith("config.")]:
+        delattr(absl_flags.FLAGS, name)
     for name in ("config", "workdir"):
-        flags.FLAGS[name].unparse()
-    flags.FLAGS.unparse_flags()
+        absl_flags.FLAGS[name].unparse()
+    absl_flags.FLAGS.unparse_flags()
 
 
 @pytest.mark.parametrize(
@@ -177,15 +178,16 @@ def job(monkeypatch):
 
     def ran(config, workdir):
         given = []
-        values = {"_CONFIG": config, "_WORKDIR": workdir, "_DEBUG": False, "_DISTRIBUTED": False}
-        no_processes = dict.fromkeys(("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID"))
+        values = {"CONFIG": config, "WORKDIR": workdir, "DEBUG": False, "DISTRIBUTED": False,
+                  "QUIET": False, "JSON": False}  # fmt: skip
+        no_processes = dict.fromkeys(("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID"))
         for name, value in {**values, **no_processes}.items():
-            monkeypatch.setattr(program, name, SimpleNamespace(value=value))
-        name = program._JOBS[config.mode]
+            monkeypatch.setattr(flags, name, SimpleNamespace(value=value))
+        name = job_module._JOBS[config.mode]
         monkeypatch.setattr(f"jaxadv.{name}.run", lambda *arguments: given.extend(arguments))
         monkeypatch.setattr("jaxadv.core.devices.set_up_cpu", lambda: None)
         monkeypatch.setattr("warnings.showwarning", None)  # restored afterwards
-        program._run_job()
+        job_module._run_job()
         return given
 
     return ran
@@ -234,7 +236,7 @@ def test_the_default_workdir_of_an_evaluation_is_inside_that_of_its_run(job, mon
 )
 def test_the_default_workdir_of_a_source_of_data_is_one_folder(parse, argument, folder):
     parse(f"--config=configs/curriculum.py{argument}")
-    assert program._get_workdir() == Path("runs") / folder
+    assert job_module._get_workdir() == Path("runs") / folder
 
 
 def test_an_unknown_home_directory_is_reported():

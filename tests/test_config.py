@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import curriculum, default, evaluate
 from jaxadv import config as configs
 from jaxadv.config import set_defaults
+from jaxadv.configs import curriculum, default, evaluate
 from jaxadv.core.types import UserError
 from jaxadv.evaluation.attack_suites import expand_suite
 from jaxadv.runs.workdir import claimed, read
 
 # Parts of configs, and the study, whose runs have their own test.
-PARTS = ("attack_suites", "study", "variants")
+PARTS = ("__init__", "attack_suites", "study", "variants")
 CONFIGS = sorted(
     ".".join(path.with_suffix("").parts)
-    for path in Path("configs").rglob("*.py")
+    for path in Path("jaxadv/configs").rglob("*.py")
     if path.stem not in PARTS
 )
 
@@ -40,7 +40,7 @@ def test_every_attack_suite_loads_and_is_valid(suite):
 @pytest.mark.parametrize("source", ["digits", "svhn_cropped:3.1.0", "folder:a/b", "npz:x.npz"])
 @pytest.mark.parametrize("name", ["curriculum", "gan", "trades"])
 def test_the_argument_of_a_config_is_any_source_of_data(name, source):
-    config = importlib.import_module(f"configs.{name}").get_config(source)
+    config = importlib.import_module(f"jaxadv.configs.{name}").get_config(source)
     configs.check(config, num_devices=2)
     assert config.data.source == source
 

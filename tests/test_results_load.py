@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs import study
+from jaxadv.configs import study
 from jaxadv.core.results import Evaluation
 from jaxadv.core.sample_quality import GanResult
 from jaxadv.study.plan import make_plan

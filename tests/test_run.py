@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import run as program
-from configs import evaluate
+from jaxadv.cli import flags, job
+from jaxadv.configs import evaluate
 
 pytestmark = pytest.mark.slow  # starts processes
 
@@ -90,17 +90,18 @@ def test_warnings_set_the_exit_code_if_the_config_asks_for_it(
 ):
     config = evaluate.get_config()
     config.evaluation.fail_on_warnings = fail_on_warnings
-    values = {"_CONFIG": config, "_WORKDIR": "out", "_DEBUG": False, "_DISTRIBUTED": False}
-    values |= {"_COORDINATOR": None, "_NUM_PROCESSES": None, "_PROCESS_ID": None}
+    values = {"CONFIG": config, "WORKDIR": "out", "DEBUG": False, "DISTRIBUTED": False,
+                  "QUIET": False, "JSON": False}  # fmt: skip
+    values |= {"COORDINATOR": None, "NUM_PROCESSES": None, "PROCESS_ID": None}
     for name, value in values.items():
-        monkeypatch.setattr(program, name, SimpleNamespace(value=value))
+        monkeypatch.setattr(flags, name, SimpleNamespace(value=value))
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restored afterwards
     monkeypatch.setattr("jaxadv.core.devices.set_up_cpu", lambda: None)
     monkeypatch.setattr("jaxadv.runs.signals.install_handlers", lambda end: None)
     monkeypatch.setattr("jaxadv.evaluation.checkpoint.run", lambda *_: raised)
     monkeypatch.setattr("jaxadv.runs.distributed.exit_all", lambda _, text: pytest.fail(text))
     with pytest.raises(SystemExit) as exit_of_program:
-        program.main([])
+        job.main([])
     assert exit_of_program.value.code == code
 
 
@@ -127,9 +128,9 @@ def test_a_stopped_run_prints_the_command_that_resumes_it(tmp_path):
 
 COUNT_ARENAS = """
 import ctypes, os, sys, threading
-import run
+from jaxadv.cli import job
 if "limit" in sys.argv:
-    run._limit_arenas()
+    job._limit_arenas()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 allocated, counted = threading.Barrier(13), threading.Barrier(13)

@@ -1,6 +1,6 @@
 """Configs of short trainings on the digits, of a classifier and of a GAN."""
 
-from configs import curriculum, gan
+from jaxadv.configs import curriculum, gan
 
 
 def tiny_config(**changes):

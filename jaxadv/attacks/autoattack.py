@@ -36,6 +36,7 @@ from jaxadv.attacks.square import SQUARE
 from jaxadv.attacks.threat import NORMS, THREATS
 from jaxadv.core.devices import platform, whole_batch
 from jaxadv.core.images import is_concrete
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
 
 _LEAST_SIDE = 3  # of the squares of Square in L2 and L1
@@ -162,7 +163,7 @@ def autoattack(
     check_classes("labels", inputs.labels, num_classes)
     check_autoattack(arguments, num_classes)
     total = len(examples.labels) * max_queries(arguments, num_classes)
-    with tqdm(total=total, unit="query", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(total=total, unit="query", unit_scale=True, disable=not progress) as bar:
         return run_version(
             inputs.key,
             model,

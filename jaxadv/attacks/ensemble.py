@@ -172,7 +172,7 @@ def run_ensemble(
         is_robust = result.broken_by == ROBUST
         attacked = np.flatnonzero(result.broken_by != CLEAN if individual else is_robust)
         if bar is not None:
-            bar.set_postfix_str(f"{name}, {is_robust.sum():,} robust")
+            bar.set_postfix_str(f"{name}, {is_robust.sum():,} robust", refresh=False)
             bar.update((len(examples.labels) - len(attacked)) * stage.max_queries)
         for start in range(0, len(attacked), _BLOCK * batch_size):
             rows = attacked[start : start + _BLOCK * batch_size]

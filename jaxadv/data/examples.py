@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from tqdm import tqdm
 
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.types import HostBatch
 
 _CHUNK = 256  # images that are decoded between two updates of a progress bar
@@ -173,4 +173,4 @@ def in_memory(examples: HostBatch | StoredExamples, num: int | None = None) -> H
 
 def progress(items: Iterable[T], title: str, num: int, unit: str = " images") -> Iterable[T]:
     """Show a progress bar if iterating takes long."""
-    return tqdm(items, title, num, unit=unit, delay=_DELAY, leave=False)
+    return progress_bar(items, title=title, total=num, unit=unit, delay=_DELAY, leave=False)

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from jaxadv.core.files import atomic_write
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.types import UserError, first_line
 
 CHUNK = 1 << 22  # bytes
@@ -102,7 +102,9 @@ def member_chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, title: str)
     """Yield a member in chunks. Reading to its end verifies its checksum."""
     with (
         archive.open(member) as packed,
-        tqdm(total=member.file_size, desc=title, unit="B", unit_scale=True, disable=None) as bar,
+        progress_bar(
+            total=member.file_size, title=title, unit="B", unit_scale=True, disable=None
+        ) as bar,
     ):
         while chunk := packed.read(CHUNK):
             yield chunk

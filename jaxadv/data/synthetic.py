@@ -25,6 +25,7 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from jaxadv.core.files import atomic_write, write_json
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.types import UserError
 from jaxadv.data.mapped_arrays import CHUNK, MappedArray, map_member, map_npy, member_chunks
 
@@ -127,7 +128,7 @@ def _open_shards(folder: Path) -> tuple[list[MappedArray], np.ndarray]:
     if not isinstance(digests, dict) or not digests:
         raise UserError(f"{folder / MANIFEST} lists no files: sample it again")
     size = sum((folder / name).stat().st_size for name in digests if (folder / name).exists())
-    with tqdm(total=size, desc=f"Verify {folder.name}", unit="B", unit_scale=True,
+    with progress_bar(total=size, title=f"Verify {folder.name}", unit="B", unit_scale=True,
               disable=None, leave=False) as bar:  # fmt: skip
         for name, digest in digests.items():
             if _sha256(folder / name, bar) != digest:

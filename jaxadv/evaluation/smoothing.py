@@ -29,6 +29,7 @@ from jaxadv.attacks.tracing import TracedModel, trace_model
 from jaxadv.core.devices import padded_batches, pmap_batches
 from jaxadv.core.images import check_images, to_float
 from jaxadv.core.logits import at_least_float32, predicted_class
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.results import CertifiedAccuracy, CertifiedResult
 from jaxadv.core.rng import normal, stream
 from jaxadv.core.types import ByteImages, HostBatch, Images, LogitsFn, PRNGKey
@@ -351,8 +352,8 @@ def certify_split(
     batch_size = min(batch_size, -(-n // jax.device_count()) * jax.device_count())
     options = {key: certification[key] for key in ("num_selection", "num_estimation", "failure")}
     total = n * (options["num_selection"] + options["num_estimation"])
-    with tqdm(
-        total=total, desc="Certify", unit="pass", unit_scale=True, disable=not progress
+    with progress_bar(
+        total=total, title="Certify", unit="pass", unit_scale=True, disable=not progress
     ) as bar:
 
         def counts_fn(stage: int, num_samples: int) -> Int[np.ndarray, "n classes"]:

@@ -15,6 +15,7 @@ from jaxadv.attacks import AttackResult, AutoAttackResult
 from jaxadv.attacks.batching import Model, ResumeCache, seconds_spent
 from jaxadv.core.example_results import AttackedExamples, ExampleResults
 from jaxadv.core.images import check_images, to_float
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.results import (
     AttackEntry,
     CleanResult,
@@ -94,7 +95,7 @@ def run_attack_suite(
     entries: list[AttackEntry] = []
     with query_bar(total, "Attack", disable=not progress) as bar:
         score_batches = partial(score_images, batch_size=batch_size, seed=seed, bar=bar)
-        bar.set_postfix_str("clean")
+        bar.set_postfix_str("clean", refresh=False)
         clean = {
             noise: score_batches(
                 models[noise], split, None, everything, num_passes=clean_passes[noise]
@@ -118,7 +119,7 @@ def run_attack_suite(
             sample_images=images[sample],
         )
         for attack in attacks:
-            bar.set_postfix_str(attack.key)
+            bar.set_postfix_str(attack.key, refresh=False)
             began = time.monotonic() - seconds_spent(cache, attack.key)
             model, ids = models[attack.noise], attacked[attack.noise]
             score = partial(score_batches, model, num_passes=passes[attack.noise])
@@ -182,7 +183,7 @@ def run_attack_suite(
 
 def query_bar(total: int, title: str, *, disable: bool = False) -> tqdm:
     """Return a progress bar over queries of one image each."""
-    return tqdm(total=total, desc=title, unit="query", unit_scale=True, disable=disable)
+    return progress_bar(total=total, title=title, unit="query", unit_scale=True, disable=disable)
 
 
 def _fill_in(clean: Scores, ids: Int[np.ndarray, "k"], found: Scores) -> Scores:

@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from jaxadv.core.devices import pmap_batches
 from jaxadv.core.files import read_json
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.rng import example_keys, stream
 from jaxadv.core.sample_quality import SampleEvaluation
 from jaxadv.core.types import ByteImages, HostBatch, Labels, PerExample, UserError
@@ -133,7 +133,7 @@ def _write(
     """
     left = num_kept
     disable = None if is_first() else True
-    with tqdm(total=num_images, desc="Sample", unit="img", disable=disable) as bar:
+    with progress_bar(total=num_images, title="Sample", unit="img", disable=disable) as bar:
         for images, labels in batches:
             if writer is not None:
                 writer.write(images, labels)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+MISSING = "\N{EN DASH}"
+"""Cell of a table for a value that does not exist."""
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 

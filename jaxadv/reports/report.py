@@ -117,6 +117,7 @@ def _evaluation_sections(
         "attacks": attacks,
         "worst_cases": tables.worst_cases_by_label(evaluation),
         "headline": headline,
+        "autoattack": _autoattack(noisy),
         "scores": tables.aggregated_scores(evaluation),
         "over_eps": _over_eps(evaluation, noisy),
         "black_box": _black_box(noisy),
@@ -125,6 +126,13 @@ def _evaluation_sections(
         "adversarial": _adversarial(_without_grey(noisy), examples) if examples else None,
         "certified_figure": certified and plots.certified_accuracy(certified.radii),
     }
+
+
+def _autoattack(attacks: Mapping[str, Sequence[AttackEntry]]) -> AttackEntry | None:
+    """Return the entry of AutoAttack at the radius nearest to that of the leaderboard."""
+    entries = [entry for group in attacks.values() for entry in group]
+    found = [entry for entry in entries if entry.attack == "autoattack"]
+    return min(found, key=lambda entry: abs(entry.eps - LEADERBOARD_EPS), default=None)
 
 
 def _over_eps(

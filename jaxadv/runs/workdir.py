@@ -3,7 +3,6 @@
 import datetime
 import errno
 import json
-import shlex
 import subprocess
 import sys
 import warnings
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from jaxadv.core.command_line import command_line
 from jaxadv.core.devices import describe_devices
 from jaxadv.core.files import atomic_write, read_json, user_path, write_json
 from jaxadv.core.types import UserError
@@ -400,7 +400,7 @@ def provenance(seconds: float) -> dict:
       seconds: duration of the measurement.
     """
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "version": version("jaxadv"),
         **source_version(),
         "device": describe_devices(),

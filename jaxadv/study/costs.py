@@ -13,11 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
 from jaxadv.adapters.trained import noise_models
 from jaxadv.core.devices import pmap_batches, replicate
 from jaxadv.core.files import write_json
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.types import HostBatch
 from jaxadv.data.resident import make_resident
 from jaxadv.evaluation.attack_runner import run_attack
@@ -97,7 +97,7 @@ def estimate(runs: Iterable[Run], plan: Mapping[str, Run], results: Path) -> dic
       results: folder of the study's results.
     """
     costs: dict[str, Cost] = {}
-    for run in tqdm(list(runs), desc="Timing each model", leave=False):
+    for run in progress_bar(list(runs), title="Timing each model", leave=False):
         costs[run.name] = _cost(run, plan)
     results.mkdir(parents=True, exist_ok=True)
     kept = read_json_file(results / "costs.json").get("costs", {})

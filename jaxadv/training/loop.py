@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from tqdm import tqdm
 
+from jaxadv.core.progress import progress_bar
 from jaxadv.core.types import UserError
 from jaxadv.runs import signals
 from jaxadv.runs.distributed import any_process, is_first
@@ -48,8 +48,8 @@ def run_steps(
     """
     new_metrics: list[Metrics] = []
     stopped = False
-    with tqdm(
-        desc=title,
+    with progress_bar(
+        title=title,
         total=num_steps * num_images,
         initial=len(earlier) * num_images,
         unit="img",

@@ -7,8 +7,8 @@ import pytest
 from linear_classifier import Linear, make_problem, run_suite
 from ml_collections import ConfigDict
 
-from configs import attack_suites
 from jaxadv.adapters.trained import noise_models
+from jaxadv.configs import attack_suites
 from jaxadv.core.types import UserError
 from jaxadv.evaluation.attack_runner import run_attack, score_images
 from jaxadv.evaluation.attack_suites import check_suite, expand_suite

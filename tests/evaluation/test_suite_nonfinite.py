@@ -6,8 +6,8 @@ import pytest
 from flax import linen as nn
 from linear_classifier import Linear, NoisyLinear, make_problem, run_suite
 
-from configs import default
 from jaxadv.adapters.trained import noise_models
+from jaxadv.configs import default
 from jaxadv.core.types import UserError
 from jaxadv.evaluation.attack_runner import score_images
 from jaxadv.training.setup import make_training_setup

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import gan as gan_config
+from jaxadv.configs import gan as gan_config
 from jaxadv.core.types import HostBatch, UserError
 from jaxadv.data import Dataset
 from jaxadv.gan import train

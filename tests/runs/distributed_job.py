@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 
-import run as program
 from jaxadv.attacks import batching
+from jaxadv.cli import flags
+from jaxadv.cli import job as program
 from jaxadv.core.devices import local_rows
 from jaxadv.evaluation import checkpoint
 from jaxadv.gan import sampling
@@ -179,4 +180,4 @@ if __name__ == "__main__":
     }[job]
     program.import_module = lambda _: type("Job", (), {"run": staticmethod(train_run)})
     sys.argv = ["run.py", "--workdir", workdir, *sys.argv[3:]]
-    program.app.run(program.main, flags_parser=program._parse_flags)
+    program.app.run(program.main, flags_parser=flags.parse_flags)

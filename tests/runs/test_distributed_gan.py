@@ -11,7 +11,7 @@ import pytest
 from processes import start, wait_for_exit
 from tiny_config import tiny_gan_config
 
-from configs import evaluate
+from jaxadv.configs import evaluate
 from jaxadv.core.files import read_arrays, read_json, read_json_lines
 from jaxadv.data.synthetic import open_synthetic
 from jaxadv.runs import checkpoints

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from configs import curriculum, evaluate
+from jaxadv.configs import curriculum, evaluate
 from jaxadv.core.files import read_arrays
 from jaxadv.core.types import UserError
 from jaxadv.data.synthetic import open_synthetic

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import default, evaluate, gan
+from jaxadv.configs import default, evaluate, gan
 from jaxadv.core.types import UserError
 from jaxadv.runs.workdir import (
     claimed,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import study
+from jaxadv.configs import study
 from jaxadv.study import costs
 from jaxadv.study.plan import make_plan
 

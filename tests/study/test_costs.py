@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import study
+from jaxadv.configs import study
 from jaxadv.study import costs, runner
 from jaxadv.study.costs import cost_in_gradients, estimate
 from jaxadv.study.plan import make_plan

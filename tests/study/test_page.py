@@ -6,7 +6,7 @@ from pathlib import Path
 
 from study_measurements import measurement
 
-from configs import study
+from jaxadv.configs import study
 from jaxadv.study.experiments import EXPERIMENTS
 from jaxadv.study.findings import Assessed
 from jaxadv.study.page import _num_survivors, write_page

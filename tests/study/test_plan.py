@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from configs import attack_suites, standard, study
-from configs.experiments import (
+from jaxadv import config as configs
+from jaxadv.configs import attack_suites, standard, study
+from jaxadv.configs.experiments import (
     activation,
     adversary,
     model_size,
@@ -15,7 +16,6 @@ from configs.experiments import (
     synthetic,
     wide_resnet,
 )
-from jaxadv import config as configs
 from jaxadv.core.types import UserError
 from jaxadv.models.classifier import make_defence
 from jaxadv.models.defences import DEFENCES, is_stochastic

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import study
+from jaxadv.configs import study
 from jaxadv.core.example_results import AttackedExamples, ExampleResults
 from jaxadv.core.types import UserError
 from jaxadv.evaluation.metrics import binomial_accuracy

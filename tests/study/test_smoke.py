@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import study
+from jaxadv.configs import study
 from jaxadv.study.experiments import EXPERIMENTS
 from jaxadv.study.plan import make_plan, requested_runs
 

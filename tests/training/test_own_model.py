@@ -13,7 +13,7 @@ import pytest
 from tiny_config import tiny_config
 
 import jaxadv
-from configs import evaluate as evaluate_config
+from jaxadv.configs import evaluate as evaluate_config
 from jaxadv.core.types import HostBatch, UserError
 from jaxadv.data import load
 from jaxadv.evaluation import checkpoint

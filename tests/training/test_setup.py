@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import default
+from jaxadv.configs import default
 from jaxadv.training.losses import ikl, mart, mixed_cross_entropy, trades
 from jaxadv.training.optimizer import moving_average, stochastic_average
 from jaxadv.training.setup import make_training_setup

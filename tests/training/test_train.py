@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_config import tiny_config
 
-from configs import evaluate as evaluate_config
 from jaxadv.attacks.apgd import APGD
 from jaxadv.attacks.ensemble import Stage
 from jaxadv.attacks.square import SQUARE
+from jaxadv.configs import evaluate as evaluate_config
 from jaxadv.core.types import UserError
 from jaxadv.data import load
 from jaxadv.evaluation import checkpoint, evaluate

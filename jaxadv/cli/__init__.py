@@ -1,0 +1,1 @@
+"""The command `jaxadv`, and the job that run.py starts."""

@@ -1,0 +1,1 @@
+"""Configs: the values of trainings, evaluations, GANs and the study."""
