@@ -33,15 +33,19 @@ class Classifier:
     class_names: tuple[str, ...] | None = None
     noises: Mapping[str, Model] | None = None
 
-    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Return the logits.
+    def __call__(self, key: jax.Array | None, images: jax.Array) -> jax.Array:
+        """Return the logits. A deterministic model needs no key: pass None.
 
         Raises:
-          UserError: the model is a `BlackBox`.
+          UserError: the model is a `BlackBox`, or stochastic and called without a key.
         """
         if isinstance(self.logits_fn, BlackBox):
             raise UserError(
                 f"{self.name} is a BlackBox, which only nes, square and random_search can attack: "
                 "pass them classifier.logits_fn"
             )
+        if key is None:
+            if self.stochastic:
+                raise UserError(f"{self.name} is stochastic: call it with a key of jax.random")
+            key = jax.random.key(0)  # of some libraries, whose dropout then ignores it
         return self.logits_fn(key, images)

@@ -82,6 +82,11 @@ def test_logits_are_those_of_the_network_in_evaluation_mode(model):
     assert not classifier.stochastic
 
 
+def test_a_deterministic_model_needs_no_key(model):
+    classifier = wrap(*model[0])
+    np.testing.assert_array_equal(classifier(None, IMAGES), classifier(KEY, IMAGES))
+
+
 def test_images_are_normalised_before_the_model_sees_them(model):
     classifier = wrap(*model[0], **NORMALISATION)
     assert_logits(classifier, IMAGES, expected_logits(normalised(IMAGES)))
@@ -112,6 +117,8 @@ def test_half_precision_is_kept():
 def test_keys_reach_functions_that_take_them():
     noise = wrap(lambda key, images: jax.random.normal(key, (len(images), 5)), stochastic=True)
     assert noise.stochastic
+    with refused("is stochastic: call it with a key of jax.random"):
+        noise(None, IMAGES)
     assert (noise(KEY, IMAGES) != noise(jax.random.key(1), IMAGES)).all()
     with_option = wrap(lambda images, scale=2: scale * images[:, 0, 0])
     np.testing.assert_allclose(with_option(KEY, IMAGES), 2 * IMAGES[:, 0, 0])

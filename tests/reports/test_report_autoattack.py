@@ -50,6 +50,8 @@ def page(tmp_path, evaluation):
 
 def test_report_shows_the_attacks_of_autoattack_and_the_effect_of_rounding(page):
     assert "autoattack, L∞, version standard" in page
+    head = page[: page.index("<h2>")]
+    assert "<dt>AutoAttack, L∞ eps 0.03</dt><dd><b>20.0 %</b>" in head
     assert "fab, L∞, without early stopping" in page
     assert (
         "mi_fgsm, L∞, look-ahead (NI-FGSM), random sizes with probability 0.5 (DI-FGSM), gradients "
