@@ -116,7 +116,8 @@ def _deepfool(
         result = select_rows(is_new, select_rows(distance <= eps, within, found), result)
         return walk._replace(is_wrong=walk.is_wrong | is_new, result=result)
 
-    def step(i: Int[Array, ""], walk: _Walk) -> _Walk:
+    def step(state: tuple[Int[Array, ""], _Walk]) -> tuple[Int[Array, ""], _Walk]:
+        i, walk = state
         logits_fn = partial(model, jax.random.fold_in(gradient_key, i))
         boundary = linearise_nearest(labels, norm, logits_fn, walk.iterate)
         delta = project_onto_hyperplane(walk.iterate, boundary.normal, -boundary.values, norm)
@@ -129,12 +130,17 @@ def _deepfool(
             steps=result.steps + 1,
         )
         ahead = record(_Walk(moved, walk.is_wrong, counted), jax.random.fold_in(check_key, i))
-        return select_rows(walk.is_wrong, walk, ahead)
+        return i + 1, select_rows(walk.is_wrong, walk, ahead)
+
+    def must_walk(state: tuple[Int[Array, ""], _Walk]) -> Bool[Array, ""]:
+        i, walk = state
+        return (i < num_steps) & ~walk.is_wrong.all()
 
     nowhere = Distances(jnp.full_like(images[:, 0, 0, 0], jnp.inf))
     result = initial_result(images, nowhere)
     start = _Walk(images, result.success, result._replace(queries=result.queries + 1))
-    walk = lax.fori_loop(0, num_steps, step, record(start, clean_key))
+    first = jnp.zeros((), jnp.int32), record(start, clean_key)
+    _, walk = lax.while_loop(must_walk, step, first)
     return lax.stop_gradient(walk.result)
 
 

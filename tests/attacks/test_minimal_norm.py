@@ -177,6 +177,19 @@ def test_deepfool_follows_a_curved_boundary(norm):
     assert (sphere(None, found.images).argmax(1) == 1).all()
 
 
+def test_deepfool_ends_when_all_images_are_misclassified():
+    calls = []
+
+    def counted(key, images):
+        jax.debug.callback(lambda: calls.append(1))
+        return LOGITS_FN(key, images)
+
+    found = deepfool(KEY, counted, IMAGES, LABELS, num_steps=50)
+    jax.effects_barrier()
+    assert found.success.all()
+    assert len(calls) <= 2 + 2 * int(found.steps.max())  # tracing may call the model once more
+
+
 def test_deepfool_beyond_eps_is_no_success():
     distances = np.asarray(deepfool(KEY, LOGITS_FN, IMAGES, LABELS).extras.distance)
     eps = float(np.median(distances))
