@@ -226,6 +226,14 @@ def test_the_default_workdir_of_an_evaluation_is_inside_that_of_its_run(job, mon
 
 
 @pytest.mark.parametrize(
+    ("argument", "folder"), [("", "evaluate"), (":default", "evaluate"), (":rand", "rand")]
+)
+def test_each_suite_has_its_own_default_workdir(parse, argument, folder):
+    parse(f"--config=configs/evaluate.py{argument}", "--config.checkpoint=runs/x")
+    assert job_module._get_workdir() == Path("runs/x") / folder
+
+
+@pytest.mark.parametrize(
     ("argument", "folder"),
     [
         ("", "curriculum"),

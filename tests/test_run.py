@@ -44,7 +44,7 @@ def error_line(*arguments, **environment):
     ("arguments", "message"),
     [
         ((), "no config: pass --config"),
-        (("--config", "configs/nope.py"), "No such file or directory: 'configs/nope.py'"),
+        (("--config", "configs/nope.py"), "no config 'configs/nope.py': use one of curriculum"),
         ((*CURRICULUM, "--config.model.nme=net"), 'Did you mean "name"'),
         ((*CURRICULUM, "--config.train.num_epochs=many"), "--config.train.num_epochs=many"),
         ((*CURRICULUM, "--config.mode=dance"), "config.mode is 'dance'"),

@@ -47,5 +47,5 @@ class Classifier:
         if key is None:
             if self.stochastic:
                 raise UserError(f"{self.name} is stochastic: call it with a key of jax.random")
-            key = jax.random.key(0)  # of some libraries, whose dropout then ignores it
+            key = jax.random.key(0)  # some libraries require a key even in evaluation mode
         return self.logits_fn(key, images)

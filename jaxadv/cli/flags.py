@@ -28,8 +28,8 @@ _MODEL_OPTION = re.compile(r"--?config\.((?:\w+\.)*model\.options)\.(\w+)(?:=(.*
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder for the files of the run. Default: runs/CONFIG, or CHECKPOINT/evaluate for an "
-    "evaluation. A run that was interrupted resumes in its folder.",
+    "Folder for the files of the run. Default: runs/CONFIG, or for an evaluation a folder in that "
+    "of the training. A run that was interrupted resumes in its folder.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Run in several processes, detected from Slurm, Open MPI or a TPU pod."
@@ -45,7 +45,6 @@ JSON = flags.DEFINE_bool(
 )
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
-MODES = ("train", "evaluate", "gan", "sample", "study")
 _REQUIRED_KEYS = {  # by mode, a section or key that its config has
     "train": "attack",
     "evaluate": "checkpoint",
@@ -55,38 +54,39 @@ _REQUIRED_KEYS = {  # by mode, a section or key that its config has
 }
 
 
+_FOLDER = Path(str(files("jaxadv.configs")))
+
+
 def config_names() -> list[str]:
-    """Return the names of the configs of the package."""
-    folder = Path(str(files("jaxadv.configs")))
-    return sorted(
-        path.stem
-        for path in folder.glob("*.py")
-        if path.stem not in ("__init__", "attack_suites", "default")
-    )
+    """Return the names of the configs of the package, without those of the study's trainings."""
+    others = ("__init__", "attack_suites", "default")
+    return sorted(path.stem for path in _FOLDER.glob("*.py") if path.stem not in others)
 
 
 def find_config(name: str) -> str:
-    """Return the path of a config that is given by its name, and paths as they are.
+    """Return the path of a config, given its path, or its name in the package.
+
+    A path configs/NAME.py that does not exist is that of the package too.
 
     >>> find_config("curriculum:digits").endswith("curriculum.py:digits")
     True
-    >>> find_config("mine/fast.py")
-    'mine/fast.py'
 
     Args:
-      name: a name or a path, with an argument after a colon.
+      name: such as fast, experiments/randomness or mine/fast.py, with an argument after a colon.
 
     Raises:
-      ValueError: the package has no config of that name.
+      ValueError: there is no such file, and the package has no config of that name.
     """
-    stem, colon, argument = name.partition(":")
-    if stem.endswith(".py") or os.sep in stem:
-        return os.path.expanduser(name)
-    if stem not in config_names():
+    given, colon, argument = name.partition(":")
+    path = Path(os.path.expanduser(given))
+    if path.suffix != ".py" or (not path.exists() and path.parts[0] == "configs"):
+        in_package = _FOLDER / f"{given.removeprefix('configs/').removesuffix('.py')}.py"
+        path = in_package if in_package.exists() else path
+    if not path.is_file():
         raise ValueError(
-            f"no config {stem!r}: use one of {', '.join(config_names())}, or the path of a file"
+            f"no config {given!r}: use one of {', '.join(config_names())}, or the path of a file"
         )
-    return f"{files('jaxadv.configs') / stem}.py{colon}{argument}"
+    return f"{path}{colon}{argument}"
 
 
 def config_source() -> tuple[str, str]:
@@ -109,8 +109,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if CONFIG.value is None:
             raise ValueError("no config: pass --config curriculum, or another")
         mode = CONFIG.value.mode
-        if mode not in MODES:
-            raise ValueError(f"config.mode is {mode!r}: use {', '.join(MODES)}")
+        if mode not in _REQUIRED_KEYS:
+            raise ValueError(f"config.mode is {mode!r}: use {', '.join(_REQUIRED_KEYS)}")
         if _REQUIRED_KEYS[mode] not in CONFIG.value:
             raise ValueError(
                 f"config.mode is {mode!r}, but the config has no key {_REQUIRED_KEYS[mode]!r}: "
@@ -147,7 +147,7 @@ def _set_model_option(section: str, name: str, text: str | None) -> None:
 
 
 def _expand_config(arguments: list[str]) -> None:
-    """Replace the name of a config by its path, and `~` in a path, which shells leave."""
+    """Replace the name of a config by its path. Shells do not expand `~` in `--config=~/x.py`."""
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config"):

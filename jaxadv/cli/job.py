@@ -136,12 +136,14 @@ def _run_job() -> int:
 
 @contextmanager
 def _output() -> Iterator[None]:
-    """Send the output of a job where --quiet and --json say. Warnings go to stderr as always."""
+    """Discard the output of a job with --quiet, and send it to stderr with --json."""
+    from jaxadv.runs import distributed
+
     if flags.QUIET.value:
         os.environ["TQDM_DISABLE"] = "1"  # read by core/progress.py
         with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
             yield
-    elif flags.JSON.value:
+    elif flags.JSON.value and distributed.is_first():  # other processes print nothing
         with redirect_stdout(sys.stderr):
             yield
     else:
@@ -154,8 +156,9 @@ def _get_workdir() -> Path:
         from jaxadv.core.files import user_path
 
         return user_path(flags.WORKDIR.value)
-    if flags.CONFIG.value.mode == "evaluate" and flags.CONFIG.value.checkpoint:
-        return Path(flags.CONFIG.value.checkpoint) / "evaluate"
     path, argument = flags.config_source()
+    if flags.CONFIG.value.mode == "evaluate" and flags.CONFIG.value.checkpoint:
+        suite = "" if argument == "default" else argument
+        return Path(flags.CONFIG.value.checkpoint) / (suite or "evaluate")
     argument = re.sub(r"[/:]+", "_", argument)  # of a source such as folder:DIR
     return Path("runs") / "_".join(filter(None, (Path(path).stem, argument)))

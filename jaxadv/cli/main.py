@@ -1,10 +1,12 @@
-"""The command `jaxadv`: train, evaluate, sample, study, compare, and list what there is.
+"""The command `jaxadv`: jobs, reports, and lists of attacks and configs.
 
 Each job is a config. Its values are set as in run.py, by flags `--config.KEY=VALUE`.
 """
 
 import argparse
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import shtab
@@ -12,6 +14,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
+from jaxadv import __version__
 from jaxadv.cli import flags
 from jaxadv.cli.job import run_command
 
@@ -34,17 +37,41 @@ _JOB_FLAGS = (
 
 def main() -> None:
     """Run the command of the arguments of this program."""
+    from jaxadv.reports.terminal import protect_output
+
+    protect_output()
+    values, arguments = split_values(sys.argv[1:])
     parser = make_parser()
-    options, rest = parser.parse_known_args()
+    options = parser.parse_args(arguments)
     if not options.command:
         parser.print_help()
         raise SystemExit(2)
-    if options.command in _COMMANDS:
-        if rest:
-            parser.error(f"unknown argument {rest[0]!r}")
+    if options.command not in _COMMANDS:
+        run_command(["jaxadv", *job_flags(options), *values])
+    elif values:
+        parser.error(f"{options.command} has no config: omit {values[0]}")
+    else:
         _COMMANDS[options.command](options)
-        return
-    run_command(["jaxadv", *job_flags(options), *rest])
+
+
+def split_values(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the flags that set values of the config, and the other arguments.
+
+    argparse would take such a flag for an argument of another kind if it contains a space.
+
+    >>> split_values(["train", "--config.seed=3", "fast", "--config.data.size", "28"])
+    (['--config.seed=3', '--config.data.size', '28'], ['train', 'fast'])
+    """
+    values, others, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not re.match("--?(no)?config\\.", argument):
+            others.append(argument)
+            continue
+        values.append(argument)
+        if "=" not in argument and rest and not rest[0].startswith("-"):
+            values.append(rest.pop(0))
+    return values, others
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="print the completion of a shell",
         preamble=_complete_configs(),
     )
+    parser.add_argument("--version", action="version", version=f"jaxadv {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
 
     job = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -84,13 +112,13 @@ def make_parser() -> argparse.ArgumentParser:
         "evaluate", "attack the classifier of a run", "jaxadv evaluate runs/fast autoattack"
     )
     checkpoint = evaluate.add_argument(
-        "checkpoint", metavar="WORKDIR", help="folder of the training run"
+        "checkpoint", metavar="RUN", help="folder of the training run"
     )
     checkpoint.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     evaluate.add_argument(
-        "suite", nargs="?", default="default", help="attack suite, such as autoattack or blackbox"
+        "suite", nargs="?", help="attack suite, such as autoattack or blackbox; default: standard"
     )
-    evaluate.add_argument("--config", help="another config than evaluate")
+    evaluate.add_argument("--config", help="config of an evaluation, in place of a suite")
     gan = add_job("gan", "train a conditional GAN", "jaxadv gan gan:digits")
     _add_config(gan, "gan")
     sample = add_job(
@@ -141,12 +169,14 @@ def job_flags(options: argparse.Namespace) -> list[str]:
     >>> job_flags(make_parser().parse_args(["train", "fast", "--quiet"]))
     ['--config=fast', '--config.mode=train', '--quiet']
     """
-    found = [f"--config={options.config}"]
+    config = options.config
     if options.command == "evaluate":
-        found = [
-            f"--config={options.config or f'evaluate:{options.suite}'}",
-            f"--config.checkpoint={options.checkpoint}",
-        ]
+        if config and options.suite:
+            raise SystemExit("error: evaluate takes a suite or --config, not both")
+        config = config or ":".join(filter(None, ("evaluate", options.suite)))
+    found = [f"--config={config}"]
+    if options.command == "evaluate":
+        found.append(f"--config.checkpoint={options.checkpoint}")
     found.append(f"--config.mode={options.command}")
     for name in _JOB_FLAGS:
         value = getattr(options, name)
@@ -158,17 +188,27 @@ def job_flags(options: argparse.Namespace) -> list[str]:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from jaxadv.core.files import read_json
     from jaxadv.core.types import UserError
     from jaxadv.reports.compare import write_comparison
-    from jaxadv.reports.report import write_report
+    from jaxadv.reports.report import write_gan_report, write_report
 
     try:
-        if len(options.workdirs) == 1:
-            page = write_report(options.workdirs[0])
-        else:
+        if len(options.workdirs) > 1:
             page = write_comparison(options.workdirs, options.out or Path("compare.html"))
+        elif options.out:
+            raise UserError("--out is the page of a comparison: name two runs, or omit it")
+        else:
+            config = read_json(Path(options.workdirs[0]) / "config.json") or {}
+            is_gan = config.get("mode") in ("gan", "sample")
+            page = (write_gan_report if is_gan else write_report)(options.workdirs[0])
     except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise SystemExit(
+            f"error: a file of {' or '.join(options.workdirs)} is not that of a run "
+            f"({type(error).__name__}: {error})"
+        ) from None
     print(f"Report: {page}")
 
 

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, for terminals of any width and for log files."""
+"""Progress bars on stderr, for terminals of any width, notebooks and log files."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-_SECONDS_IN_A_FILE = 30  # between two lines, where stderr is no terminal
+_SECONDS_IN_A_FILE = 30  # between two updates
 
 
 def progress_bar(
@@ -18,7 +18,7 @@ def progress_bar(
     disable: bool | None = False,
     **options: Any,
 ) -> tqdm:
-    """Return a progress bar. Where stderr is no terminal, it prints a line every 30 s.
+    """Return a progress bar. In a log file it is updated every 30 s.
 
     The environment variable TQDM_DISABLE=1 disables all bars; --quiet sets it.
 
@@ -29,7 +29,7 @@ def progress_bar(
       disable: whether to show no bar; None: only in a terminal.
       options: of tqdm, such as `unit` and `leave`.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
         options |= {"mininterval": _SECONDS_IN_A_FILE, "maxinterval": _SECONDS_IN_A_FILE}
     return tqdm(
         items,

@@ -1,6 +1,7 @@
 """Sampling from a trained GAN: the samplers, and the job that writes a data set of samples."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -100,7 +101,8 @@ def run(config: ConfigDict, workdir: Path) -> list[str]:
         from_first(lambda: pack(folder, packed))
     print(summary(evaluation.samples))
     if filtered:
-        print("The evaluator selected or labelled these samples: its accuracy on them is biased")
+        message = "The evaluator selected or labelled these samples: its accuracy on them is biased"
+        print(f"warning: {message}", file=sys.stderr)
     for path in filter(None, (packed, folder)):
         print(f"Samples: {path}")
     return []

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxadv.core import paired_test
 from jaxadv.study.measurements import BySeed, Measurement, Measurements
 from jaxadv.study.specification import CORRECTED
 
@@ -161,12 +162,8 @@ def mcnemar(first: Measurement, second: Measurement) -> float | None:
     Returns:
       None if the results per image are missing, of other images, or sums over several radii.
     """
-    from scipy.stats import binomtest
-
     if first.robust is None or second.robust is None or first.images != second.images:
         return None
     if first.robust.dtype != bool:
         return None
-    gained = int((first.robust & ~second.robust).sum())
-    lost = int((second.robust & ~first.robust).sum())
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return paired_test.mcnemar(first.robust, second.robust)

@@ -1,5 +1,6 @@
 """Adversarial training: the job, the epoch loop, and what each epoch consists of."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -194,7 +195,7 @@ def train(config: ConfigDict, dataset: Dataset, workdir: Path) -> TrainState:
             seconds_left = _seconds_left(config, first_epoch, epoch + 1, started)
             print(_summary(line, num_epochs, seconds_left), flush=True)
             if message := describe_catastrophic_overfitting(line, best_robust, config):
-                print(message, flush=True)
+                print(f"warning: {message}", file=sys.stderr)
             best_robust = max(line["validation_accuracy_robust"], best_robust)
             if any_process(signals.stop_requested()):
                 signals.raise_stopped()

@@ -14,6 +14,12 @@ from jaxadv.core.command_line import command_line
 from jaxadv.evaluation import checkpoint
 
 
+@pytest.fixture(autouse=True)
+def unprotected(monkeypatch):
+    """Leave the streams as they are: those of pytest have no file."""
+    monkeypatch.setattr("jaxadv.reports.terminal.protect_output", lambda: None)
+
+
 def job_flags(*arguments):
     return main.job_flags(main.make_parser().parse_args(arguments))
 
@@ -24,7 +30,7 @@ def job_flags(*arguments):
         (["train", "curriculum:digits"], ["--config=curriculum:digits", "--config.mode=train"]),
         (
             ["evaluate", "runs/x", "--workdir", "out", "--json"],
-            ["--config=evaluate:default", "--config.checkpoint=runs/x", "--config.mode=evaluate",
+            ["--config=evaluate", "--config.checkpoint=runs/x", "--config.mode=evaluate",
              "--workdir=out", "--json"],
         ),
         (
@@ -47,16 +53,24 @@ def test_a_command_gives_the_flags_of_its_job(arguments, expected):
 def test_a_command_passes_values_of_its_config(monkeypatch):
     given = []
     monkeypatch.setattr(main, "run_command", given.extend)
-    monkeypatch.setattr(sys, "argv", ["jaxadv", "train", "fast", "--config.seed=3"])
+    values = ["--config.attack.eps_end=8 / 255", "--config.seed", "3", "--config.evaluation.x"]
+    monkeypatch.setattr(sys, "argv", ["jaxadv", "train", *values[:3], "fast", values[3]])
     main.main()
-    assert given == ["jaxadv", "--config=fast", "--config.mode=train", "--config.seed=3"]
+    assert given == ["jaxadv", "--config=fast", "--config.mode=train", *values]
+
+
+def test_an_evaluation_takes_a_suite_or_a_config():
+    with pytest.raises(SystemExit, match="error: evaluate takes a suite or --config, not both"):
+        job_flags("evaluate", "runs/x", "autoattack", "--config", "mine.py")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["dance"], "invalid choice: 'dance'"),
-        (["attacks", "--loud"], "unknown argument '--loud'"),
+        (["attacks", "--loud"], "unrecognized arguments: --loud"),
+        (["attacks", "--config.seed=1"], "attacks has no config: omit --config.seed=1"),
+        (["train", "fast", "--config=curriculum"], "unrecognized arguments: --config=curriculum"),
         (["train"], "the following arguments are required: CONFIG"),
         ([], "commands:"),
     ],
@@ -73,6 +87,28 @@ def test_a_report_without_a_run_is_an_error_of_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["jaxadv", "report", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match=r"error: no workdir .*none: give the folder"):
         main.main()
+
+
+def test_a_report_of_other_files_is_an_error_of_one_line(monkeypatch, tmp_path):
+    (tmp_path / "evaluation.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"mode": "train"}')
+    (tmp_path / "evaluation.json").write_text('{"model": "net"}')
+    monkeypatch.setattr(sys, "argv", ["jaxadv", "report", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: a file of .* is not that of a run .KeyError"):
+        main.main()
+    monkeypatch.setattr(sys, "argv", ["jaxadv", "report", str(tmp_path), "--out", "x.html"])
+    with pytest.raises(SystemExit, match="error: --out is the page of a comparison"):
+        main.main()
+
+
+def test_the_report_of_a_gan_is_that_of_a_gan(monkeypatch, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"mode": "gan"}')
+    monkeypatch.setattr(sys, "argv", ["jaxadv", "report", str(tmp_path)])
+    main.main()
+    assert (
+        "Generator" in (tmp_path / "report.html").read_text()
+        or "GAN" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_the_lists_are_complete(monkeypatch, capsys):
@@ -134,6 +170,7 @@ def run_job(monkeypatch, tmp_path):
 
         def work(config, workdir):
             print("Report: page")
+            print("warning: weak attack", file=sys.stderr)
             (workdir / "evaluation.json").write_text(json.dumps({"n": 3}))
             return []
 
@@ -154,9 +191,9 @@ def test_json_is_all_that_json_prints_to_stdout(run_job, capsys):
     assert "Report: page" in err
 
 
-def test_quiet_prints_nothing(run_job, capsys):
+def test_quiet_prints_warnings_only(run_job, capsys):
     run_job(QUIET=True)
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "warning: weak attack\n")
     run_job()
     assert "Report: page" in capsys.readouterr().out
 

@@ -60,28 +60,65 @@ def test_attacks_with_other_arguments_are_not_compared(pair, tmp_path):
 
 
 def test_images_that_both_runs_classify_alike_do_not_widen_the_interval(pair, tmp_path):
-    """The runs differ on 2 of 200 images; as independent samples they would have +-9.5."""
+    """The runs differ on 2 of 200 images."""
     arrays = dict(np.load(pair[1] / "examples.npz"))
     arrays["predictions/clean"] = np.zeros(N, int)
     np.savez(pair[0] / "examples.npz", **{**arrays, "predictions/clean": np.r_[1, 1, [0] * 198]})
     change(pair[0], clean=entry(0.99))
     change(pair[1], clean=entry(1.0))
     np.savez(pair[1] / "examples.npz", **arrays)
-    rows = {row[0]: row[1:] for row in compare(pair, tmp_path).rows}
-    half = 1.96 * np.sqrt(0.01 * 0.99 / N)
-    assert rows["clean"][3:] == ["+1.0", f"\N{MINUS SIGN}{100 * (half - 0.01):.1f} to +2.4"]
+    page = compare(pair, tmp_path)
+    rows = {row[0]: row[1:] for row in page.rows}
+    assert rows["clean"][3:] == ["+1.0", "\N{MINUS SIGN}0.7 to +2.7"]
+    assert "McNemar" in page.text
+    assert "<b>" not in page.html[page.html.index("<tbody>") :]
     (pair[0] / "examples.npz").unlink()
     page = compare(pair, tmp_path)
     assert "independent samples" in page.text
+    rows = {row[0]: row[1:] for row in page.rows}
+    assert rows["clean"][3:] == ["+1.0", "\N{MINUS SIGN}3.7 to +5.7"]
 
 
-def test_the_interval_of_pairs_is_that_of_mcnemar():
-    correct = [np.r_[[True] * 30, [False] * 70], np.r_[[True] * 25, [False] * 60, [True] * 15]]
-    one, other = (Accuracy(accuracy=array.mean(), ci95=(0.0, 1.0), n=100) for array in correct)
+def test_other_images_with_the_same_labels_are_no_pairs(pair, tmp_path):
+    arrays = dict(np.load(pair[1] / "examples.npz"))
+    np.savez(pair[1] / "examples.npz", **{**arrays, "sample/images": arrays["sample/images"] / 2})
+    assert "independent samples" in compare(pair, tmp_path).text
+
+
+def test_a_worst_case_is_compared_if_all_its_attacks_are(pair, tmp_path):
+    keys = ["pgd40/0.1", "fgsm/0.03"]
+    attacks = {**EVALUATION["attacks"], "pgd40/0.1": pgd(0.0123, 0.1, num_steps=7)}
+    worst = {"linf/0.1": entry(0.1, norm="linf", eps=0.1, attacks=keys)}
+    for run in pair:
+        change(run, worst_case=worst)
+    assert any(row[0].startswith("worst case") for row in compare(pair, tmp_path).rows)
+    change(pair[1], worst_case=worst, attacks=attacks)
+    assert not any(row[0].startswith("worst case") for row in compare(pair, tmp_path).rows)
+
+
+def test_the_interval_of_pairs_is_that_of_agresti_and_min():
+    """Example of the paper's form: half an observation in each of the two cells."""
+    correct = (np.r_[[True] * 30, [False] * 70], np.r_[[True] * 25, [False] * 60, [True] * 15])
+    one, other = (
+        Accuracy(accuracy=float(array.mean()), ci95=(0.0, 1.0), n=100) for array in correct
+    )
     low, high = difference_interval(one, other, correct)
-    gained, lost, n = 15, 5, 100
+    gained, lost, n = 15.5, 5.5, 102
     error = np.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
-    np.testing.assert_allclose([low, high], 0.1 + 1.959964 * error * np.array([-1, 1]))
+    np.testing.assert_allclose([low, high], 10 / n + 1.959964 * error * np.array([-1, 1]))
+
+
+def test_a_difference_of_few_images_is_not_significant(pair, tmp_path):
+    """4 images gained and none lost of 200: McNemar's exact p is 0.125; of 6, 0.031."""
+    arrays = dict(np.load(pair[1] / "examples.npz"))
+    for num_lost, is_bold in ((4, False), (6, True)):
+        predictions = np.zeros(N, int)
+        predictions[:num_lost] = 1
+        np.savez(pair[0] / "examples.npz", **{**arrays, "predictions/clean": predictions})
+        change(pair[0], clean=entry(1 - num_lost / N))
+        change(pair[1], clean=entry(1.0))
+        html = compare(pair, tmp_path).html
+        assert ("<b>" in html[html.index("<tbody>") :]) == is_bold
 
 
 def test_runs_that_cannot_be_compared_are_errors(pair, tmp_path):

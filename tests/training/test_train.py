@@ -309,7 +309,8 @@ def test_catastrophic_overfitting_is_reported(tmp_path, digits, monkeypatch, cap
     monkeypatch.setattr(train, "_validate", validate)
     config = tiny_config(**{"attack.num_steps_start": 1, "attack.num_steps_end": 1})
     train.train(config, digits, tmp_path)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Catastrophic" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Catastrophic" in line]
+    assert line.startswith("warning: ")
     assert "fell from 50.0% to 10.0%" in line
     assert checkpoints.restore(tmp_path, "best", {}).epoch == 2
 
