@@ -126,7 +126,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         cause = next((arg for arg in error.args if isinstance(arg, BaseException)), error)
         lines = str((type(cause).__name__, *cause.args)[-1]).strip().split("\n")
         message = lines[-1:] if "Traceback (most recent call last):" in lines else lines
-        raise SystemExit(f"error: {' '.join(' '.join(message).split())}") from None
+        text = " ".join(" ".join(message).split())
+        raise SystemExit(f"error: {text.removeprefix('ValueError: ')}") from None
     except Exception as error:  # raised by the code of the config file
         raise SystemExit(f"error: the config: {type(error).__name__}: {error}") from None
 
