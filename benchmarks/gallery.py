@@ -102,10 +102,11 @@ def losses() -> tuple[str, str, str]:
                 [row["gradients"] for row in rows], [row["accuracy"] for row in rows], label=name,
                 color=plots.SERIES[number], marker=plots.MARKERS[number],
             )  # fmt: skip
+        axes.set_xticks(sorted({row["gradients"] for row in content["rows"]}))
         axes.set_xlabel("gradients for each image")
         axes.set_ylabel("accuracy under APGD")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(ncols=2)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
     caption = (
         "BigNet trained by N-FGSM, L-inf at 8/255, 1,000 held-out images of CIFAR-10. The choice "
