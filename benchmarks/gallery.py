@@ -118,9 +118,10 @@ def losses() -> tuple[str, str, str]:
 
 def distances() -> tuple[str, str, str]:
     """Plot the median distances of minimal-norm attacks relative to those of Foolbox."""
-    content = _read(RESULTS / "distances" / "bignet_n_fgsm.json")
+    contents = [_read(path) for path in sorted((RESULTS / "distances").glob("*.json"))]
+    results = {name: one for content in contents for name, one in content["results"].items()}
     found = {
-        name.replace("/", ", "): result for name, result in content["results"].items()
+        name.replace("/", ", "): result for name, result in results.items()
         if "foolbox" in result
     }  # fmt: skip
 
@@ -139,8 +140,8 @@ def distances() -> tuple[str, str, str]:
         _ratio_axis(axes, found, "jaxadv divided by Foolbox; less is better")
 
     caption = (
-        f"Attacks on {content['correct']} test images of CIFAR-10 with the same weights and "
-        "budgets. File: `results/distances/bignet_n_fgsm.json`."
+        "Attacks on the test images among 500 of CIFAR-10 that a BigNet classifies correctly, with "
+        "the same weights and budgets; two trainings. Files: `results/distances/`."
     )
     return _draw(draw), "Minimal-norm attacks beside Foolbox", caption
 
