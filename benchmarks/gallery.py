@@ -21,7 +21,7 @@ DOCS = Path("docs")
 _TARGETS = {"small": "configs/small.py", "fast": "configs/fast.py"}
 _PAGE = """# Gallery
 
-Figures of what was measured, made from the files in `results/` by
+Plots of the results, made from the files in `results/` by
 
     PYTHONPATH=. python benchmarks/gallery.py
 
@@ -66,10 +66,10 @@ def training_time() -> tuple[str, str, str]:
         axes.legend()
 
     caption = (
-        "CIFAR-10, AutoAttack in L-inf at 8/255 on the first 1,000 test images; each point is a "
-        "seed. The machines differ in speed. Files: `results/fast/`, `results/small/`."
+        "CIFAR-10 (JPEG copy), AutoAttack in L-inf at 8/255 on the first 1,000 test images; each "
+        "point is a seed. The machines differ in speed. Files: `results/fast/`, `results/small/`."
     )
-    return _draw(draw), "Robust accuracy for the time of training", caption
+    return _draw(draw), "Robust accuracy versus training time", caption
 
 
 def over_eps() -> tuple[str, str, str]:
@@ -83,8 +83,8 @@ def over_eps() -> tuple[str, str, str]:
     curves["worst case"] = [one for one in evaluation.worst_case if one.eps <= 0.1]
     figure = plots.accuracy_over_eps(evaluation.clean, curves, "worst case")
     caption = (
-        "`configs/curriculum.py` on the test split of CIFAR-10; bands are 95 % intervals. File: "
-        "`results/curriculum/evaluation.json`."
+        "`configs/curriculum.py` on the test split of CIFAR-10 (JPEG copy); bands are 95 % "
+        "intervals. File: `results/curriculum/evaluation.json`."
     )
     return figure, "Accuracy over eps", caption
 
@@ -109,9 +109,9 @@ def losses() -> tuple[str, str, str]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
     caption = (
-        "BigNet trained by N-FGSM, L-inf at 8/255, 1,000 held-out images of CIFAR-10. The choice "
-        "of the loss matters more than the number of steps. File: "
-        "`results/apgd_losses/bignet_n_fgsm.json`."
+        "BigNet trained by N-FGSM, L-inf at 8/255, 1,000 held-out images of CIFAR-10 (JPEG copy). "
+        "The targeted loss, which divides its gradients among nine classes, needs more of them. "
+        "File: `results/apgd_losses/bignet_n_fgsm.json`."
     )
     return _draw(draw), "The loss of a gradient attack", caption
 
@@ -141,9 +141,10 @@ def distances() -> tuple[str, str, str]:
 
     caption = (
         "Attacks on the test images among 500 of CIFAR-10 that a BigNet classifies correctly, with "
-        "the same weights and budgets; two trainings. Files: `results/distances/`."
+        "the same weights and budgets: FMN and DDN on one trained model, C&W and DeepFool on "
+        "another. The time is that of the second call. Files: `results/distances/`."
     )
-    return _draw(draw), "Minimal-norm attacks beside Foolbox", caption
+    return _draw(draw), "Minimal-norm attacks compared with Foolbox", caption
 
 
 def speed() -> tuple[str, str, str]:
@@ -161,11 +162,11 @@ def speed() -> tuple[str, str, str]:
         _ratio_axis(axes, found, "images a second divided by the best of PyTorch; more is better")
 
     caption = (
-        "PGD-10, adversarial training and forward passes on two CPU cores, in batches of 256; "
-        "medians and ranges. PyTorch is the fastest of NCHW, channels-last and compiled. Files: "
-        "`results/performance/peers_*.json`."
+        "PGD-10, training steps and forward passes on two CPU cores, in batches of 256 (`net`, "
+        "`bignet`), 128 (`biggernet`) and 32; medians and ranges of five runs. PyTorch is the "
+        "fastest of NCHW, channels-last and compiled. Files: `results/performance/peers_*.json`."
     )
-    return _draw(draw, height=4.6), "Speed beside PyTorch", caption
+    return _draw(draw, height=4.6), "Speed compared with PyTorch", caption
 
 
 def _ratio_axis(axes: Any, names: Iterable[str], label: str) -> None:

@@ -1,11 +1,14 @@
-"""Do diversified starts pay? PGD from random starts, from ODI and from ADI, at equal gradients.
+"""Compare random, ODI and ADI-like starts of PGD at equal numbers of gradients.
 
     PYTHONPATH=. python benchmarks/starts.py runs/curriculum --out results/starts
 
 ODI (Tashiro et al., 2020) moves a random start along the gradient of randomly weighted logits, so
-that the outputs of the starts differ. ADI, the start of A3 (Liu et al., 2022), lowers the weight
-of the label and raises that of another class. Their steps count as gradients: each restart has the
-same number in total. PGD ascends the margin; its step size falls from 2 eps along a cosine.
+that the outputs of the starts differ. The start "adi" lowers the weight of the label and raises
+that of another class, as ADI does, the start of A3 (Liu et al., 2022). It is not adaptive: A3
+chooses the signs from earlier successes, and the class by its logit. The steps of a start count as
+gradients: each restart has the same number in total. PGD ascends the margin; its step size falls
+from 2 eps along a cosine.
+
 L-inf at eps 8/255, on held-out images that the model was not trained on. The table has the accuracy
 after each restart, and the number of images on which a start differs from the random one.
 """

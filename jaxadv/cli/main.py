@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     shtab.add_argument_to(
         parser,
         "--print-completion",
-        help="print the completion of a shell",
+        help="print the completion script of a shell",
         preamble=_complete_configs(),
     )
     parser.add_argument("--version", action="version", version=f"jaxadv {__version__}")
@@ -116,7 +116,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     checkpoint.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     evaluate.add_argument(
-        "suite", nargs="?", help="attack suite, such as autoattack or blackbox; default: standard"
+        "suite",
+        nargs="?",
+        help="attack suite, such as autoattack or blackbox; by default FGSM and PGD",
     )
     evaluate.add_argument("--config", help="config of an evaluation, in place of a suite")
     gan = add_job("gan", "train a conditional GAN", "jaxadv gan gan:digits")
@@ -131,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report of a run, or compare two runs")
     workdirs = report.add_argument("workdirs", metavar="WORKDIR", nargs="+", help="one or two runs")
     workdirs.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    report.add_argument("--out", type=Path, help="the page of a comparison: compare.html")
+    report.add_argument("--out", type=Path, help="page of a comparison; by default compare.html")
     commands.add_parser("attacks", help="list the attacks")
     commands.add_parser("configs", help="list the configs")
     return parser
@@ -217,7 +219,7 @@ def _list_attacks(_: argparse.Namespace) -> None:
 
     table = Table("attack", "norms", "uses", "method", box=None)
     for name, spec in ATTACKS.items():
-        uses = "gradients" if spec.uses_gradients else "outputs"
+        uses = "gradients" if spec.uses_gradients else "outputs or labels"
         method = (spec.attack_fn.__doc__ or "").strip().split("\n")[0]
         table.add_row(name, ", ".join(spec.norms), uses, method)
     Console().print(table)

@@ -8,7 +8,7 @@ The first command prints the cost of each run on this device. The second runs al
 record yet, and writes results/study/index.html and index.md. The records are in results/study/runs,
 the checkpoints in runs/study; to repeat a run, delete both.
 
-The argument is the scale. `cpu`, the default: 132 of its 151 runs took 31 hours, on 2 cores of an
+The argument is the scale. `cpu`, the default: 132 of its 159 runs took 31 hours, on 2 cores of an
 AMD EPYC or an Intel Xeon and lately on one; the page says which are not run. 20 of 37 trainings
 have three seeds, the others one. `full` is for a GPU: all models, three seeds each; not run.
 `smoke` checks the program with tiny models on scikit-learn's digits, in 2 min on 2 cores of an AMD
