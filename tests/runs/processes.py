@@ -45,7 +45,7 @@ def start(job, workdir, num_processes=2, *, num_devices=2, flags=((CONFIG,), (CO
     ]
 
 
-def wait_for_exit(processes, timeout=120):
+def wait_for_exit(processes, timeout=300):
     """Return the exit codes, and the (stdout, stderr) of each process."""
     outputs = [process.communicate(timeout=timeout) for process in processes]
     return [process.returncode for process in processes], outputs

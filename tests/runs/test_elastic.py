@@ -30,7 +30,7 @@ def train_on(num_devices, workdir, *num_checks):
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
     ).stdout
 
 
