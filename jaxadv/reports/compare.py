@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxadv.core.example_results import ExampleResults
-from jaxadv.core.files import read_arrays, read_json, read_json_lines
 from jaxadv.core.paired_test import mcnemar
 from jaxadv.core.results import Accuracy, AttackEntry, Evaluation
 from jaxadv.core.types import UserError
 from jaxadv.reports import formats, plots
-from jaxadv.reports.report import template
+from jaxadv.reports.report import read_run, template
 
 _Z = 1.959964  # of a 95 % interval of the normal distribution
 _LEVEL = 0.05  # of McNemar's test
@@ -104,19 +103,10 @@ def _distinct_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    if not folder.is_dir():
-        raise UserError(f"no workdir {folder}: give the folder of a run")
-    evaluation = read_json(folder / "evaluation.json")
-    if not evaluation:
+    files = read_run(folder)
+    if files.evaluation is None:
         raise UserError(f"{folder} has no evaluation.json: the run is not evaluated yet")
-    arrays = read_arrays(folder / "examples.npz")
-    return Run(
-        name=name,
-        evaluation=Evaluation.from_json(evaluation),
-        examples=ExampleResults.from_arrays(arrays) if arrays else None,
-        config=read_json(folder / "config.json") or {},
-        metrics=read_json_lines(folder / "metrics.jsonl"),
-    )
+    return Run(name, files.evaluation, files.examples, files.config, files.metrics)
 
 
 def _rows(first: Run, second: Run, common: Pairs, is_paired: bool) -> Iterator[dict[str, Any]]:

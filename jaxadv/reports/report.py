@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -44,18 +44,40 @@ def write_report(workdir: str | os.PathLike) -> Path:
       UserError: the folder does not exist, or a file is damaged.
     """
     folder = Path(workdir)
-    if not folder.is_dir():
-        raise UserError(f"no workdir {folder}: give the folder of a run")
-    config = read_json(folder / "config.json")
-    metrics = read_json_lines(folder / "metrics.jsonl")
-    evaluation = _read_evaluation(folder / "evaluation.json")
-    arrays = read_arrays(folder / "examples.npz")
-    examples = ExampleResults.from_arrays(arrays) if arrays else None
+    run = read_run(folder)
     last = _read_evaluation(folder / "evaluation_last.json")
-    html = _render(folder.resolve().name, evaluation, examples, config, metrics, last)
+    html = _render(
+        folder.resolve().name, run.evaluation, run.examples, run.config, run.metrics, last
+    )
     path = folder / "report.html"
     path.write_text(html, encoding="utf-8")
     return path
+
+
+class RunFiles(NamedTuple):
+    """What the workdir of a run holds; what is missing is None or empty."""
+
+    config: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    evaluation: Evaluation | None
+    examples: ExampleResults | None
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read the files in the workdir of a run, those of its best checkpoint.
+
+    Raises:
+      UserError: the folder does not exist, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no workdir {folder}: give the folder of a run")
+    arrays = read_arrays(folder / "examples.npz")
+    return RunFiles(
+        config=read_json(folder / "config.json"),
+        metrics=read_json_lines(folder / "metrics.jsonl"),
+        evaluation=_read_evaluation(folder / "evaluation.json"),
+        examples=ExampleResults.from_arrays(arrays) if arrays else None,
+    )
 
 
 def render_report(evaluation: Evaluation, examples: ExampleResults) -> str:
