@@ -439,7 +439,7 @@ def test_samples_in_another_folder_with_predicted_labels(finished, tmp_path, cap
     config = tiny_config(**{f"sampling.{name}": value for name, value in changes.items()})
     config.evaluator.checkpoint = str(finished / "evaluator")
     sampling.run(config, finished)
-    assert "The evaluator selected or labelled these samples" in capsys.readouterr().out
+    assert "The evaluator selected or labelled these samples" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "predicted" / "manifest.json").read_text())
     assert manifest["judged"]["samples"]["judge_accuracy"] == 1
     assert not (tmp_path / "predicted.npz").exists()
