@@ -105,6 +105,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "for_inputs": ("jaxadv/attacks/for_inputs.py",),
     "fmn": ("jaxadv/attacks/fmn.py",),
     "universal": ("jaxadv/attacks/universal.py",),
+    "odi": ("jaxadv/attacks/odi.py",),
 }
 
 # Names of test files in older trees.
@@ -449,8 +450,43 @@ MUTATIONS = [
         "attacks/test_radii",
         (
             "steps of APGD ignore the radius of a value",
+            "step_size = step_size * (eps / largest)",
+            "step_size = step_size * (eps > 0)",
             "direction = direction * (eps / largest)",
             "direction = direction * (eps > 0)",
+        ),
+    ),
+    *_of(
+        "odi",
+        "attacks/test_odi",
+        (
+            "weights of ODI are never negative",
+            "(weights * at_least_float32(logits))",
+            "(jnp.abs(weights) * at_least_float32(logits))",
+        ),
+        (
+            "the start of APGD is the last iterate but one of ODI",
+            "i <= num_odi_steps,",
+            "i < num_odi_steps,",
+        ),
+        (
+            "all examples have the same weights of ODI",
+            "keys = example_keys(key, example_ids)",
+            "keys = example_keys(key, 0 * example_ids)",
+        ),
+    ),
+    *_of(
+        "pgd",
+        "attacks/test_odi",
+        (
+            "steps of ODI have the length of the attack's steps",
+            "length = jnp.where(in_start, as_column(eps), as_column(step_size))",
+            "length = jnp.where(in_start, as_column(step_size), as_column(step_size))",
+        ),
+        (
+            "all restarts have the same weights of ODI",
+            "start_key, noise_key, odi_key = jax.random.split(key, 3)",
+            "start_key, noise_key, odi_key = *jax.random.split(key), restart_key",
         ),
     ),
     *_of(
@@ -876,6 +912,8 @@ MUTATIONS = [
         "attacks/test_pgd",
         (
             "PGD descends",
+            "moved = ascend(threat, images, current.images, estimate.gradient, length, eps)",
+            "moved = ascend(threat, images, current.images, -estimate.gradient, length, eps)",
             "+ as_column(step_size) * threat.steepest(current.images, estimate.gradient)",
             "- as_column(step_size) * threat.steepest(current.images, estimate.gradient)",
             "+ step_size * threat.steepest(current.images, estimate.gradient)",

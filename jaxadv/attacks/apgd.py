@@ -22,6 +22,7 @@ from jaxadv.attacks.checks import (
 )
 from jaxadv.attacks.eot import Noise, expected_value_and_gradient
 from jaxadv.attacks.host_calls import jit_kernel
+from jaxadv.attacks.odi import check_odi, odi_objective, with_odi
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
     earliest_step,
@@ -31,7 +32,7 @@ from jaxadv.attacks.search import (
     select_rows,
 )
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import Radius
+from jaxadv.attacks.threat import THREATS, Radius
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective, make_targeted_objective
 from jaxadv.core.types import Images, Labels, LogitsFn, PRNGKey
@@ -53,6 +54,7 @@ class APGDOptions:
     norm: str
     loss: str
     num_targets: int
+    num_odi_steps: int
     num_restarts: int
     noise_chunk_size: int
     noise_average: str
@@ -74,6 +76,7 @@ def apgd(
     norm: str = "linf",
     loss: str = "cross_entropy",
     num_targets: int = 0,
+    num_odi_steps: int = 0,
     num_restarts: int = 1,
     num_noise_samples: ArrayLike = 1,
     noise_chunk_size: int = 1,
@@ -119,6 +122,9 @@ def apgd(
       num_targets: 0 ascends the loss of the labels. Otherwise there is a run for each of this many
         other classes, in the order of the logits of the clean image. It ascends the targeted form
         of the loss (APGD-T). Any misclassification is a success.
+      num_odi_steps: steps of length eps that diversify the start of each run (ODI, Tashiro et al.,
+        2020, who take 2), see `jaxadv.attacks.pgd`. They come before the `num_steps` steps. In
+        L-inf and L2 only.
       num_restarts: runs per target.
       num_noise_samples: noise samples that each gradient and each success check averages over.
       noise_chunk_size: noise samples evaluated at once; memory grows with it.
@@ -143,8 +149,8 @@ def apgd(
     """
     static: dict[str, Any] = {
         "num_steps": num_steps, "norm": norm, "loss": loss, "num_targets": num_targets,
-        "num_restarts": num_restarts, "noise_chunk_size": noise_chunk_size,
-        "noise_average": noise_average,
+        "num_odi_steps": num_odi_steps, "num_restarts": num_restarts,
+        "noise_chunk_size": noise_chunk_size, "noise_average": noise_average,
     }  # fmt: skip
     traced = {"eps": eps, "num_noise_samples": num_noise_samples, "num_queries": num_queries}
     check_apgd({**traced, **static})
@@ -155,7 +161,8 @@ def apgd(
     images = inputs.images
     eps = as_radius("eps", eps, images, per_value=norm == "linf")
     no_targets = jnp.zeros_like(inputs.labels, shape=(len(images), num_targets))
-    run = _make_run(images, inputs.example_ids, eps, norm, num_steps)
+    options = APGDOptions(**static)
+    run = _make_run(images, inputs.example_ids, eps, options)
     extras = _Extras(no_targets, run.initial)
     result = resume_or_start(resume, initial_result(images, extras), eps, norm)
     if is_zero_budget(num_queries):
@@ -163,12 +170,13 @@ def apgd(
     budget = APGDBudget(
         eps, jnp.asarray(num_noise_samples, jnp.int32), jnp.asarray(num_queries, jnp.int32)
     )
-    return _apgd(model, inputs, result, budget, options=APGDOptions(**static))
+    return _apgd(model, inputs, result, budget, options=options)
 
 
 def check_apgd(arguments: Arguments, num_classes: int | None = None) -> None:
     """Raise a ValueError that names the first invalid argument of `apgd`."""
     check_arguments(arguments, num_classes, optional=("num_queries",))
+    check_odi(arguments)
     counts = {"num_steps": 100, "num_targets": 0, "num_restarts": 1, "num_noise_samples": 1}
     counts |= {name: value for name, value in arguments.items() if name in counts}
     check_at_least_one(num_steps=counts["num_steps"])
@@ -189,20 +197,24 @@ def max_queries(arguments: Arguments) -> Any:
 
 
 def _num_starts(arguments: Arguments) -> int:
-    """Return the iterates of a run that are no steps; each is a query too."""
-    return NUM_PHASES if arguments.get("norm") == "l1" else 1
+    """Return the iterates of a run that are not among its steps; each is a query too."""
+    if arguments.get("norm") == "l1":
+        return NUM_PHASES
+    return 1 + arguments.get("num_odi_steps", 0)
 
 
 def _make_run(
     images: Images,
     example_ids: Int[Array, "batch"],
     eps: Radius,
-    norm: str,
-    num_steps: int,
+    options: APGDOptions,
 ) -> Run:
-    if norm == "l1":
-        return l1_run(images, example_ids, eps, num_steps=num_steps)
-    return adaptive_run(images, example_ids, eps, norm=norm, num_steps=num_steps)
+    if options.norm == "l1":
+        return l1_run(images, example_ids, eps, num_steps=options.num_steps)
+    run = adaptive_run(images, example_ids, eps, norm=options.norm, num_steps=options.num_steps)
+    if options.num_odi_steps:
+        run = with_odi(run, THREATS[options.norm], images, eps, options.num_odi_steps)
+    return run
 
 
 @partial(jit_kernel, static_argnames="options")
@@ -216,10 +228,10 @@ def _apgd(
 ) -> AttackResult:
     key, images, labels, _, example_ids = inputs
     eps, num_noise_samples, num_queries = budget
-    run = _make_run(images, example_ids, eps, options.norm, options.num_steps)
+    run = _make_run(images, example_ids, eps, options)
     noise = Noise(num_noise_samples, options.noise_chunk_size, options.noise_average)
     margin = make_objective("margin", labels, None)
-    start_key, noise_key, rank_key = jax.random.split(key, 3)
+    start_key, noise_key, rank_key, odi_key = jax.random.split(key, 4)
     last_step = options.num_restarts * max(options.num_targets, 1) * run.length
     result = rank_target_classes(result, rank_key, model, inputs, noise, num_queries)
 
@@ -239,6 +251,11 @@ def _apgd(
             objective = make_targeted_objective(options.loss, labels, target)
         else:
             objective = make_objective(options.loss, labels, None)
+        if options.num_odi_steps:
+            weight_key, in_start = jax.random.fold_in(odi_key, number), i < options.num_odi_steps
+            objective = odi_objective(
+                weight_key, example_ids, model.num_classes, objective, in_start
+            )
 
         def start() -> Images:
             return run.start(jax.random.fold_in(start_key, number))

@@ -14,6 +14,7 @@ from jaxadv.attacks.threat import (
     Radius,
     Threat,
     as_column,
+    ascend,
     largest_radius,
     perturb,
     random_on_sphere,
@@ -110,12 +111,11 @@ def take_step(
     The first step, i = 1, has no momentum.
     """
     iterate = state.iterate
-    direction = threat.steepest(iterate, state.gradient)
+    step_size = as_column(state.step_size)
     if eps.ndim == 4:  # each value moves in proportion to its radius
         largest = jnp.maximum(as_column(largest_radius(eps)), jnp.finfo(eps.dtype).tiny)
-        direction = direction * (eps / largest)
-    ahead = iterate + as_column(state.step_size) * direction
-    ahead = perturb(threat, images, ahead - images, eps)
+        step_size = step_size * (eps / largest)
+    ahead = ascend(threat, images, iterate, state.gradient, step_size, eps)
     momentum = jnp.where(i == 1, 0, _MOMENTUM).astype(images.dtype)
     moved = iterate + (1 - momentum) * (ahead - iterate) + momentum * (iterate - state.previous)
     return perturb(threat, images, moved - images, eps)

@@ -74,6 +74,7 @@ NUMBERS: dict[str, Rule] = {
     "momentum": DECAY,
     "noise_chunk_size": COUNT,
     "num_noise_samples": COUNT,
+    "num_odi_steps": STEPS,
     "num_queries": STEPS,
     "num_restarts": COUNT,
     "num_searches": COUNT,

@@ -15,7 +15,7 @@ from jaxadv.attacks.eot import Noise, expected_value_and_gradient
 from jaxadv.attacks.host_calls import jit_kernel
 from jaxadv.attacks.result import AttackResult, initial_result, returning_images
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, Radius, as_column, perturb
+from jaxadv.attacks.threat import THREATS, Radius, as_column, ascend
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.rng import example_keys
@@ -189,8 +189,7 @@ def _mi_fgsm(
         )
         gradient = _unit_mean(_smooth(estimate.gradient, options.kernel_size))
         accumulated = budget.decay * current.accumulated + gradient
-        delta = current.images + step_size * threat.steepest(current.images, accumulated) - images
-        moved = perturb(threat, images, delta, budget.eps)
+        moved = ascend(threat, images, current.images, accumulated, budget.step_size, budget.eps)
         return _Iterate(moved, accumulated, current.nonfinite + estimate.nonfinite)
 
     start = _Iterate(images, jnp.zeros_like(images), jnp.zeros_like(labels))

@@ -33,7 +33,7 @@ from jaxadv.attacks.search import (
     run_search,
 )
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.attacks.threat import THREATS, ascend
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.devices import platform
 from jaxadv.core.images import is_concrete
@@ -233,9 +233,7 @@ def _nes(
             step_size, losses = _halve_on_plateau(
                 step_size, losses, estimate.values, numbers.min_step_size
             )
-        move = step_size[:, None, None, None] * threat.steepest(state.images, velocity)
-        delta = state.images + move - problem.images
-        candidates = perturb(threat, problem.images, delta, problem.eps)
+        candidates = ascend(threat, problem.images, state.images, velocity, step_size, problem.eps)
         return Proposal(candidates, _Extras(velocity, step_size, losses), estimate.nonfinite)
 
     return run_search(

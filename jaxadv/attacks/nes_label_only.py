@@ -33,7 +33,7 @@ from jaxadv.attacks.search import (
     run_search,
 )
 from jaxadv.attacks.spec import AttackSpec
-from jaxadv.attacks.threat import THREATS, perturb
+from jaxadv.attacks.threat import THREATS, ascend
 from jaxadv.attacks.tracing import TracedModel
 from jaxadv.core.losses import make_objective
 from jaxadv.core.rng import example_keys, uniform
@@ -256,9 +256,8 @@ def _nes_label_only(
 
         velocity = lax.cond(rows.any(), update_velocity, lambda: extras.velocity)
         extras = extras._replace(velocity=velocity, has_gradient=extras.has_gradient | rows)
-        move = extras.step_size[:, None, None, None] * threat.steepest(extras.iterate, velocity)
-        radius = jnp.maximum(extras.radius - extras.decrease, eps)[:, None, None, None]
-        moved = perturb(threat, images, extras.iterate + move - images, radius)
+        radius = jnp.maximum(extras.radius - extras.decrease, eps)
+        moved = ascend(threat, images, extras.iterate, velocity, extras.step_size, radius)
         keys = example_keys(jax.random.fold_in(start_key, step), problem.example_ids)
         noise = (1 + jax.vmap(partial(uniform, shape=images.shape[1:]))(keys)) / 2
         start = noise if starts is None else jnp.where(step == 1, starts, noise)

@@ -19,6 +19,7 @@ from jaxadv.attacks.eot import (
     expected_value_and_gradient,
 )
 from jaxadv.attacks.host_calls import jit_kernel
+from jaxadv.attacks.odi import check_odi, odi_objective
 from jaxadv.attacks.result import AttackResult, initial_result, returning_images
 from jaxadv.attacks.spec import AttackSpec
 from jaxadv.attacks.threat import (
@@ -26,6 +27,7 @@ from jaxadv.attacks.threat import (
     THREATS,
     Radius,
     as_column,
+    ascend,
     perturb,
     random_perturbation,
 )
@@ -53,6 +55,7 @@ class PGDOptions:
     norm: str
     loss: str
     random_start: bool
+    num_odi_steps: int
     num_restarts: int
     noise_chunk_size: int
     noise_average: str
@@ -116,6 +119,7 @@ def pgd(
     norm: str = "linf",
     loss: str = "cross_entropy",
     random_start: bool = True,
+    num_odi_steps: int = 0,
     num_restarts: int = 1,
     num_noise_samples: ArrayLike = 1,
     noise_chunk_size: int = 1,
@@ -136,9 +140,9 @@ def pgd(
     over `num_noise_samples` noise samples that the attack has not seen.
 
     Traced arguments: `eps`, `step_size`, `num_steps` and `num_noise_samples`, so a curriculum over
-    them compiles once. Static arguments: `norm`, `loss`, `random_start`, `num_restarts`,
-    `noise_chunk_size`, `noise_average` and the operations of `logits_fn`. The arrays that
-    `logits_fn` reads are traced too: new weights do not compile again.
+    them compiles once. Static arguments: `norm`, `loss`, `random_start`, `num_odi_steps`,
+    `num_restarts`, `noise_chunk_size`, `noise_average` and the operations of `logits_fn`. The
+    arrays that `logits_fn` reads are traced too: new weights do not compile again.
 
     Args:
       key: key of the random starts and of the model's noise.
@@ -158,6 +162,9 @@ def pgd(
         divergence from the prediction for the clean image, which ignores the labels (TRADES, Zhang
         et al., 2019). It needs a random start, because its gradient is 0 at the clean image.
       random_start: start uniformly in the ball instead of at the clean image.
+      num_odi_steps: steps of length eps that diversify each start (ODI, Tashiro et al., 2020, who
+        take 2): they ascend randomly weighted logits. They come before the `num_steps` steps, and
+        each costs as many gradients as one of these. L-inf and L2 only.
       num_restarts: independent random starts per example.
       num_noise_samples: samples of the model's noise that each gradient averages over (EOT,
         Athalye et al., 2018); every step uses new ones.
@@ -186,7 +193,8 @@ def pgd(
         "num_noise_samples": num_noise_samples,
     }  # fmt: skip
     static: dict[str, Any] = {
-        "norm": norm, "loss": loss, "random_start": random_start, "num_restarts": num_restarts,
+        "norm": norm, "loss": loss, "random_start": random_start,
+        "num_odi_steps": num_odi_steps, "num_restarts": num_restarts,
         "noise_chunk_size": noise_chunk_size, "noise_average": noise_average,
     }  # fmt: skip
     check_pgd({**traced, **static, "targets": targets})
@@ -217,6 +225,13 @@ def check_pgd(arguments: Arguments, num_classes: int | None = None) -> None:
         )
     if arguments.get("loss") == "kl" and arguments.get("targets") is not None:
         raise ValueError("loss is 'kl', which ignores targets: remove targets or use another loss")
+    check_odi(arguments)
+    num_odi_steps = arguments.get("num_odi_steps", 0)
+    if num_odi_steps and not random_start:
+        raise ValueError(
+            f"num_odi_steps is {num_odi_steps}, but these steps begin at a random start: set "
+            "random_start to True or num_odi_steps to 0"
+        )
     num_restarts = arguments.get("num_restarts", 1)
     if num_restarts > 1 and not random_start:
         raise ValueError(
@@ -318,28 +333,31 @@ def _pgd(
     else:
         objective = make_objective(options.loss, labels, targets)
     margin = make_objective("margin", labels, targets)
+    run_length = jnp.where(num_steps > 0, num_steps + options.num_odi_steps, 0)
 
     def run_from_start(key: PRNGKey) -> _Iterate:
-        start_key, noise_key = jax.random.split(key)
+        start_key, noise_key, odi_key = jax.random.split(key, 3)
 
         def step(i: Int[Array, ""], current: _Iterate) -> _Iterate:
             step_key = jax.random.fold_in(noise_key, i)
+            ascended, length = objective, step_size
+            if options.num_odi_steps:
+                in_start = i < options.num_odi_steps
+                ascended = odi_objective(
+                    odi_key, example_ids, model.num_classes, objective, in_start
+                )
+                length = jnp.where(in_start, as_column(eps), as_column(step_size))
             estimate = expected_value_and_gradient(
-                step_key, model, objective, objective, current.images, noise
+                step_key, model, ascended, ascended, current.images, noise
             )
-            delta = (
-                current.images
-                + as_column(step_size) * threat.steepest(current.images, estimate.gradient)
-                - images
-            )
-            moved = perturb(threat, images, delta, eps)
+            moved = ascend(threat, images, current.images, estimate.gradient, length, eps)
             return _Iterate(moved, current.nonfinite + estimate.nonfinite)
 
         start = images
         if options.random_start:
             delta = random_perturbation(threat, start_key, example_ids, images, eps)
             start = jnp.where(num_steps > 0, perturb(threat, images, delta, eps), images)
-        return lax.fori_loop(0, num_steps, step, _Iterate(start, jnp.zeros_like(labels)))
+        return lax.fori_loop(0, run_length, step, _Iterate(start, jnp.zeros_like(labels)))
 
     def restart(
         i: Int[Array, ""], best: tuple[_Iterate, PerExample]
@@ -359,20 +377,21 @@ def _pgd(
         no_margins = jnp.full_like(images[:, 0, 0, 0], -jnp.inf)
         final, _ = lax.fori_loop(0, options.num_restarts, restart, (first, no_margins))
     result = initial_result(images)
-    num_gradients = options.num_restarts * num_steps * num_noise_samples
+    num_gradients = options.num_restarts * run_length * num_noise_samples
     result = result._replace(
         images=final.images,
         queries=result.queries + num_gradients,
         gradients=result.gradients + num_gradients,
         nonfinite=final.nonfinite,
-        steps=result.steps + num_steps,
+        steps=result.steps + run_length,
     )
     return lax.stop_gradient(result)
 
 
 def _max_gradients(arguments: Arguments) -> int:
     num_restarts = arguments.get("num_restarts", 1)
-    return arguments.get("num_steps", 1) * num_restarts * arguments.get("num_noise_samples", 1)
+    run_length = arguments.get("num_steps", 1) + arguments.get("num_odi_steps", 0)
+    return run_length * num_restarts * arguments.get("num_noise_samples", 1)
 
 
 FGSM = AttackSpec(

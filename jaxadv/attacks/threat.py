@@ -252,3 +252,16 @@ def perturb(threat: Threat, images: Images, delta: Images, eps: Radius) -> Image
     The clip keeps the result in the ball: the images are in [0, 1], so it only moves closer.
     """
     return jnp.clip(images + threat.project(images, delta, as_column(eps)), 0.0, 1.0)
+
+
+def ascend(
+    threat: Threat,
+    images: Images,
+    iterate: Images,
+    gradient: Images,
+    step_size: Radius,
+    eps: Radius,
+) -> Images:
+    """Return the iterate after a step of steepest ascent, in the eps-ball around the images."""
+    moved = iterate + as_column(step_size) * threat.steepest(iterate, gradient)
+    return perturb(threat, images, moved - images, eps)

@@ -382,6 +382,8 @@ def settings(entry: AttackEntry) -> str:
         words.append(f"{loss.replace('_', '-')} loss")
     if given("random_start"):
         words.append("random start")
+    if num_odi_steps := given("num_odi_steps"):
+        words.append(f"{num_odi_steps} steps of ODI")
     if (num_restarts := given("num_restarts", 1)) > 1:
         words.append(f"{num_restarts} restarts")
     if (num_samples := given("num_noise_samples", 1)) > 1:

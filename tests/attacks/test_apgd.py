@@ -80,19 +80,20 @@ def double_precision():
 
 
 @pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", ["margin", "dlr"])
-def test_matches_the_algorithm_of_the_paper(norm, loss, double_precision):
+@pytest.mark.parametrize(("loss", "num_odi_steps"), [("margin", 0), ("dlr", 0), ("margin", 2)])
+def test_matches_the_algorithm_of_the_paper(norm, loss, num_odi_steps, double_precision):
     images = jnp.asarray(examples(n=3)[0], jnp.float64)
     labels, num_steps = jnp.zeros(3, jnp.int32), 30
     run = partial(
-        apgd, KEY, safe, images, labels, eps=EPS[norm], norm=norm, loss=loss, num_steps=num_steps
-    )
-    start = run(num_queries=1).extras.state.iterate
+        apgd, KEY, safe, images, labels, eps=EPS[norm], norm=norm, loss=loss, num_steps=num_steps,
+        num_odi_steps=num_odi_steps,
+    )  # fmt: skip
+    start = run(num_queries=num_odi_steps + 1).extras.state.iterate
     np.testing.assert_allclose(
         length(start - images, norm), EPS[norm], rtol=0.1
     )  # the box clips it
     objective = {"margin": margin, "dlr": dlr}[loss]
-    results = {n: run(num_queries=n) for n in (2, 3, 7, 8, 13, 31)}
+    results = {n: run(num_queries=n + num_odi_steps) for n in (2, 3, 7, 8, 13, 31)}
     windows = [6, 5, 4, 3, 2, *[1] * 10]
     for i in range(3):
         steps = reference(
@@ -106,7 +107,7 @@ def test_matches_the_algorithm_of_the_paper(norm, loss, double_precision):
                 assert state.step_size[i] == pytest.approx(step_size)
                 assert state.best_loss[i] == pytest.approx(best, abs=1e-9)
     assert results[31].extras.state.step_size.max() < 2 * EPS[norm]
-    assert (results[31].queries == 31).all()
+    assert (results[31].queries == 31 + num_odi_steps).all()
 
 
 def test_step_size_is_halved_without_increases_or_progress():
@@ -258,6 +259,7 @@ def test_dlr_is_the_margin_over_the_spread_of_the_largest_logits():
         ({"num_targets": 5}, "num_targets is 5: it must be at most 4"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"num_restarts": 0}, "num_restarts is 0"),
+        ({"num_odi_steps": 1, "norm": "l1"}, "num_odi_steps is 1: it must be 0 in l1"),
         ({"noise_average": "logits"}, "noise_average is 'logits': it must be one of"),
         ({"num_queries": -1}, "num_queries is -1"),
     ],

@@ -80,6 +80,12 @@ BAD_ATTACKS = {
     "num_steps": ({"num_steps": -2}, "num_steps is -2"),
     "num_restarts": ({"num_restarts": 0}, "num_restarts is 0"),
     "num_noise_samples": ({"num_noise_samples": -1}, "num_noise_samples is -1"),
+    "negative num_odi_steps": ({"num_odi_steps": -1}, "num_odi_steps is -1"),
+    "ODI in L1": ({"num_odi_steps": 2, "norm": "l1"}, "num_odi_steps is 2: it must be 0 in l1"),
+    "ODI from the clean image": (
+        {"num_odi_steps": 2, "random_start": False},
+        "num_odi_steps is 2, but these steps begin at a random start",
+    ),
     "same restarts": ({"num_restarts": 3, "random_start": False}, "num_restarts is 3"),
 }
 

@@ -127,7 +127,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "n_fgsm": {"loss": list(LOSSES)},
     "pgd": {
         "norm": ["linf", "l2", "l1", "l0"], "loss": [*LOSSES, "kl"], "num_restarts": [2, 1],
-        "noise_average": ["loss", "softmax"],
+        "noise_average": ["loss", "softmax"], "num_odi_steps": [0, 2],
     },
     "mi_fgsm": {
         **NORMS, **TARGETED, "loss": list(LOSSES), "nesterov": [False, True], "kernel_size": [1, 3],
@@ -135,7 +135,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "apgd": {
         **NORMS, "loss": list(LOSSES), "num_targets": [0, 1], "num_restarts": [1, 2],
-        "num_steps": [3],
+        "num_steps": [3], "num_odi_steps": [0, 1],
     },
     "fab": {
         **NORMS, "num_targets": [1, 0], "num_restarts": [1, 2], "early_stop": [True, True, False],
@@ -311,6 +311,8 @@ def arguments_of(name, case, problem):
     if name == "mi_fgsm":
         arguments["decay"] = min(case["step"], 1.0)
         arguments["nesterov"] &= arguments["norm"] == "linf"
+    if arguments.get("norm") in ("l1", "l0"):
+        arguments.pop("num_odi_steps", None)
     if name in RESUMABLE:
         arguments["num_queries"] = case["num_queries"]
     if name in (*BLACK_BOX, "apgd", "fgsm", "pgd", "mi_fgsm"):
