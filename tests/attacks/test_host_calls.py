@@ -292,6 +292,15 @@ def test_noise_samples_of_a_chunk_are_one_call(average):
     assert counted.forward_sizes == ([20] * (3 * 2) if average == "softmax" else [])
 
 
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+def test_starts_of_odi_on_host_models(name):
+    counted = Counted()
+    found = run(name, counted.model, *problem(), num_odi_steps=2)
+    assert_same(found, run(name, logits_fn, *problem(), num_odi_steps=2), 1e-4)
+    if name == "pgd":
+        assert counted.gradient_sizes == [10] * (2 * (2 + 3))
+
+
 def test_noise_samples_differ_for_random_models():
     generator = np.random.default_rng(0)
     model = HostModel(2, lambda images: generator.normal(size=(len(images), 2)), np.asarray)
