@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from jaxadv.models.convnets import ConvNet
+from jaxadv.models.fastnet import FastNet
 from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
 from jaxadv.models.wrn import StudyWideResNet
 
@@ -21,7 +22,7 @@ def to_torch(model: linen.Module, variables: Mapping, dtype: torch.dtype = torch
     The submodules have the names of their counterparts in Flax, by which variables are assigned.
 
     Args:
-      model: a `ConvNet`, `StudyWideResNet` or `VisionTransformer` without a defence.
+      model: a `ConvNet`, `FastNet`, `StudyWideResNet` or `VisionTransformer` without a defence.
       variables: its variables, with the collections `params` and, if any, `batch_stats`.
       dtype: of the weights.
 
@@ -30,6 +31,7 @@ def to_torch(model: linen.Module, variables: Mapping, dtype: torch.dtype = torch
     """
     classes = {
         ConvNet: TorchConvNet,
+        FastNet: TorchFastNet,
         StudyWideResNet: TorchStudyWideResNet,
         VisionTransformer: TorchVisionTransformer,
     }
@@ -69,6 +71,50 @@ class TorchConvNet(nn.Module):
         for index in range(self.num_hidden):
             hidden = self.dense_activation(self.get_submodule(f"Dense_{index}")(hidden))
         return self.get_submodule(f"Dense_{self.num_hidden}")(hidden)
+
+
+class TorchFastNet(nn.Module):
+    """Small residual network: `fastnet` or `smallnet`."""
+
+    def __init__(self, model: FastNet):
+        super().__init__()
+        self.activation, self.mean_pool = _ACTIVATIONS[model.activation], model.mean_pool
+        self.num_residual = model.num_residual
+        channels, side = 3, 32
+        for index, (features, size) in enumerate(
+            zip(model.channels, model.kernel_sizes, strict=True)
+        ):
+            padding = size // 2 if model.padding == "SAME" else 0
+            conv = nn.Conv2d(channels, features, size, padding=padding)
+            self.add_module(f"Conv_{index}", conv)
+            channels, side = features, (side + 2 * padding - size + 1) // 2
+        for index in range(2, 2 + model.num_residual):
+            conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            self.add_module(f"Conv_{index}", conv)
+        for index in range(2 + model.num_residual):
+            self.add_module(f"BatchNorm_{index}", nn.BatchNorm2d(model.channels[min(index, 1)]))
+        side = side // 2 if model.mean_pool else side
+        self.Dense_0 = nn.Linear(channels * side**2, model.width, bias=False)
+        self.add_module(f"BatchNorm_{2 + model.num_residual}", nn.BatchNorm1d(model.width))
+        self.Dense_1 = nn.Linear(model.width, model.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images."""
+
+        def normed(index: int, hidden: torch.Tensor) -> torch.Tensor:
+            return self.get_submodule(f"BatchNorm_{index}")(hidden)
+
+        hidden = images - 0.5
+        for index in range(2):
+            hidden = self.activation(self.get_submodule(f"Conv_{index}")(hidden))
+            hidden = normed(index, functional.max_pool2d(hidden, 2))
+        for index in range(2, 2 + self.num_residual):
+            change = self.get_submodule(f"Conv_{index}")(self.activation(hidden))
+            hidden = hidden + normed(index, change)
+        if self.mean_pool:
+            hidden = functional.avg_pool2d(self.activation(hidden), 2)
+        hidden = self.Dense_0(hidden.permute(0, 2, 3, 1).flatten(1))  # Flax has channels last
+        return self.Dense_1(self.activation(normed(2 + self.num_residual, hidden)))
 
 
 class TorchStudyWideResNet(nn.Module):

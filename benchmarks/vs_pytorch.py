@@ -51,7 +51,7 @@ from jaxadv.training.step import init_state, make_train_step
 
 EPS, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10
 LEARNING_RATE = 1e-3
-BATCHES = {"net": 256, "bignet": 256, "biggernet": 128}
+BATCHES = {"net": 256, "bignet": 256, "biggernet": 128, "fastnet": 128, "smallnet": 128}
 DEFAULT_BATCH = 32  # for all other models
 FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 
