@@ -13,7 +13,7 @@ from jaxadv.models.fastnet import FastNet
 from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
 from jaxadv.models.wrn import StudyWideResNet
 
-_ACTIVATIONS: dict[str, Callable] = {"relu": functional.relu, "gelu": functional.gelu}
+ACTIVATIONS: dict[str, Callable] = {"relu": functional.relu, "gelu": functional.gelu}
 
 
 def to_torch(model: linen.Module, variables: Mapping, dtype: torch.dtype = torch.float32):
@@ -47,7 +47,7 @@ class TorchConvNet(nn.Module):
     def __init__(self, model: ConvNet):
         super().__init__()
         conv, dense = model.activations
-        self.conv_activation, self.dense_activation = _ACTIVATIONS[conv], _ACTIVATIONS[dense]
+        self.conv_activation, self.dense_activation = ACTIVATIONS[conv], ACTIVATIONS[dense]
         self.num_convs, self.num_hidden = len(model.channels), len(model.widths)
         self.dropout = model.dropout
         channels, side = 3, 32
@@ -78,7 +78,7 @@ class TorchFastNet(nn.Module):
 
     def __init__(self, model: FastNet):
         super().__init__()
-        self.activation, self.mean_pool = _ACTIVATIONS[model.activation], model.mean_pool
+        self.activation, self.mean_pool = ACTIVATIONS[model.activation], model.mean_pool
         self.num_residual = model.num_residual
         channels, side = 3, 32
         for index, (features, size) in enumerate(
@@ -122,7 +122,7 @@ class TorchStudyWideResNet(nn.Module):
 
     def __init__(self, model: StudyWideResNet):
         super().__init__()
-        self.activation = _ACTIVATIONS[model.activation]
+        self.activation = ACTIVATIONS[model.activation]
         self.Conv_0 = nn.Conv2d(3, 16, 3, padding=1)
         channels, self.num_blocks = 16, 3 * ((model.depth - 1) // 6)
         for index in range(self.num_blocks):
@@ -171,7 +171,7 @@ class TorchVisionTransformer(nn.Module):
     def __init__(self, model: VisionTransformer):
         super().__init__()
         width = model.width
-        self.activation, self.depth = _ACTIVATIONS[model.activation], model.depth
+        self.activation, self.depth = ACTIVATIONS[model.activation], model.depth
         self.Conv_0 = nn.Conv2d(3, width // 2, 3, padding=1)
         self.Conv_1 = nn.Conv2d(width // 2, width, 3, padding=1)
         self.positions = nn.Parameter(torch.zeros(64, width))
