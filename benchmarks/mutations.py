@@ -461,18 +461,41 @@ MUTATIONS = [
         "attacks/test_odi",
         (
             "weights of ODI are never negative",
-            "(weights * at_least_float32(logits))",
-            "(jnp.abs(weights) * at_least_float32(logits))",
+            "(weights.astype(logits.dtype) * logits)",
+            "(abs(weights).astype(logits.dtype) * logits)",
         ),
+        (
+            "all examples have the same weights of ODI",
+            "keys = example_keys(key, example_ids)",
+            "keys = example_keys(key, 0 * example_ids)",
+        ),
+        (
+            "weights of log probabilities have another mean",
+            "weights -= weights.mean(axis=1, keepdims=True)",
+            "weights -= 0.5",
+        ),
+    ),
+    *_of(
+        "apgd_state",
+        "attacks/test_odi",
         (
             "the start of APGD is the last iterate but one of ODI",
             "i <= num_odi_steps,",
             "i < num_odi_steps,",
         ),
         (
-            "all examples have the same weights of ODI",
-            "keys = example_keys(key, example_ids)",
-            "keys = example_keys(key, 0 * example_ids)",
+            "steps of ODI in APGD are half as long",
+            "state.iterate, state.gradient, eps, eps)",
+            "state.iterate, state.gradient, eps / 2, eps)",
+        ),
+    ),
+    *_of(
+        "apgd",
+        "attacks/test_odi",
+        (
+            "all runs of APGD have the same weights of ODI",
+            "jax.random.fold_in(odi_key, number),",
+            "odi_key,",
         ),
     ),
     *_of(
@@ -480,8 +503,8 @@ MUTATIONS = [
         "attacks/test_odi",
         (
             "steps of ODI have the length of the attack's steps",
-            "length = jnp.where(in_start, as_column(eps), as_column(step_size))",
-            "length = jnp.where(in_start, as_column(step_size), as_column(step_size))",
+            "length = jnp.where(is_odi_step, as_column(eps), as_column(step_size))",
+            "length = jnp.where(is_odi_step, as_column(step_size), as_column(step_size))",
         ),
         (
             "all restarts have the same weights of ODI",

@@ -13,7 +13,11 @@ from jaxadv.models.fastnet import FastNet
 from jaxadv.models.vit import HEAD_WIDTH, VisionTransformer
 from jaxadv.models.wrn import StudyWideResNet
 
-ACTIVATIONS: dict[str, Callable] = {"relu": functional.relu, "gelu": functional.gelu}
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
 
 
 def to_torch(model: linen.Module, variables: Mapping, dtype: torch.dtype = torch.float32):

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from jaxadv.attacks.apgd_l1 import NUM_PHASES, l1_run
-from jaxadv.attacks.apgd_run import Run, adaptive_run
+from jaxadv.attacks.apgd_run import Run, adaptive_run, with_odi
 from jaxadv.attacks.checks import (
     Arguments,
     Inputs,
@@ -22,7 +22,7 @@ from jaxadv.attacks.checks import (
 )
 from jaxadv.attacks.eot import Noise, expected_value_and_gradient
 from jaxadv.attacks.host_calls import jit_kernel
-from jaxadv.attacks.odi import check_odi, odi_objective, with_odi
+from jaxadv.attacks.odi import check_odi, odi_objective
 from jaxadv.attacks.result import AttackResult, initial_result
 from jaxadv.attacks.search import (
     earliest_step,
@@ -107,7 +107,7 @@ def apgd(
     static.
 
     Args:
-      key: key of the random starts and of the model's noise.
+      key: key of the random starts, of the weights of ODI and of the model's noise.
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key.
       images: clean images in [0, 1], shape (batch, height, width, channels); half precision is
         cast to single precision, and so is the result.
@@ -252,9 +252,13 @@ def _apgd(
         else:
             objective = make_objective(options.loss, labels, None)
         if options.num_odi_steps:
-            weight_key, in_start = jax.random.fold_in(odi_key, number), i < options.num_odi_steps
             objective = odi_objective(
-                weight_key, example_ids, model.num_classes, objective, in_start
+                jax.random.fold_in(odi_key, number),
+                example_ids,
+                model.num_classes,
+                options.noise_average,
+                objective,
+                i < options.num_odi_steps,
             )
 
         def start() -> Images:

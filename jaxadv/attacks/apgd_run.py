@@ -103,6 +103,29 @@ def adaptive_run(
     )
 
 
+def with_odi(run: Run, threat: Threat, images: Images, eps: Radius, num_odi_steps: int) -> Run:
+    """Return a run whose start is that of ODI (Tashiro et al., 2020), see `odi_objective`.
+
+    Iterate 0 is the random start. The gradients at iterates 0 to `num_odi_steps` - 1 have to be
+    those of ODI's objective; each leads to the next iterate by a step of length eps. The last of
+    these iterates is the start of the given run.
+    """
+
+    def move(i: Int[Array, ""], state: PyTree) -> Images:
+        return lax.cond(
+            i <= num_odi_steps,
+            lambda: ascend(threat, images, state.iterate, state.gradient, eps, eps),
+            lambda: run.move(i - num_odi_steps, state),
+        )
+
+    def update(
+        i: Int[Array, ""], state: PyTree, iterate: Images, losses: PerExample, gradient: Images
+    ) -> PyTree:
+        return run.update(jnp.maximum(i - num_odi_steps, 0), state, iterate, losses, gradient)
+
+    return run._replace(length=run.length + num_odi_steps, move=move, update=update)
+
+
 def take_step(
     threat: Threat, images: Images, eps: Radius, state: APGDState, i: Int[Array, ""]
 ) -> Images:

@@ -189,7 +189,7 @@ def _mi_fgsm(
         )
         gradient = _unit_mean(_smooth(estimate.gradient, options.kernel_size))
         accumulated = budget.decay * current.accumulated + gradient
-        moved = ascend(threat, images, current.images, accumulated, budget.step_size, budget.eps)
+        moved = ascend(threat, images, current.images, accumulated, step_size, budget.eps)
         return _Iterate(moved, accumulated, current.nonfinite + estimate.nonfinite)
 
     start = _Iterate(images, jnp.zeros_like(images), jnp.zeros_like(labels))

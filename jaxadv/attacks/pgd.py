@@ -145,7 +145,7 @@ def pgd(
     arrays that `logits_fn` reads are traced too: new weights do not compile again.
 
     Args:
-      key: key of the random starts and of the model's noise.
+      key: key of the random starts, of the weights of ODI and of the model's noise.
       logits_fn: `(key, images) -> logits`; a deterministic function ignores the key. It may
         close over traced parameters inside a transformed function.
       images: clean images in [0, 1], shape (batch, height, width, channels). Half precision is
@@ -342,11 +342,16 @@ def _pgd(
             step_key = jax.random.fold_in(noise_key, i)
             ascended, length = objective, step_size
             if options.num_odi_steps:
-                in_start = i < options.num_odi_steps
+                is_odi_step = i < options.num_odi_steps
                 ascended = odi_objective(
-                    odi_key, example_ids, model.num_classes, objective, in_start
+                    odi_key,
+                    example_ids,
+                    model.num_classes,
+                    options.noise_average,
+                    objective,
+                    is_odi_step,
                 )
-                length = jnp.where(in_start, as_column(eps), as_column(step_size))
+                length = jnp.where(is_odi_step, as_column(eps), as_column(step_size))
             estimate = expected_value_and_gradient(
                 step_key, model, ascended, ascended, current.images, noise
             )
@@ -390,7 +395,8 @@ def _pgd(
 
 def _max_gradients(arguments: Arguments) -> int:
     num_restarts = arguments.get("num_restarts", 1)
-    run_length = arguments.get("num_steps", 1) + arguments.get("num_odi_steps", 0)
+    num_steps = arguments.get("num_steps", 1)
+    run_length = num_steps + arguments.get("num_odi_steps", 0) if num_steps else 0
     return run_length * num_restarts * arguments.get("num_noise_samples", 1)
 
 

@@ -135,7 +135,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "apgd": {
         **NORMS, "loss": list(LOSSES), "num_targets": [0, 1], "num_restarts": [1, 2],
-        "num_steps": [3], "num_odi_steps": [0, 1],
+        "num_steps": [3], "num_odi_steps": [0, 1], "noise_average": ["loss", "softmax"],
     },
     "fab": {
         **NORMS, "num_targets": [1, 0], "num_restarts": [1, 2], "early_stop": [True, True, False],
@@ -455,6 +455,7 @@ INVALID_VALUES = {
     "num_queries": STEPS,
     "plateau_length": STEPS,
     "num_steps": STEPS,
+    "num_odi_steps": STEPS,
     "num_targets": [*STEPS, 3, 9],  # with 3 classes
     "chunk_size": [1, 0, -2, 1.5],
     "samples_per_gradient": [1, 0, 3, 2.0],

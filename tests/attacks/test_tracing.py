@@ -167,14 +167,15 @@ def test_weights_in_custom_derivatives_are_current(name):
 
 
 # These have their own operations in L1.
-IN_L1 = [(name, "l1") for name in ("pgd", "apgd", "fab", "fmn", "square")]
+IN_L1 = [(name, {"norm": "l1"}) for name in ("pgd", "apgd", "fab", "fmn", "square")]
+WITH_ODI = [(name, {"num_odi_steps": 1}) for name in ("pgd", "apgd")]
 
 
-@pytest.mark.parametrize(("name", "norm"), [*((name, None) for name in CALLS), *IN_L1])
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in CALLS), *IN_L1, *WITH_ODI], ids=str
+)
 @pytest.mark.parametrize("how", ["jit", "vmap", "scan", "shard_map"])
-def test_results_inside_transformations_are_the_same(name, norm, how):
-    changes = {} if norm is None else {"norm": norm}
-
+def test_results_inside_transformations_are_the_same(name, changes, how):
     def attack(weights, images, labels, ids):
         model = partial(apply, weights)
         return run(name, model, images, labels, **ids_of(name, ids), **changes)
@@ -203,11 +204,13 @@ def test_results_inside_transformations_are_the_same(name, norm, how):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@every_attack
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in CALLS), *WITH_ODI], ids=str)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_64_bit_mode_and_strict_promotion(name, norm):
+def test_64_bit_mode_and_strict_promotion(name, changes, norm):
     skip_other_norms(name, norm)
-    changes = {} if name == "n_fgsm" else {"norm": norm}
+    if changes and norm == "l1":
+        pytest.skip("ODI is not for L1")
+    changes = changes if name == "n_fgsm" else {"norm": norm, **changes}
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         images, labels = IMAGES.astype(jnp.float64), LABELS.astype(jnp.int64)
         found = images_of(run(name, partial(apply, W), images, labels, **changes))

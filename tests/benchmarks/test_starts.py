@@ -29,8 +29,8 @@ def test_a_linear_model_is_fooled_where_its_boundary_is_within_eps(attack, num_o
 
 def test_rows_compare_with_the_random_start():
     random, odi = np.zeros((5, 10), bool), np.ones((5, 10), bool)
-    random[:, :3], odi[:, 9] = True, False
+    random[:, :3], odi[:, 0], odi[:, 9] = True, False, False
     row = describe("pgd", "odi", odi, random)
-    assert row["accuracy_after_restarts"] == [0.1] * 5
-    assert (row["fools_more_than_random"], row["fools_less_than_random"]) == (6, 0)
-    assert row["p_value_of_mcnemar"] == pytest.approx(2 / 2**6)
+    assert row["accuracy_after_restarts"] == [0.2] * 5
+    assert (row["fools_more_than_random"], row["fools_less_than_random"]) == (6, 1)
+    assert row["p_value_of_mcnemar"] == pytest.approx(2 * 8 / 2**7)

@@ -7,7 +7,7 @@ from jaxadv.models import make_model
 torch = pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("name", ["net", "fastnet", "smallnet", "wrn_7_2"])
+@pytest.mark.parametrize("name", ["net", "fastnet", "smallnet", "wrn_7_2", "vit_1_64"])
 def test_the_models_in_pytorch_have_the_logits_of_those_in_flax(name):
     from benchmarks.torch_models import to_torch
 

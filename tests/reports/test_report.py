@@ -88,7 +88,7 @@ EVALUATION = {
             queries=1,
             seconds=1.0,
         ),
-        "restarts/0.03": pgd(0.2871, 0.03, num_restarts=5, random_start=True),
+        "restarts/0.03": pgd(0.2871, 0.03, num_restarts=5, random_start=True, num_odi_steps=2),
     },
     "worst_case": {"linf/0.03": worst(0.2853, 0.03), "linf/0.1": worst(0.0119, 0.1)},
     "aggregated_score": {"pgd40": 0.3054},
@@ -228,7 +228,7 @@ def test_evaluation_rows_contain_the_numbers_of_the_json(page):
     assert rows[at + 1] == ["0.10", "1.2 %", "0.0 – 4.6", "4,321", "61.5"]  # by ascending eps
     assert ["fgsm", "fgsm, L∞, cross-entropy loss", "0.03", "33.8 %"] in [row[:4] for row in rows]
     restarts = next(row for row in rows if row[0] == "restarts")
-    assert restarts[1] == pgd_settings + ", random start, 5 restarts"
+    assert restarts[1] == pgd_settings + ", random start, 2 steps of ODI, 5 restarts"
     worst_row = next(row for row in rows if row[0] == "worst case")
     assert worst_row[2:4] == ["0.03", "28.5 %"]
     assert any(row[0] == "pgd40" and "0.305" in row for row in rows)
