@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxadv.core.devices import set_up_cpu
 from jaxadv.core.files import write_json
 from jaxadv.runs.workdir import provenance, source_version
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     options = parser.parse_args()
+    set_up_cpu()  # for the name of the device in the record
     source_version()
     began = time.monotonic()
     starts = [time_starts(num_later=2) for _ in range(options.repetitions)]

@@ -115,12 +115,14 @@ def num_cores() -> int:
 def enable_compilation_cache() -> None:
     """Enable JAX's persistent compilation cache, in the user's cache directory.
 
-    The environment variable JAX_COMPILATION_CACHE_DIR takes precedence.
+    JAX's environment variables take precedence; an empty JAX_COMPILATION_CACHE_DIR disables it.
     """
-    if asked := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(user_path(asked)))
-    elif asked is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    asked = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if asked == "":
+        return
+    folder = user_path(asked) if asked else cache_folder() / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # Also short compilations: each operation outside of a step is compiled by itself.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -112,8 +112,12 @@ def test_the_compilation_cache_is_in_the_users_cache_folder_by_default(monkeypat
     before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     try:
-        enable_compilation_cache()  # the tests set JAX_COMPILATION_CACHE_DIR
+        enable_compilation_cache()  # the tests set JAX's environment variables
+        assert {name: getattr(jax.config, name) for name in names} == before
+        monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+        enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == "/somewhere/jaxadv/xla"
