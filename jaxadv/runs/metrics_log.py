@@ -1,6 +1,7 @@
 """Metrics log of a run: one line per epoch in metrics.jsonl, and TensorBoard's event files."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 
 from jaxadv.core.files import atomic_write
 from jaxadv.runs.distributed import is_first
@@ -32,7 +32,7 @@ def open_metrics_log(workdir: Path, num_epochs: int) -> Iterator[Callable[..., N
     path = workdir / "metrics.jsonl"
     _truncate(path, num_epochs)
     with (
-        SummaryWriter(str(workdir / "tensorboard"), purge_step=num_epochs + 1) as writer,
+        _summary_writer(workdir / "tensorboard", purge_step=num_epochs + 1) as writer,
         path.open("a", encoding="utf-8") as file,
     ):
 
@@ -46,6 +46,23 @@ def open_metrics_log(workdir: Path, num_epochs: int) -> Iterator[Callable[..., N
                 writer.add_image(name, image, line["epoch"], dataformats="HWC")
 
         yield write
+
+
+def _summary_writer(folder: Path, purge_step: int) -> Any:
+    """Return a `SummaryWriter` of tensorboardX.
+
+    tensorboardX imports PyTorch where it is installed, for an annotation only. That takes seconds,
+    so PyTorch is hidden from it.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _truncate(path: Path, num_lines: int) -> None:
