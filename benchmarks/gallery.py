@@ -150,7 +150,7 @@ def distances() -> tuple[str, str, str]:
 def speed() -> tuple[str, str, str]:
     """Plot the speed relative to the best of PyTorch, with the range of its repetitions."""
     found: dict[str, dict[str, float]] = {}
-    for path in sorted((RESULTS / "performance").glob("peers_*.json")):
+    for path in sorted((RESULTS / "performance").glob("vs_pytorch_*.json")):
         content = _read(path)
         for task, result in content["tasks"].items():
             found[f"{content['model']}, {task}"] = result["ratio"]
@@ -163,10 +163,11 @@ def speed() -> tuple[str, str, str]:
 
     caption = (
         "PGD-10, training steps and forward passes on two CPU cores, in batches of 256 (`net`, "
-        "`bignet`), 128 (`biggernet`) and 32; medians and ranges of five runs. PyTorch is the "
-        "fastest of NCHW, channels-last and compiled. Files: `results/performance/peers_*.json`."
+        "`bignet`), 128 (`fastnet`, `smallnet`, `biggernet`) and 32; medians and ranges of five "
+        "runs. PyTorch is the fastest of NCHW, channels-last and compiled. Files: "
+        "`results/performance/vs_pytorch_*.json`."
     )
-    return _draw(draw, height=4.6), "Speed compared with PyTorch", caption
+    return _draw(draw, height=6.4), "Speed compared with PyTorch", caption
 
 
 def _ratio_axis(axes: Any, names: Iterable[str], label: str) -> None:

@@ -2,9 +2,9 @@
 
     python run.py --config configs/small.py
 
-Expected result on CIFAR-10 (TFDS, images JPEG-compressed, full test split; one seed): 65.5 %
-clean, 39.4 % under PGD-40 at eps 0.03, 33.5 % under AutoAttack at 8/255 on the first 1,000 images.
-Training took 32 min on 2 cores of an AMD EPYC with other load. See results/small.md.
+Expected result on CIFAR-10 (TFDS, images JPEG-compressed, full test split; mean of two seeds):
+65.4 % clean, 39.4 % under PGD-40 at eps 0.03, 33.5 % under AutoAttack at 8/255 on the first 1,000
+images. Training took 30 and 32 min on 2 cores of an AMD EPYC with other load. See results/small.md.
 
 Its network keeps 8x8 pixels for its residual convolutions, where `fastnet` keeps 5x5: an epoch
 takes 2.5 times as long. The rest is configs/fast.py, with attacks at the radius of the leaderboard.
