@@ -1,7 +1,7 @@
 """Rate of each convolution of a model in GFLOP/s, beside PyTorch and a matrix product.
 
     pip install -e ".[benchmarks]"
-    PYTHONPATH=.:benchmarks python benchmarks/conv_rates.py bignet biggernet smallnet \
+    PYTHONPATH=.:benchmarks python benchmarks/conv_rates.py bignet biggernet smallnet wrn_7_2 \
         --out results/performance
 
 Each layer is measured alone, with its activation and pool if it has them, on random images:
@@ -16,6 +16,7 @@ faster of NCHW and channels-last. The runs of a task alternate; rates are median
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,9 @@ def flops_of(layer: Layer) -> int:
     1881600
     """
     conv, (height, width, channels) = layer
+    padded_alike = conv.strides == 1 or conv.size in (1, 3)  # as `torch_layer` pads
+    if conv.padding not in ("SAME", "VALID") or not padded_alike:
+        raise ValueError(f"{conv} is not supported: its padding in PyTorch is not written")
     shrink = conv.size - 1 if conv.padding == "VALID" else 0
     places = -(-(height - shrink) // conv.strides) * -(-(width - shrink) // conv.strides)
     return 2 * BATCH_SIZE * places * conv.size**2 * channels * conv.features
@@ -194,7 +198,7 @@ def torch_run(
 ) -> Run:
     """Return a run of a task by PyTorch."""
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=memory)
-    module = module.to(memory_format=memory)
+    module = copy.deepcopy(module).to(memory_format=memory)  # `to` changes the weights in place
     weights = list(module.parameters())
 
     def run() -> int:

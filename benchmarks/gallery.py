@@ -164,8 +164,9 @@ def speed() -> tuple[str, str, str]:
     caption = (
         "PGD-10, training steps and forward passes on two CPU cores, in batches of 256 (`net`, "
         "`bignet`), 128 (`fastnet`, `smallnet`, `biggernet`) and 32; medians and ranges of five "
-        "runs. PyTorch is the fastest of NCHW, channels-last and compiled. Files: "
-        "`results/performance/vs_pytorch_*.json`."
+        "runs. PyTorch is the fastest of NCHW, channels-last and compiled, in attacks also of "
+        "torchattacks. `wrn_7_2` and `vit_3_128` were measured earlier, on 25 November 2026. "
+        "Files: `results/performance/vs_pytorch_*.json`."
     )
     return _draw(draw, height=6.4), "Speed compared with PyTorch", caption
 

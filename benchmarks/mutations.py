@@ -493,6 +493,11 @@ MUTATIONS = [
         "apgd",
         "attacks/test_odi",
         (
+            "ODI in APGD ignores how noise is averaged",
+            "options.noise_average,\n                objective,",
+            '"loss",\n                objective,',
+        ),
+        (
             "all runs of APGD have the same weights of ODI",
             "jax.random.fold_in(odi_key, number),",
             "odi_key,",
@@ -505,6 +510,11 @@ MUTATIONS = [
             "steps of ODI have the length of the attack's steps",
             "length = jnp.where(is_odi_step, as_column(eps), as_column(step_size))",
             "length = jnp.where(is_odi_step, as_column(step_size), as_column(step_size))",
+        ),
+        (
+            "ODI in PGD ignores how noise is averaged",
+            "options.noise_average,\n                    objective,",
+            '"loss",\n                    objective,',
         ),
         (
             "all restarts have the same weights of ODI",

@@ -43,7 +43,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def main() -> None:
-    """Measure both, print the seconds, and write `start_up.json`."""
+    """Measure first and later starts and whole jobs, print them, and write `start_up.json`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
 """Speed relative to PyTorch and foolbox, with the same model, weights, batch and attack.
 
     pip install -e ".[benchmarks]" && pip install --no-deps torchattacks
-    python benchmarks/vs_pytorch.py net bignet biggernet wrn_13_4 vit_3_128 \
+    python benchmarks/vs_pytorch.py net bignet fastnet smallnet biggernet wrn_7_2 vit_3_128 \
         --out results/performance
 
 Three tasks are measured:

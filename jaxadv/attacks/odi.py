@@ -21,7 +21,8 @@ def check_odi(arguments: Arguments) -> None:
     num_odi_steps, norm = arguments.get("num_odi_steps", 0), arguments.get("norm", "linf")
     if num_odi_steps and norm not in ("linf", "l2"):
         raise ValueError(
-            f"num_odi_steps is {num_odi_steps}: it must be 0, unless norm is linf or l2"
+            f"num_odi_steps is {num_odi_steps}, but norm is {norm!r}: set num_odi_steps to 0 or "
+            "norm to 'linf' or 'l2'"
         )
 
 
@@ -36,8 +37,8 @@ def odi_objective(
     """Return the objective of ODI in its steps, and the given one in all others.
 
     ODI ascends the sum of the logits, each with a weight from the uniform distribution on [-1, 1].
-    If noise is averaged as "softmax", an objective sees log probabilities. Then the weights have a
-    mean of 0: their sum is that of the logits, because the normalisation cancels.
+    If noise is averaged as "softmax", an objective sees log probabilities. Their weights are
+    centred, so that the normalisation of the softmax cancels.
 
     Args:
       key: of the weights.

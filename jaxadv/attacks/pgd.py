@@ -396,7 +396,7 @@ def _pgd(
 def _max_gradients(arguments: Arguments) -> int:
     num_restarts = arguments.get("num_restarts", 1)
     num_steps = arguments.get("num_steps", 1)
-    run_length = num_steps + arguments.get("num_odi_steps", 0) if num_steps else 0
+    run_length = num_steps and num_steps + arguments.get("num_odi_steps", 0)
     return run_length * num_restarts * arguments.get("num_noise_samples", 1)
 
 

@@ -259,7 +259,7 @@ def test_dlr_is_the_margin_over_the_spread_of_the_largest_logits():
         ({"num_targets": 5}, "num_targets is 5: it must be at most 4"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"num_restarts": 0}, "num_restarts is 0"),
-        ({"num_odi_steps": 1, "norm": "l1"}, "num_odi_steps is 1: it must be 0, unless"),
+        ({"num_odi_steps": 1, "norm": "l1"}, "num_odi_steps is 1, but norm is 'l1'"),
         ({"noise_average": "logits"}, "noise_average is 'logits': it must be one of"),
         ({"num_queries": -1}, "num_queries is -1"),
     ],

@@ -81,7 +81,7 @@ BAD_ATTACKS = {
     "num_restarts": ({"num_restarts": 0}, "num_restarts is 0"),
     "num_noise_samples": ({"num_noise_samples": -1}, "num_noise_samples is -1"),
     "negative num_odi_steps": ({"num_odi_steps": -1}, "num_odi_steps is -1"),
-    "ODI in L1": ({"num_odi_steps": 2, "norm": "l1"}, "num_odi_steps is 2: it must be 0, unless"),
+    "ODI in L1": ({"num_odi_steps": 2, "norm": "l1"}, "num_odi_steps is 2, but norm is 'l1'"),
     "ODI from the clean image": (
         {"num_odi_steps": 2, "random_start": False},
         "num_odi_steps is 2, but these steps begin at a random start",

@@ -78,6 +78,9 @@ def check_steps(iterates, weights, norm, eps):
         assert np.abs(after - before).max() > 1e-3
 
 
+averages = pytest.mark.parametrize("average", ["loss", "softmax"])
+
+
 def iterates_of_pgd(norm, eps, **options):
     """The images that a model gets from PGD, whose own steps have length 0."""
     seen = []
@@ -92,12 +95,15 @@ def iterates_of_pgd(norm, eps, **options):
     return seen
 
 
+@averages
 @pytest.mark.parametrize(("norm", "eps"), EPS.values(), ids=EPS)
-def test_steps_of_pgd(norm, eps):
-    iterates = iterates_of_pgd(norm, eps, num_odi_steps=2)
+def test_steps_of_pgd(norm, eps, average):
+    seen = iterates_of_pgd(norm, eps, num_odi_steps=2, noise_average=average)
+    calls = {"loss": 1, "softmax": 2}[average]  # of the model for each gradient
+    assert len(seen) == 3 * calls
     key = jax.random.fold_in(jax.random.split(KEY)[0], 0)
-    assert len(iterates) == 3
-    check_steps(iterates, weights_of(jax.random.split(key, 3)[2], IDS), norm, eps)
+    weights = weights_of(jax.random.split(key, 3)[2], IDS, average)
+    check_steps(seen[::calls], weights, norm, eps)
 
 
 def test_restarts_of_pgd_have_other_weights():
@@ -117,18 +123,23 @@ def test_gradients_of_the_start_are_counted(num_steps):
     assert PGD.max_queries({**budget, **restarts}) == result.queries[0]
 
 
-@pytest.mark.parametrize(("norm", "eps"), EPS.values(), ids=EPS)
-def test_steps_of_apgd(norm, eps):
+@pytest.mark.parametrize(
+    ("norm", "eps", "average"),
+    [*((*case, "loss") for case in EPS.values()), (*EPS["linf"], "softmax")],
+    ids=[*EPS, "softmax"],
+)
+def test_steps_of_apgd(norm, eps, average):
     def safe(key, images):  # no run ends early
         return LOGITS_FN(key, images) + 1000 * jax.nn.one_hot(LABELS, CLASSES)
 
     attack = partial(apgd, KEY, safe, IMAGES, LABELS, norm=norm, eps=eps, num_steps=3)
-    run = partial(attack, num_odi_steps=2, num_targets=2, num_restarts=2)
+    restarts = {"num_targets": 2, "num_restarts": 2, "noise_average": average}
+    run = partial(attack, num_odi_steps=2, **restarts)
     odi_key = jax.random.split(KEY, 4)[3]
     for number in range(4):  # each takes a gradient at its start, for 2 steps of ODI and 3 others
         results = [run(num_queries=6 * number + n) for n in (1, 2, 3)]
         iterates = [result.extras.state.iterate for result in results]
-        weights = weights_of(jax.random.fold_in(odi_key, number), IDS)
+        weights = weights_of(jax.random.fold_in(odi_key, number), IDS, average)
         check_steps([np.asarray(iterate) for iterate in iterates], weights, norm, eps)
     assert (run().queries == 24).all()
     assert flat(run().images - IMAGES).any()

@@ -118,6 +118,11 @@ def test_the_compilation_cache_is_in_the_users_cache_folder_by_default(monkeypat
         enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
         assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.3
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == "/somewhere/jaxadv/xla"
