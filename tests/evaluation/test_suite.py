@@ -174,6 +174,7 @@ def test_an_attack_has_all_arguments_of_its_function():
         "norm": "linf",
         "loss": "cross_entropy",
         "random_start": False,
+        "num_odi_steps": 0,
         "num_restarts": 1,
         "num_noise_samples": 1,
         "noise_chunk_size": 1,
