@@ -30,6 +30,7 @@ from common import Run, measure_interleaved
 from flax import linen as nn
 from torch.nn import functional
 from torch_models import ACTIVATIONS
+from vs_pytorch import FORMATS
 
 from jaxadv.core.devices import replicate, set_up_cpu
 from jaxadv.core.files import write_json
@@ -40,7 +41,6 @@ from jaxadv.runs.workdir import provenance, source_version
 BATCH_SIZE, CALLS = 64, 4  # images; calls of a run
 SIDE_OF_PRODUCT = 1024
 TASKS = ("forward", "attack", "step")
-FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
 class Layer(NamedTuple):

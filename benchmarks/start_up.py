@@ -4,7 +4,8 @@
 
 The training is `configs/curriculum.py:digits`. The first start has an empty folder of compiled
 programs, the later ones find those of the first. Then the whole job, the training and its
-evaluation, runs from an empty folder. Each start is a process of its own. Nothing else should run.
+evaluation, runs from an empty folder. Each start is in a separate process. Nothing
+else should run.
 """
 
 import argparse

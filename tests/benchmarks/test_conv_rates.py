@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 def conv_rates(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     yield importlib.import_module("conv_rates")
-    for name in ("common", "torch_models", "conv_rates"):
+    for name in ("common", "torch_models", "vs_pytorch", "conv_rates"):
         sys.modules.pop(name, None)
 
 
